@@ -1,0 +1,1 @@
+"""The MONAI bundles that ship with the package: configurations, metadata and documentation."""

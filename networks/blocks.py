@@ -1,0 +1,129 @@
+"""Parts that the encoders and the cascades are built from."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.blocks import SubpixelUpsample, TransformerBlock
+from monai.networks.layers import get_act_layer
+from torch import Tensor, nn
+
+ACTIVATIONS = ("gelu", "leakyrelu", "relu", "silu")
+
+OUTPUT_BIAS = 0.15
+"""What an untrained network puts into every voxel: about the mean of a chest CT in [0, 1] over −1024…3071 HU."""
+
+
+def activation_layer(name: str) -> nn.Module:
+    """The activation of that name (one of :data:`ACTIVATIONS`), in place where its gradient allows that."""
+    return get_act_layer(name if name == "gelu" else (name, {"inplace": True}))
+
+
+def group_count(channels: int, at_most: int) -> int:
+    """The largest divisor of ``channels`` that is not above ``at_most``."""
+    return next(n for n in range(min(channels, at_most), 0, -1) if channels % n == 0)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that stays in the precision of its input.
+
+    Autocast would turn it, and all that follows until the next convolution, to float32: twice the memory. The
+    kernels accumulate in float32 anyway. Groups, not batches, since a batch of volumes is one or two.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, channels, *spatial) → the same."""
+        if torch.jit.is_scripting() or input.dtype == self.weight.dtype:
+            return nn.functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        with torch.autocast(input.device.type, enabled=False):
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return nn.functional.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
+def conv_norm_act(
+    dims: int, in_channels: int, out_channels: int, kernel: int, groups: int, activation: str, stride: int = 1
+) -> nn.Sequential:
+    """Convolution that keeps the size (or divides it by the stride), normalisation with ``groups``, activation."""
+    conv = (nn.Conv2d if dims == 2 else nn.Conv3d)(in_channels, out_channels, kernel, stride, padding=kernel // 2)
+    return nn.Sequential(conv, GroupNorm(groups, out_channels), activation_layer(activation))
+
+
+class ResidualDenseBlock(nn.Module):
+    """Residual dense block (Zhang et al., *Residual Dense Network for Image Super-Resolution*, CVPR 2018), in 3-D.
+
+    Each layer is a 3³ convolution of everything so far to ``growth`` channels, normalisation and activation; a 1³
+    convolution brings the concatenation of all back to ``channels``, and the input is added.
+
+    Args:
+        channels: of the input and of the output.
+        growth: channels that each layer adds.
+        layers: number of layers.
+        activation: one of :data:`ACTIVATIONS`.
+        norm_groups: most groups of a layer's normalisation (the largest divisor of ``growth`` up to it is taken).
+    """
+
+    def __init__(self, channels: int, growth: int, layers: int, activation: str = "gelu", norm_groups: int = 8) -> None:
+        super().__init__()
+        groups = group_count(growth, norm_groups)
+        self.layers = nn.ModuleList(
+            conv_norm_act(3, channels + i * growth, growth, 3, groups, activation) for i in range(layers)
+        )
+        self.fuse = nn.Conv3d(channels + layers * growth, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, x, y, z) → the same."""
+        features = x
+        for layer in self.layers:
+            features = torch.cat([features, layer(features)], dim=1)
+        return x + self.fuse(features)
+
+
+def output_head(channels: int, upscale: int = 1) -> nn.Module:
+    """Last layer, to one channel; an untrained one gives nearly :data:`OUTPUT_BIAS` everywhere.
+
+    With ``upscale`` above 1 it is a sub-voxel head (3-D pixel shuffle): a 3³ convolution computes the upscale³
+    values inside each voxel, so that no wide map exists at the final size. Otherwise a 1³ convolution.
+    """
+    if upscale == 1:
+        head: nn.Module = nn.Conv3d(channels, 1, 1)
+    else:
+        # its initial weights are equal within a voxel (ICNR), so training starts without a checkerboard
+        head = SubpixelUpsample(3, channels, 1, upscale, apply_pad_pool=False)
+    parameters = dict(head.named_parameters())
+    prefix = "" if upscale == 1 else "conv_block."
+    weight, bias = parameters[prefix + "weight"], parameters[prefix + "bias"]
+    with torch.no_grad():
+        # a standard deviation of 0.05 for inputs of unit variance
+        weight.mul_(0.05 / (weight.square().mean() * weight[0].numel()).sqrt())
+        bias.fill_(OUTPUT_BIAS)
+    return head
+
+
+class VolumeTransformer(nn.Module):
+    """MONAI ``TransformerBlock``s over all voxels of a small cube, with a learned position embedding.
+
+    Args:
+        channels: of the cube and of the tokens.
+        size: edge of the cube; size³ tokens.
+        layers: number of blocks.
+        heads: attention heads; must divide ``channels``.
+    """
+
+    def __init__(self, channels: int, size: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.size = size
+        self.position = nn.Parameter(0.02 * torch.randn(1, size**3, channels))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(channels, 2 * channels, heads, use_flash_attention=True) for _ in range(layers)
+        )
+        for block in self.blocks:
+            # of an attention that is not there: distributed training stops at parameters without a gradient
+            block.norm_cross_attn = nn.Identity()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, size, size, size) → the same; the tokens' result is added to the input."""
+        tokens = x.flatten(2).transpose(1, 2) + self.position
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.norm(tokens).transpose(1, 2)
+        return x + tokens.reshape(x.shape)

@@ -1,0 +1,474 @@
+"""The progressive cascade: one class for all named networks, built from a small configuration."""
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from drr2ct.networks.blocks import (
+    ACTIVATIONS,
+    ResidualDenseBlock,
+    VolumeTransformer,
+    conv_norm_act,
+    group_count,
+    output_head,
+)
+from drr2ct.networks.encoder import PyramidEncoder, StackedEncoder, pyramid_level
+from drr2ct.networks.lifting import BackprojectionLift, BroadcastLift
+from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.validation import InputError
+
+LIFTS = ("backprojection", "broadcast")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage: grow, take the X-rays in, refine.
+
+    Args:
+        channels: width of the stage.
+        scale: how many times finer than the stage before (or the learned volume); 1 keeps the size.
+        norm_groups: most groups of the normalisation after the growing convolution.
+        blocks: number of residual dense blocks.
+        growth: channels that each of their layers adds.
+        layers: layers in each of them.
+        lift_channels: channels that a view gives to this stage (back-projection only).
+    """
+
+    channels: int
+    scale: int = 2
+    norm_groups: int = 8
+    blocks: int = 1
+    growth: int = 16
+    layers: int = 3
+    lift_channels: int = 16
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < (0 if f.name == "blocks" else 1):
+                raise InputError(f"a stage's {f.name} is {value!r}; it must be a positive whole number.")
+
+
+@dataclass(frozen=True)
+class SkipConfig:
+    """A stage's result, upsampled to the last stage's size and convolved, for the fusion before the refinement.
+
+    Args:
+        stage: index of the stage.
+        channels: after the convolution.
+        kernel: edge of the convolution's kernel.
+        norm_groups: groups of the normalisation that follows, with an activation; 0 for neither.
+    """
+
+    stage: int
+    channels: int
+    kernel: int = 1
+    norm_groups: int = 0
+
+
+@dataclass(frozen=True)
+class CascadeConfig:
+    """Everything that :class:`ProgressiveCascade` is built from.
+
+    The volumes' sizes follow from the geometry: the head gives the grid's size, and every stage's scale divides it
+    on the way back to the learned volume.
+
+    Args:
+        geometry: grid and views that the network is for.
+        stages: from coarse to fine.
+        lift: ``backprojection`` (each view along its own rays) or ``broadcast`` (stacked views along one axis).
+        encoder_channels: of the X-ray encoder's levels.
+        encoder_norm_groups: groups of each level of the stacked encoder; the largest, of the pyramid.
+        volume_channels: of the learned volume that the cascade starts from.
+        depth_weight: amplitude of the sine weight along the broadcast axis.
+        fuse: take the X-rays in ``before`` or ``after`` the stage's residual dense blocks.
+        fuse_norm_groups: most groups of a normalisation after that fusion, with an activation; 0 for neither.
+        skips: earlier stages whose results join the last one's.
+        skip_fusion_channels: after the convolution that joins them.
+        skip_fusion_norm_groups: groups of the normalisation after it.
+        refinement_blocks: residual dense blocks after the last stage.
+        refinement_growth: channels that each of their layers adds.
+        refinement_layers: layers in each of them.
+        refinement: (channels, norm groups) of the 3³ convolutions that follow.
+        head_scale: 1 for a 1³ convolution to the volume, above 1 for a sub-voxel head that makes it so much finer.
+        transformer_layers: transformer blocks at the first stage; 0 for none.
+        transformer_heads: their attention heads.
+        activation: after convolutions, one of ``gelu``, ``leakyrelu``, ``relu``, ``silu``.
+        block_activation: the same, inside residual dense blocks.
+        checkpointing: recompute activations in the backward pass instead of keeping them (less memory, more time).
+        channels_last: lay weights, and with them all activations, out channels last: faster where the convolutions
+            run in bfloat16 (``network.to(memory_format=…)`` cannot, as it takes one of 2-D and 3-D weights only).
+
+    Raises:
+        InputError: if the values do not make a network.
+    """
+
+    geometry: BiplanarGeometry
+    stages: tuple[StageConfig, ...]
+    lift: str = "backprojection"
+    encoder_channels: tuple[int, ...] = (16, 32, 48, 64)
+    encoder_norm_groups: tuple[int, ...] = (8,)
+    volume_channels: int = 16
+    depth_weight: float = 0.0
+    fuse: str = "before"
+    fuse_norm_groups: int = 0
+    skips: tuple[SkipConfig, ...] = ()
+    skip_fusion_channels: int = 128
+    skip_fusion_norm_groups: int = 16
+    refinement_blocks: int = 0
+    refinement_growth: int = 8
+    refinement_layers: int = 3
+    refinement: tuple[tuple[int, int], ...] = ()
+    head_scale: int = 1
+    transformer_layers: int = 0
+    transformer_heads: int = 4
+    activation: str = "relu"
+    block_activation: str = "relu"
+    checkpointing: bool = False
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lift not in LIFTS:
+            raise InputError(f"lift {self.lift!r} is unknown; use one of {', '.join(LIFTS)}.")
+        if self.fuse not in ("before", "after"):
+            raise InputError(f"fuse {self.fuse!r} is unknown; use before or after (the residual dense blocks).")
+        for what in ("activation", "block_activation"):
+            if getattr(self, what) not in ACTIVATIONS:
+                raise InputError(f"{what} {getattr(self, what)!r} is unknown; use one of {', '.join(ACTIVATIONS)}.")
+        if not self.stages:
+            raise InputError("a cascade needs at least one stage.")
+        if not self.encoder_channels or not self.encoder_norm_groups:
+            raise InputError("a cascade needs at least one level in encoder_channels and in encoder_norm_groups.")
+        if self.lift == "broadcast" and len(self.encoder_channels) != len(self.encoder_norm_groups):
+            raise InputError(
+                f"encoder_channels has {len(self.encoder_channels)} entries but encoder_norm_groups has "
+                f"{len(self.encoder_norm_groups)}; the stacked encoder needs one of each per layer."
+            )
+        finer = self.head_scale * math.prod(stage.scale for stage in self.stages)
+        size = self.geometry.grid.size
+        if finer < 1 or size % finer:
+            raise InputError(
+                f"a grid of {size}³ voxels cannot be reached by {len(self.stages)} stages that refine {finer}-fold; "
+                f"use a size that is a multiple of {finer}, or other stages."
+            )
+        for skip in self.skips:
+            if not 0 <= skip.stage < len(self.stages) - 1:
+                raise InputError(f"skip from stage {skip.stage} is not from an earlier one of {len(self.stages)}.")
+        if self.transformer_layers and self.stages[0].channels % self.transformer_heads:
+            raise InputError(
+                f"the first stage's {self.stages[0].channels} channels cannot be shared by "
+                f"{self.transformer_heads} attention heads; choose a divisor."
+            )
+
+    @property
+    def stage_sizes(self) -> tuple[int, ...]:
+        """Edge of every stage's volume, in voxels."""
+        sizes = [self.geometry.grid.size // self.head_scale]
+        for stage in reversed(self.stages[1:]):
+            sizes.insert(0, sizes[0] // stage.scale)
+        return tuple(sizes)
+
+    @property
+    def volume_size(self) -> int:
+        """Edge of the learned volume, in voxels."""
+        return self.stage_sizes[0] // self.stages[0].scale
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only: what JSON and YAML files and checkpoints hold."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return [plain(item) for item in value]
+            return asdict(value) if isinstance(value, (StageConfig, SkipConfig)) else value
+
+        values = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        return {**values, "geometry": self.geometry.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "CascadeConfig":
+        """Inverse of :meth:`to_dict`; entries may also be the real types, and missing ones keep their defaults.
+
+        Raises:
+            InputError: for unknown entries, or values of the wrong kind.
+        """
+        for name in ("geometry", "stages"):
+            if name not in data:
+                raise InputError(f"a network configuration needs {name}.")
+        return cls(**_parsed(data))
+
+    def with_overrides(self, overrides: dict[str, Any]) -> "CascadeConfig":
+        """The same with some fields replaced; values as in :meth:`from_dict`.
+
+        Raises:
+            InputError: as :meth:`from_dict`.
+        """
+        return replace(self, **_parsed(overrides))
+
+
+def _parsed(data: dict[str, Any]) -> dict[str, Any]:
+    """Fields of :class:`CascadeConfig` from plain types."""
+    known = [f.name for f in fields(CascadeConfig)]
+    for name in data:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}."
+            raise InputError(f"network setting {name!r} is unknown; {hint}")
+    parsed = dict(data)
+    name = "geometry"
+    try:
+        if name in data and not isinstance(data[name], BiplanarGeometry):
+            parsed[name] = BiplanarGeometry.from_dict(data[name])
+        for name, kind in (("stages", StageConfig), ("skips", SkipConfig)):
+            if name in data:
+                parsed[name] = tuple(item if isinstance(item, kind) else kind(**item) for item in data[name])
+        for name in ("encoder_channels", "encoder_norm_groups"):
+            if name in data:
+                parsed[name] = tuple(int(item) for item in data[name])
+        name = "refinement"
+        if name in data:
+            parsed[name] = tuple((int(channels), int(groups)) for channels, groups in data[name])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"network setting {name} cannot be read ({error}); see CascadeConfig for its form.") from error
+    return parsed
+
+
+class Upsample(nn.Module):
+    """Trilinear, by a whole factor."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = float(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, x, y, z) → scale times larger."""
+        return F.interpolate(x, scale_factor=self.scale, mode="trilinear", align_corners=False)
+
+
+class Fusion(nn.Module):
+    """Lifts a stage's X-ray maps into its volume and joins them with it.
+
+    Args:
+        lift: from maps to a volume.
+        mix: from the concatenation to the stage's width.
+    """
+
+    def __init__(self, lift: nn.Module, mix: nn.Module) -> None:
+        super().__init__()
+        self.lift = lift
+        self.mix = mix
+
+    def forward(self, x: Tensor, maps: Tensor) -> Tensor:
+        """(batch, channels, n, n, n) and (batch, views, features, h, w) → (batch, channels, n, n, n)."""
+        return self.mix(torch.cat([x, self.lift(maps).to(x.dtype)], dim=1))
+
+
+class Stage(nn.Module):
+    """Grow, then fuse and refine, in either order.
+
+    Args:
+        grow: from the stage before to this one's size and width.
+        fusion: takes the X-rays in.
+        blocks: what refines.
+        fuse_before: fuse before refining.
+        checkpointing: keep only the input of each of these parts for the backward pass.
+    """
+
+    def __init__(
+        self, grow: nn.Module, fusion: Fusion, blocks: list[nn.Module], fuse_before: bool, checkpointing: bool
+    ) -> None:
+        super().__init__()
+        self.grow = grow
+        self.fusion = fusion
+        self.blocks = nn.ModuleList(blocks)
+        self.fuse_before = fuse_before
+        self.checkpointing = checkpointing
+
+    def forward(self, x: Tensor, maps: Tensor) -> Tensor:
+        """(batch, channels before, m, m, m) and (batch, views, features, h, w) → (batch, channels, n, n, n)."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)
+            if self.checkpointing and _recording():
+                return self._forward_checkpointed(x, maps)
+        x = self.grow(x)
+        if self.fuse_before:
+            x = self.fusion(x, maps)
+        for block in self.blocks:
+            x = block(x)
+        if not self.fuse_before:
+            x = self.fusion(x, maps)
+        return x
+
+    @torch.jit.unused
+    def _forward_checkpointed(self, x: Tensor, maps: Tensor) -> Tensor:
+        x = _checkpointed(self.grow, x)
+        if self.fuse_before:
+            x = _checkpointed(self.fusion, x, maps)
+        for block in self.blocks:
+            x = _checkpointed(block, x)
+        return x if self.fuse_before else _checkpointed(self.fusion, x, maps)
+
+
+def _recording() -> bool:
+    """Whether a backward pass may follow, and nothing is being exported."""
+    return torch.is_grad_enabled() and not torch.jit.is_tracing() and not torch.compiler.is_exporting()
+
+
+def _checkpointed(module: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    return checkpoint(module, *inputs, use_reentrant=False)
+
+
+class ProgressiveCascade(nn.Module):
+    """Radiographs in, one CT volume out, grown from a learned volume by stages that each take the X-rays in.
+
+    Called with (batch, views, H, W) scaled line integrals of the configuration's geometry, it returns
+    (batch, 1, N, N, N), the CT in [0, 1] over the HU window, on the geometry's grid; one tensor in training and in
+    evaluation. The output is not clipped: a loss needs its gradient outside the range too.
+
+    Args:
+        config: what to build.
+
+    Raises:
+        InputError: (when called) if the radiographs do not fit the geometry.
+    """
+
+    skip_stages: list[int]
+
+    def __init__(self, config: CascadeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointing = config.checkpointing
+        sizes = config.stage_sizes
+        views = len(config.geometry.views)
+        geometric = config.lift == "backprojection"
+        levels = tuple(pyramid_level(config.geometry, size) for size in sizes)
+        if geometric:
+            self.encoder: nn.Module = PyramidEncoder(
+                config.encoder_channels,
+                levels,
+                tuple(stage.lift_channels for stage in config.stages),
+                max(config.encoder_norm_groups),
+                config.activation,
+            )
+        else:
+            self.encoder = StackedEncoder(
+                views, config.encoder_channels, config.encoder_norm_groups, config.activation, len(sizes)
+            )
+        # scaled so that its share in the first convolution is neither lost nor dominant
+        self.volume = nn.Parameter(0.1 * torch.randn(1, config.volume_channels, *[config.volume_size] * 3))
+
+        stages: list[nn.Module] = []
+        width = config.volume_channels
+        for stage, size, level in zip(config.stages, sizes, levels, strict=True):
+            if geometric:
+                lift: nn.Module = BackprojectionLift(config.geometry, size, level)
+                lifted = views * stage.lift_channels
+            else:
+                lift, lifted = BroadcastLift(size, config.depth_weight), config.encoder_channels[-1]
+            grow = self._grow(width, stage)
+            # a stage that does not grow takes the volume as it is, and the fusion sets its width
+            inputs = width if stage.scale == 1 and config.fuse == "before" else stage.channels
+            mix = self._mix(inputs + lifted, stage.channels, config.fuse_norm_groups)
+            blocks: list[nn.Module] = [
+                ResidualDenseBlock(stage.channels, stage.growth, stage.layers, config.block_activation)
+                for _ in range(stage.blocks)
+            ]
+            if config.transformer_layers and not stages:
+                blocks.append(
+                    VolumeTransformer(stage.channels, size, config.transformer_layers, config.transformer_heads)
+                )
+            stages.append(Stage(grow, Fusion(lift, mix), blocks, config.fuse == "before", config.checkpointing))
+            width = stage.channels
+        self.stages = nn.ModuleList(stages)
+
+        self.skip_stages = [skip.stage for skip in config.skips]
+        self.skips = nn.ModuleList(self._skip(skip) for skip in config.skips)
+        if config.skips:
+            inputs = width + sum(skip.channels for skip in config.skips)
+            width = config.skip_fusion_channels
+            self.skip_fusion: nn.Module = self._mix(inputs, width, config.skip_fusion_norm_groups)
+        else:
+            self.skip_fusion = nn.Identity()
+
+        refinement: list[nn.Module] = [
+            ResidualDenseBlock(width, config.refinement_growth, config.refinement_layers, config.block_activation)
+            for _ in range(config.refinement_blocks)
+        ]
+        for channels, groups in config.refinement:
+            refinement.append(conv_norm_act(3, width, channels, 3, group_count(channels, groups), config.activation))
+            width = channels
+        refinement.append(output_head(width, config.head_scale))
+        self.refinement = nn.ModuleList(refinement)
+        if config.channels_last:
+            formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+            for parameter in self.parameters():
+                if parameter.ndim in formats:
+                    parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+
+    def _grow(self, width: int, stage: StageConfig) -> nn.Module:
+        if stage.scale == 1 and self.config.fuse == "before":
+            return nn.Identity()
+        groups = group_count(stage.channels, stage.norm_groups)
+        layers = conv_norm_act(3, width, stage.channels, 3, groups, self.config.activation)
+        return layers if stage.scale == 1 else nn.Sequential(Upsample(stage.scale), *layers)
+
+    def _mix(self, inputs: int, width: int, norm_groups: int) -> nn.Module:
+        if not norm_groups:
+            return nn.Conv3d(inputs, width, 1)
+        return conv_norm_act(3, inputs, width, 1, group_count(width, norm_groups), self.config.activation)
+
+    def _skip(self, skip: SkipConfig) -> nn.Module:
+        sizes = self.config.stage_sizes
+        width = self.config.stages[skip.stage].channels
+        up = Upsample(sizes[-1] // sizes[skip.stage])
+        if not skip.norm_groups:
+            return nn.Sequential(up, nn.Conv3d(width, skip.channels, skip.kernel, padding=skip.kernel // 2))
+        groups = group_count(skip.channels, skip.norm_groups)
+        return nn.Sequential(up, *conv_norm_act(3, width, skip.channels, skip.kernel, groups, self.config.activation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, views, H, W) → (batch, 1, N, N, N)."""
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            if not torch.jit.is_tracing():
+                x = self._checked(x)
+        maps = self.encoder(x)
+        volume = self.volume.expand(x.shape[0], -1, -1, -1, -1)
+        kept: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            volume = stage(volume, maps[i])
+            if i in self.skip_stages:
+                kept.append(volume)
+        if len(kept) > 0:
+            parts: list[Tensor] = [volume]
+            for i, skip in enumerate(self.skips):
+                parts.append(skip(kept[i]))
+            volume = self.skip_fusion(torch.cat(parts, dim=1))
+        return self._refined(volume)
+
+    def _refined(self, volume: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)
+            if self.checkpointing and _recording():
+                for part in self.refinement:
+                    volume = _checkpointed(part, volume)
+                return volume
+        for part in self.refinement:
+            volume = part(volume)
+        return volume
+
+    @torch.jit.unused
+    def _checked(self, x: Tensor) -> Tensor:
+        views, (rows, columns) = len(self.config.geometry.views), self.config.geometry.detector_size
+        if x.ndim != 4 or tuple(x.shape[1:]) != (views, rows, columns):
+            names = ", ".join(view.name for view in self.config.geometry.views)
+            raise InputError(
+                f"radiographs of shape {tuple(x.shape)} do not fit the network's geometry; it takes (batch, {views}, "
+                f"{rows}, {columns}), the views {names}: resample them, or create the network for their geometry."
+            )
+        # the affine of a radiograph is not that of the volume
+        return x.as_tensor() if isinstance(x, MetaTensor) else x

@@ -1,0 +1,1 @@
+"""Data lists, metrics, handlers, checkpoints, reports and the command line."""

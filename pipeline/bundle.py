@@ -1,0 +1,149 @@
+"""How a bundle run begins: refuse what is misspelt, seed, and note what was run, also under ``monai.bundle run``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import monai.bundle
+import yaml
+from monai.bundle import ConfigParser
+from monai.utils import set_determinism
+
+from drr2ct.transforms.validation import InputError
+
+_RUN_ARGUMENTS = {
+    "run_id",
+    "init_id",
+    "final_id",
+    "config_file",
+    "meta_file",
+    "logging_file",
+    "tracking",
+    "args_file",
+    "workflow_type",
+    "bundle",
+}
+"""Arguments of ``monai.bundle run`` itself."""
+
+
+def bundle_file(name: str) -> Path:
+    """A file of the installed bundle, for example ``configs/train.yaml``.
+
+    Raises:
+        InputError: if it has no such file.
+    """
+    path = Path(str(files("drr2ct.bundles"))) / "biplanar_ct" / name
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise InputError(f"the bundle has no {name}; choose from {', '.join(known)}.")
+    return path
+
+
+def merged_config(config_files: Sequence[str | Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that a run resolves: files merged in order, then overrides.
+
+    Raises:
+        InputError: for an override whose top-level key is in none of the files (MONAI ignores those).
+    """
+    parser = ConfigParser(ConfigParser.load_config_files([str(path) for path in config_files]))
+    known = set(parser.config)
+    for key in overrides:
+        top = key.replace("::", "#").split("#")[0]
+        if top not in known:
+            raise InputError(
+                f"--{key} is no key of {', '.join(Path(path).name for path in config_files)}; "
+                f"known keys: {', '.join(sorted(known - {'imports', 'initialize', 'run', 'finalize'}))}."
+            )
+    parser.update({key.replace("::", "#"): value for key, value in overrides.items()})
+    return parser.config
+
+
+def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Configuration files and overrides among the arguments of ``python -m monai.bundle run``."""
+    values: dict[str, Any] = {}
+    pending: str | None = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, equals, value = argument[2:].partition("=")
+            values[key] = yaml.safe_load(value) if equals else True
+            pending = None if equals else key
+        elif pending is not None:
+            values[pending] = yaml.safe_load(argument)
+            pending = None
+    found = values.get("config_file", [])
+    config_files = [found] if isinstance(found, str) else list(found)
+    return config_files, {key: value for key, value in values.items() if key not in _RUN_ARGUMENTS}
+
+
+def begin(seed: int, output_dir: str | Path) -> None:
+    """First step of every run: set the seeds and, under ``monai.bundle run``, check and save the configuration.
+
+    Args:
+        seed: of Python, NumPy and torch.
+        output_dir: ``config.yaml`` is written there.
+
+    Raises:
+        InputError: for unknown overrides, or if nothing can be written to ``output_dir``.
+    """
+    sys.excepthook = _print_input_errors
+    logging.captureWarnings(True)
+    if Path(sys.argv[0]).parts[-2:] == ("bundle", "__main__.py"):
+        config_files, overrides = command_line(sys.argv[1:])
+        if config_files:
+            save_config(merged_config(config_files, overrides), output_dir)
+    set_determinism(seed)
+
+
+def save_config(config: Mapping[str, Any], output_dir: str | Path) -> None:
+    """Write ``config.yaml``, which runs again as it is, beside the output.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{os.getpid()}.config.yaml"
+        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        temporary.replace(folder / "config.yaml")
+    except OSError as error:
+        raise InputError(f"output folder {folder} cannot be written ({error.strerror}); choose another.") from error
+
+
+def find_input_error(error: BaseException | None) -> InputError | None:
+    """The user's mistake behind an exception, if it is one: MONAI wraps what a configuration raises."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _print_input_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    mistake = find_input_error(error)
+    if mistake is None:
+        traceback.print_exception(kind, error, trace)
+    else:
+        print(f"drr2ct: {mistake}", file=sys.stderr)
+
+
+def run_bundle(config_files: Sequence[str | Path], overrides: Mapping[str, Any]) -> None:
+    """Run configurations as ``python -m monai.bundle run`` does, after checking and saving what is run.
+
+    Args:
+        config_files: merged in order.
+        overrides: of any key; must give ``output_dir``.
+
+    Raises:
+        InputError: for unknown overrides, or whatever of the user's the run cannot use.
+    """
+    save_config(merged_config(config_files, overrides), overrides["output_dir"])
+    monai.bundle.run(config_file=[str(path) for path in config_files], **overrides)

@@ -1,0 +1,239 @@
+"""Which patients a data set holds, in which part they are, and with which geometry their radiographs were made.
+
+A data set is a folder of patient folders (see the README); everything but the CT is optional::
+
+    root/<patient>/<patient>.nii.gz            or .nii .nrrd .mha .mhd, or a folder with one DICOM series
+    root/<patient>/<patient>_<view>_drr.png    or .nii.gz .nii .tif .tiff .dcm
+    root/geometry.json
+    root/dataset.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import load_decathlon_datalist
+
+from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+from drr2ct.transforms.validation import InputError
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+RADIOGRAPH_SUFFIXES = (".nii.gz", ".nii", ".png", ".tif", ".tiff", ".dcm")
+PARTS = ("training", "validation", "test")
+_MIN_PATIENTS = 3
+
+
+def dataset_geometry(
+    dataset_dir: str | Path | None = None,
+    size: int = 256,
+    fov_mm: float = 360.0,
+    detector_size: int = 512,
+    vertical_flip: bool = True,
+    **acquisition: Any,
+) -> BiplanarGeometry:
+    """The geometry of a data set's radiographs on a grid of ``size``³ voxels.
+
+    With ``geometry.json`` in the data set, its views are taken as they are and only the number of voxels is set here.
+    Without, radiographs will be rendered, so ``fov_mm``, ``detector_size`` and ``acquisition`` (arguments of
+    :meth:`BiplanarGeometry.from_angles`) decide.
+    """
+    stored = None if dataset_dir is None else Path(dataset_dir) / "geometry.json"
+    if stored is not None and stored.exists():
+        return BiplanarGeometry.load(stored).resized(size=size)
+    return BiplanarGeometry.from_angles(
+        VolumeGrid(size, fov_mm, vertical_flip), detector_size=detector_size, **acquisition
+    )
+
+
+def find_volume(folder: Path) -> Path | None:
+    """The CT of a patient folder: ``<patient>.<suffix>``, or a subfolder with DICOM files."""
+    for suffix in VOLUME_SUFFIXES:
+        if (path := folder / f"{folder.name}{suffix}").is_file():
+            return path
+    series = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and any(sub.glob("*.dcm"))]
+    return series[0] if len(series) == 1 else None
+
+
+def find_radiographs(folder: Path, views: Sequence[str]) -> list[Path] | None:
+    """The stored radiographs of a patient folder, one per view, or None unless all are there."""
+    found = []
+    for view in views:
+        names = [folder / f"{folder.name}_{view}_drr{suffix}" for suffix in RADIOGRAPH_SUFFIXES]
+        path = next((name for name in names if name.is_file()), None)
+        if path is None:
+            return None
+        found.append(path)
+    return found
+
+
+def find_patients(dataset_dir: str | Path, views: Sequence[str] = ("pa", "lat")) -> list[dict[str, Any]]:
+    """Patients that have a CT, sorted by name: items with ``patient``, ``label`` and, if stored, ``image``.
+
+    Raises:
+        InputError: if the folder does not exist or holds no patient.
+    """
+    root = Path(dataset_dir)
+    if not root.is_dir():
+        raise InputError(f"data set folder {root} does not exist; set dataset_dir to a folder of patient folders.")
+    patients = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        volume = find_volume(folder)
+        if volume is None:
+            continue
+        item: dict[str, Any] = {"patient": folder.name, "label": str(volume)}
+        radiographs = find_radiographs(folder, views)
+        if radiographs is not None:
+            item["image"] = [str(path) for path in radiographs]
+        patients.append(item)
+    if not patients:
+        raise InputError(
+            f"data set folder {root} holds no patient; expected <patient>/<patient>.nii.gz "
+            f"(or {', '.join(VOLUME_SUFFIXES[1:])}, or a DICOM folder) inside."
+        )
+    return patients
+
+
+def split_patients(
+    patients: Sequence[dict[str, Any]], fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """Seeded split by patient into training, validation and test; each part gets at least one.
+
+    Raises:
+        InputError: for fewer than three patients, or fractions that do not sum to 1.
+    """
+    if len(patients) < _MIN_PATIENTS:
+        raise InputError(
+            f"{len(patients)} patient{'s are' if len(patients) != 1 else ' is'} too few to split into training, "
+            f"validation and test; {_MIN_PATIENTS} or more are needed."
+        )
+    if len(fractions) != len(PARTS) or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(f"split fractions {tuple(fractions)} must be three positive numbers that sum to 1.")
+    order = np.random.default_rng(seed).permutation(len(patients))
+    count = len(patients)
+    held_out = [max(1, round(count * fraction)) for fraction in fractions[1:]]
+    while count - sum(held_out) < 1:
+        held_out[held_out.index(max(held_out))] -= 1
+    edges = np.cumsum([0, count - sum(held_out), *held_out])
+    return {
+        part: [patients[i] for i in sorted(order[start:stop])]
+        for part, start, stop in zip(PARTS, edges[:-1], edges[1:], strict=True)
+    }
+
+
+def write_datalist(dataset_dir: str | Path, parts: dict[str, list[dict[str, Any]]], description: str) -> Path:
+    """Write ``dataset.json`` (MONAI's data list, paths relative to the folder)."""
+    root = Path(dataset_dir).resolve()
+
+    def relative(value: Any) -> Any:
+        if isinstance(value, list):
+            return [relative(entry) for entry in value]
+        return str(Path(value).resolve().relative_to(root))
+
+    content: dict[str, Any] = {"name": root.name, "description": description}
+    for part in PARTS:
+        content[part] = [
+            {key: relative(value) if key in ("image", "label") else value for key, value in item.items()}
+            for item in parts[part]
+        ]
+    path = root / "dataset.json"
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def load_datalist(
+    dataset_dir: str | Path,
+    part: str,
+    views: Sequence[str] = ("pa", "lat"),
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """One part of a data set: from its ``dataset.json``, else from :func:`split_patients` of what the folder holds.
+
+    Args:
+        dataset_dir: folder of patient folders.
+        part: ``training``, ``validation`` or ``test``.
+        views: names of the geometry's views; stored radiographs are found by them.
+        fractions: of the split, if there is no ``dataset.json``.
+        seed: likewise.
+
+    Returns:
+        Items with ``patient``, ``label`` (path) and, where radiographs are stored, ``image`` (paths).
+
+    Raises:
+        InputError: if the folder, the part or a listed file is missing, or a patient is in two parts.
+    """
+    if part not in PARTS:
+        raise InputError(f"data list part {part!r} is unknown; choose from {', '.join(PARTS)}.")
+    listing = Path(dataset_dir) / "dataset.json"
+    if not listing.is_file():
+        return split_patients(find_patients(dataset_dir, views), fractions, seed)[part]
+    try:
+        content = json.loads(listing.read_text())
+        parts = {name: load_decathlon_datalist(str(listing), True, name) if content.get(name) else [] for name in PARTS}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"data list {listing} is not JSON ({error}).") from error
+    _check_datalist(listing, parts, len(views))
+    if not parts[part]:
+        raise InputError(f"data list {listing} has no patients under {part!r}.")
+    return parts[part]
+
+
+def _check_datalist(listing: Path, parts: dict[str, list[dict[str, Any]]], n_views: int) -> None:
+    home: dict[str, str] = {}
+    root = listing.parent.resolve()
+    for part, items in parts.items():
+        for item in items:
+            if "label" not in item:
+                raise InputError(f"data list {listing}: an item under {part!r} has no 'label' (the CT's path).")
+            patient = item.setdefault("patient", Path(item["label"]).parent.name)
+            if home.setdefault(patient, part) != part:
+                raise InputError(f"data list {listing}: patient {patient} is in {home[patient]!r} and in {part!r}.")
+            images = item.get("image", [])
+            if images and (isinstance(images, str) or len(images) != n_views):
+                raise InputError(
+                    f"data list {listing}: patient {patient} needs a list of {n_views} radiographs under 'image'."
+                )
+            for path in (item["label"], *images):
+                if not Path(path).resolve().is_relative_to(root):
+                    raise InputError(f"data list {listing}: {path} lies outside the data set's folder.")
+                if not Path(path).exists():
+                    raise InputError(f"data list {listing}: {path} does not exist.")
+
+
+def radiograph_items(
+    views: Sequence[str],
+    radiographs: Sequence[str | Path] | None = None,
+    patients_dir: str | Path | None = None,
+    patient: str = "patient",
+) -> list[dict[str, Any]]:
+    """What to reconstruct: one patient's files in the order of ``views``, or every patient of a folder.
+
+    Returns:
+        Items with ``patient`` and ``image`` (paths, one per view).
+
+    Raises:
+        InputError: if neither or both are given, a file is missing, or no patient of the folder has radiographs.
+    """
+    if (radiographs is None) == (patients_dir is None):
+        raise InputError("give either radiographs (one file per view) or patients_dir (a folder of patient folders).")
+    if radiographs is not None:
+        if len(radiographs) != len(views) or not all(radiographs):
+            raise InputError(f"{len(views)} radiographs are needed, one per view ({', '.join(views)}).")
+        return [{"patient": patient, "image": [str(path) for path in radiographs]}]
+    root = Path(str(patients_dir))
+    if not root.is_dir():
+        raise InputError(f"patients folder {root} does not exist.")
+    items = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        found = find_radiographs(folder, views)
+        if found is not None:
+            items.append({"patient": folder.name, "image": [str(path) for path in found]})
+    if not items:
+        raise InputError(f"patients folder {root} holds no <patient>/<patient>_{views[0]}_drr.* with all views.")
+    return items

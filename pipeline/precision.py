@@ -1,0 +1,79 @@
+"""Numerical precision of training and inference, and gradient clipping that respects it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from drr2ct.transforms.validation import InputError
+
+PRECISIONS: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+
+
+def _cpu_has_bf16() -> bool:
+    """AVX512-bf16 or AMX: elsewhere bf16 is emulated and slower than fp32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def choose_precision(device: torch.device, precision: str = "auto") -> str:
+    """``bf16`` where the hardware computes in it, else ``fp16`` on CUDA, else ``fp32``.
+
+    Args:
+        device: where the network runs.
+        precision: ``auto``, or one of :data:`PRECISIONS` to insist.
+
+    Raises:
+        InputError: for an unknown word, or fp16 on a CPU (there is no loss scaling there).
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} is unknown; choose from auto, {', '.join(PRECISIONS)}.")
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError(f"precision fp16 needs a CUDA device, not {device.type}; choose bf16 or fp32.")
+    return precision
+
+
+class AutocastInferer(Inferer):
+    """Run the network under autocast, on any device, and give the result back in float32.
+
+    MONAI's engines autocast on CUDA only; here the inferer does it, so that training, validation and inference
+    compute alike.
+
+    Args:
+        device_type: ``cpu`` or ``cuda``.
+        precision: one of :data:`PRECISIONS`.
+    """
+
+    def __init__(self, device_type: str, precision: str) -> None:
+        super().__init__()
+        self.device_type = device_type
+        self.dtype = PRECISIONS[precision]
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """(B, V, H, W) → (B, 1, N, N, N), float32."""
+        with torch.autocast(self.device_type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            return network(inputs, *args, **kwargs).float()
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.optim.Optimizer:
+    """Clip the global gradient norm just before each step of the optimiser, and return the optimiser.
+
+    As a hook of the optimiser it runs after the gradient scaler has unscaled, and once per step under accumulation.
+    """
+
+    def parameters() -> Iterable[Tensor]:
+        return (p for group in optimizer.param_groups for p in group["params"])
+
+    def clip(*_: Any) -> None:
+        nn.utils.clip_grad_norm_(parameters(), max_norm)
+
+    optimizer.register_step_pre_hook(clip)
+    return optimizer

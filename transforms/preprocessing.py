@@ -1,0 +1,73 @@
+"""The one chain from files to samples, shared by training, evaluation and inference."""
+
+from __future__ import annotations
+
+from monai.transforms import (
+    Compose,
+    EnsureTyped,
+    Flipd,
+    Orientationd,
+    ScaleIntensityd,
+    SelectItemsd,
+)
+
+from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
+from drr2ct.transforms.drr import RenderDRRd
+from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.radiograph import LoadRadiographsd
+from drr2ct.transforms.volume import LoadCTd, ResampleToGridd, WindowHUd
+
+
+def preprocessing(
+    geometry: BiplanarGeometry,
+    mode: str = "cube",
+    intensity: str = "line_integral",
+    feet_first: bool = False,
+    with_ct: bool = True,
+    keep_metadata: bool = True,
+) -> Compose:
+    """Files to network input.
+
+    Items hold ``label`` (path of a CT) and, where radiographs are stored, ``image`` (paths, one per view); without
+    ``image`` the radiographs are rendered from the CT at its own resolution.
+
+    Args:
+        geometry: grid and views.
+        mode: how the CT is put on the grid, ``cube`` or ``resize`` (see ``ResampleToGrid``).
+        intensity: what stored radiographs hold (see ``read_radiograph``).
+        feet_first: stored radiographs have the feet in row 0.
+        with_ct: False for inference, where there is none.
+        keep_metadata: give ``label`` as a ``MetaTensor``; the inverse needs it, training does not.
+
+    Returns:
+        Transform to samples of ``patient``, ``image`` (V, H, W), line integrals / :data:`LINE_INTEGRAL_SCALE`, and
+        ``label`` (1, N, N, N) in [0, 1] over the HU window, whose inverse leads back to the CT's voxels in HU.
+    """
+    radiographs = [
+        LoadRadiographsd("image", geometry, intensity=intensity, vertical_flip=feet_first, allow_missing_keys=with_ct)
+    ]
+    scale = [
+        ScaleIntensityd("image", minv=None, maxv=None, factor=1 / LINE_INTEGRAL_SCALE - 1),
+        # plain: a MetaTensor's metadata would travel through the network onto the volume
+        EnsureTyped("image", dtype="float32", track_meta=False),
+    ]
+    if not with_ct:
+        return Compose([*radiographs, *scale, SelectItemsd(["image", "patient"])])
+    ct = [
+        LoadCTd("label"),
+        RenderDRRd("label", geometry, output_key="image"),
+        Orientationd("label", axcodes="RAS", labels=None),
+        ResampleToGridd("label", geometry.grid, mode),
+        WindowHUd("label"),
+    ]
+    if geometry.grid.vertical_flip:
+        ct.append(Flipd("label", spatial_axis=2))
+    return Compose(
+        [
+            *radiographs,
+            *ct,
+            *scale,
+            EnsureTyped("label", track_meta=keep_metadata),
+            SelectItemsd(["image", "label", "patient"]),
+        ]
+    )

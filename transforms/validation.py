@@ -1,0 +1,27 @@
+"""What bad input raises, and the checks that several modules share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    The message is one sentence that says what is wrong, where, and what to do. Command lines print it without a
+    traceback and exit with status 2.
+    """
+
+
+def existing_file(path: str | Path, what: str) -> Path:
+    """Return ``path`` as a ``Path``.
+
+    Raises:
+        InputError: if it is not a readable, non-empty file or a folder (a DICOM series).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{what} {path} does not exist; check the path.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"{what} {path} is an empty file; export it again.")
+    return path

@@ -1,0 +1,278 @@
+r"""CT volumes: reading them, checking them, and putting them on the grid, with the affine true at every step.
+
+The chain is files → :class:`LoadCTd` → MONAI's ``Orientationd("RAS")`` → :class:`ResampleToGridd` →
+:class:`WindowHUd` → MONAI's ``Flipd`` (head first). All of it is invertible: ``Invertd`` brings a prediction back to
+HU on the CT's own grid.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from jaxtyping import Float
+from monai.config import KeysCollection
+from monai.data import ITKReader, MetaTensor, NibabelReader
+from monai.networks.layers import gaussian_1d, separable_filtering
+from monai.transforms import (
+    InvertibleTransform,
+    MapTransform,
+    ScaleIntensityRange,
+    SpatialResample,
+    Transform,
+)
+from nibabel.filebasedimages import ImageFileError
+from torch import Tensor
+
+from drr2ct.transforms.geometry import VolumeGrid
+from drr2ct.transforms.validation import InputError, existing_file
+
+HU_WINDOW = (-1024.0, 3071.0)
+"""HU mapped to 0 and 1 for the network."""
+AIR_HU = -1024.0
+"""What lies outside the scan."""
+GRID_MODES = ("cube", "resize")
+
+_KEPT_META = ("affine", "original_affine", "space", "spatial_shape", "original_channel_dim")
+_MIN_SLICES = 8
+_MAX_SPACING_MM = 20.0
+
+
+class LoadCT(Transform):
+    """Read one CT in HU: NIfTI, NRRD, MHA/MHD, or a folder with one DICOM series.
+
+    MONAI's readers do the reading (nibabel for NIfTI, ITK for the rest); this adds the checks of :func:`check_ct`, and
+    records the isocentre.
+    """
+
+    def __call__(self, path: str | Path, isocentre: Sequence[float] | None = None) -> MetaTensor:
+        """Read ``path``.
+
+        Args:
+            path: the file or the DICOM folder.
+            isocentre: (x, y, z) in patient coordinates, mm; the centre of the scan's bounding box by default.
+
+        Returns:
+            (1, I, J, K) in HU, float32, with the RAS+ affine and the isocentre in ``meta["isocentre"]``.
+
+        Raises:
+            InputError: if there is no such file, it cannot be read, or it is not a CT in HU.
+        """
+        path = existing_file(path, "CT")
+        if path.is_dir():
+            _check_single_series(path)
+        reader = NibabelReader() if path.name.endswith((".nii", ".nii.gz")) else ITKReader()
+        try:
+            array, meta = reader.get_data(reader.read(str(path)))
+        except (RuntimeError, OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+            raise InputError(
+                f"CT {path} cannot be read ({_reason(error)}); it may be truncated or of another type: "
+                "copy or export it again."
+            ) from error
+        if array.ndim != 3:
+            shape = "×".join(map(str, array.shape))
+            raise InputError(f"CT {path} has {array.ndim} dimensions ({shape}); a CT volume has three: extract one.")
+        image = MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32), meta)[None]
+        # geometry only: headers of different formats do not stack in a batch, and may name the patient
+        image.meta = {key: image.meta[key] for key in _KEPT_META if key in image.meta}
+        image.meta["filename_or_obj"] = str(path)
+        check_ct(image, f"CT {path}")
+        image.meta["isocentre"] = [float(c) for c in (bounding_box_centre(image) if isocentre is None else isocentre)]
+        return image
+
+
+class LoadCTd(MapTransform):
+    """Dictionary version of :class:`LoadCT`; a given isocentre is read from ``isocentre_key`` if the item has it."""
+
+    def __init__(
+        self, keys: KeysCollection = "label", isocentre_key: str = "isocentre", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.isocentre_key = isocentre_key
+        self._load = LoadCT()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each path by its volume."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self._load(item[key], item.get(self.isocentre_key))
+        return item
+
+
+def _check_single_series(folder: Path) -> None:
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if not series:
+        raise InputError(f"CT folder {folder} holds no DICOM series; give the folder that contains the slices.")
+    if len(series) > 1:
+        raise InputError(
+            f"CT folder {folder} holds {len(series)} DICOM series; keep the one to use in a folder of its own."
+        )
+
+
+def _reason(error: BaseException) -> str:
+    """Last line of an error's message: ITK's first lines name its own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__
+
+
+def check_ct(image: MetaTensor, what: str) -> None:
+    """Refuse what cannot be a CT in HU.
+
+    Args:
+        image: (1, I, J, K) with an affine.
+        what: how to name it in messages.
+
+    Raises:
+        InputError: naming the first thing that is wrong.
+    """
+    shape = "×".join(map(str, image.shape[1:]))
+    if min(image.shape[1:]) < _MIN_SLICES:
+        raise InputError(f"{what} has only {min(image.shape[1:])} slices ({shape}); a CT volume is needed.")
+    values = image.as_tensor()
+    if not torch.isfinite(values).all():
+        raise InputError(f"{what} contains NaN or infinite values; clean it or leave the patient out.")
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise InputError(f"{what} has the same value {low:g} everywhere.")
+    if low > -500:
+        raise InputError(
+            f"{what} ranges from {low:g} to {high:g}, so it holds no air in Hounsfield units (−1000); "
+            "apply rescale slope and intercept first."
+        )
+    affine = np.asarray(image.affine, dtype=np.float64)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * spacing.prod():
+        raise InputError(
+            f"{what} has an affine that maps no volume (spacing {spacing.round(3)} mm); repair its header."
+        )
+    if max(spacing) > _MAX_SPACING_MM:
+        raise InputError(f"{what} has voxels of {spacing.round(2)} mm; no CT has that: check the units of its header.")
+
+
+def bounding_box_centre(image: MetaTensor) -> Float[np.ndarray, 3]:
+    """Patient coordinates (mm) of the centre of the box spanned by voxel edges."""
+    middle = (np.asarray(image.shape[1:], dtype=np.float64) - 1) / 2
+    return (np.asarray(image.affine, dtype=np.float64) @ np.array([*middle, 1.0]))[:3]
+
+
+def smooth_for_spacing(
+    volume: Float[Tensor, "c i j k"], spacing: Sequence[float], target: Sequence[float]
+) -> Float[Tensor, "c i j k"]:
+    r"""Gaussian low pass along the axes that will be sampled more coarsely.
+
+    :math:`\sigma = (f - 1) / 2` voxels for a downsampling factor :math:`f > 1`, as scikit-image's ``rescale`` and
+    MONAI's ``Resize(anti_aliasing=True)``; edges are replicated, so that a body cut by the scan does not darken.
+    """
+    sigmas = [max(0.0, (t / s - 1) / 2) for s, t in zip(spacing, target, strict=True)]
+    if not any(sigmas):
+        return volume
+    kernels = [gaussian_1d(torch.tensor(s), truncated=3.0) if s > 0 else torch.ones(1) for s in sigmas]
+    return separable_filtering(volume[None], [k.to(volume) for k in kernels], mode="replicate")[0]
+
+
+class ResampleToGrid(InvertibleTransform):
+    """Anti-aliased trilinear resampling of a CT onto the grid; −1024 HU outside the scan.
+
+    Args:
+        grid: where to. Its ``vertical_flip`` is not applied here: the result runs from feet to head
+            (``Flipd`` follows in the chain).
+        mode: ``cube`` puts the physical cube of ``grid`` around ``meta["isocentre"]``; ``resize`` stretches the
+            scan's own box to ``size``³ voxels, which then differ in size by axis, as the affine says.
+
+    The input must be oriented RAS (``Orientationd``). The inverse resamples onto the grid it came from; it does not
+    restore detail.
+    """
+
+    def __init__(self, grid: VolumeGrid, mode: str = "cube") -> None:
+        if mode not in GRID_MODES:
+            raise InputError(f"grid mode {mode!r} is unknown; choose from {', '.join(GRID_MODES)}.")
+        self.grid = grid
+        self.mode = mode
+        # zero padding: values are shifted so that zero is air
+        self._resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=True, dtype=np.float32)
+
+    def target_affine(self, image: MetaTensor) -> Float[np.ndarray, "4 4"]:
+        """Affine (unflipped) of the result for this scan."""
+        source = np.asarray(image.affine, dtype=np.float64)
+        if self.mode == "cube":
+            upright = VolumeGrid(self.grid.size, self.grid.fov_mm, vertical_flip=False)
+            return upright.affine(image.meta.get("isocentre") or bounding_box_centre(image).tolist())
+        factor = np.asarray(image.shape[1:], dtype=np.float64) / self.grid.size
+        step = np.diag([*factor, 1.0])
+        step[:3, 3] = (factor - 1) / 2  # voxel edges, not centres, coincide
+        return source @ step
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        """(1, I, J, K) in HU → (1, size, size, size) in HU."""
+        target = self.target_affine(image)
+        source = np.asarray(image.affine, dtype=np.float64)
+        # spacing of the target along the source's own axes
+        step = np.abs(np.linalg.solve(source[:3, :3], target[:3, :3])).max(axis=1)
+        smooth = smooth_for_spacing(image.as_tensor(), (1.0, 1.0, 1.0), step) - AIR_HU
+        shifted = MetaTensor(smooth, meta=image.meta, applied_operations=image.applied_operations)
+        size = (self.grid.size,) * 3
+        return self._resample(shifted, dst_affine=torch.from_numpy(target), spatial_size=size) + AIR_HU
+
+    def inverse(self, data: MetaTensor) -> MetaTensor:
+        """Back onto the scan's own voxels, −1024 HU outside the grid."""
+        return self._resample.inverse(data - AIR_HU) + AIR_HU
+
+
+class ResampleToGridd(MapTransform, InvertibleTransform):
+    """Dictionary version of :class:`ResampleToGrid`."""
+
+    def __init__(
+        self, keys: KeysCollection, grid: VolumeGrid, mode: str = "cube", allow_missing_keys: bool = False
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self._resample = ResampleToGrid(grid, mode)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Resample each key."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self._resample(item[key])
+        return item
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Undo each key's resampling."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self._resample.inverse(item[key])
+        return item
+
+
+class WindowHUd(MapTransform, InvertibleTransform):
+    """HU → [0, 1] over :data:`HU_WINDOW`, clipped; the inverse gives HU again (MONAI's own scaling has none)."""
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self._forward = ScaleIntensityRange(*HU_WINDOW, 0.0, 1.0, clip=True)
+        self._inverse = ScaleIntensityRange(0.0, 1.0, *HU_WINDOW, clip=True)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale each key."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self._forward(item[key])
+            self.push_transform(item[key])
+        return item
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Back to HU, within the window."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            self.pop_transform(item[key])
+            item[key] = self._inverse(item[key])
+        return item
+
+
+def to_hu(scaled: Tensor) -> Tensor:
+    """[0, 1] → HU over :data:`HU_WINDOW`, clipped. Any shape."""
+    low, high = HU_WINDOW
+    return scaled.clamp(0, 1) * (high - low) + low
