@@ -88,7 +88,7 @@ _COARSE = (
 )
 _MIDDLE = StageConfig(48, growth=24, layers=4, lift_channels=24)
 _FINE = StageConfig(32, growth=16, layers=3, lift_channels=16)
-# for a laptop: a step of two samples took 0.5 s (bfloat16) to 0.7 s on two cores; a further stage at 64³, four times more
+# for a laptop: a step of two samples took 0.5 s (bfloat16) to 0.7 s on two cores; a stage at 64³ would make it fourfold
 _LIGHT = (
     StageConfig(64, scale=1, growth=24, layers=4, lift_channels=32),
     StageConfig(32, growth=24, layers=3, lift_channels=24),

@@ -27,7 +27,7 @@ from drr2ct.pipeline.metrics import DEFAULT_WINDOW, InWindow
 from drr2ct.pipeline.reconstruction import place_on_grid, write_json
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
-from drr2ct.transforms.preprocessing import preprocessing
+from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.validation import InputError
 
 GRID_SIZE = 64
@@ -134,7 +134,7 @@ def run_demo(output: str | Path, settings: DemoSettings, console: Console) -> di
 
 def mean_volume_scores(dataset_dir: Path, geometry: BiplanarGeometry) -> tuple[float, float]:
     """PSNR and SSIM of the mean training volume on the test patients: what a blind network can reach."""
-    load = preprocessing(geometry)
+    load = files_to_samples(geometry)
     views = [view.name for view in geometry.views]
     training = [load(item)["label"].as_tensor() for item in load_datalist(dataset_dir, "training", views)]
     mean = torch.stack(training).mean(dim=0)
@@ -151,7 +151,7 @@ def mean_volume_scores(dataset_dir: Path, geometry: BiplanarGeometry) -> tuple[f
 def _draw_overview(output: Path, data: Path, patient: str, geometry: BiplanarGeometry, psnr: float) -> None:
     views = [view.name for view in geometry.views]
     item = next(item for item in load_datalist(data, "test", views) if item["patient"] == patient)
-    sample = preprocessing(geometry)(item)
+    sample = files_to_samples(geometry)(item)
     truth = place_on_grid(sample["label"], geometry)
     from drr2ct.transforms.volume import LoadCT
 

@@ -108,7 +108,7 @@ class EpochCSV:
         self._opened = True
 
     def _iteration_completed(self, trainer: Engine) -> None:
-        self._losses.append(trainer.state.output[0]["loss"].item())
+        self._losses.append(float(trainer.state.output[0]["loss"]))
         # the rate this epoch ran with; the scheduler has stepped before the epoch's row is written
         self._lr = self.optimizer.param_groups[0]["lr"]
         self._train_seconds = time.monotonic() - self._began
@@ -193,7 +193,7 @@ class TensorBoardScalars:
 
     def _iteration_completed(self, trainer: Engine) -> None:
         step = trainer.state.iteration
-        self.writer.add_scalar("training/loss", trainer.state.output[0]["loss"].item(), step)
+        self.writer.add_scalar("training/loss", float(trainer.state.output[0]["loss"]), step)
         for name, value in self._terms.items():
             self.writer.add_scalar(f"training/loss_{name}", value.item(), step)
         self.writer.add_scalar("training/lr", self.optimizer.param_groups[0]["lr"], step)
@@ -336,7 +336,7 @@ class RichProgress:
         self._progress.start()
 
     def _iteration_completed(self, trainer: Engine) -> None:
-        loss = trainer.state.output[0]["loss"].item()
+        loss = float(trainer.state.output[0]["loss"])
         self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
         psnr = self.evaluator.state.metrics.get("psnr")
         note = f"epoch {trainer.state.epoch}, loss {self._loss:.4f}" + (f", PSNR {psnr:.2f} dB" if psnr else "")

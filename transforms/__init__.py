@@ -2,7 +2,7 @@
 
 from drr2ct.transforms.drr import RenderDRR, RenderDRRd, project_volume, render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
-from drr2ct.transforms.preprocessing import preprocessing
+from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.radiograph import LoadRadiographsd, read_radiograph, write_radiograph
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import LoadCT, LoadCTd, ResampleToGrid, ResampleToGridd, WindowHUd
@@ -20,7 +20,7 @@ __all__ = [
     "View",
     "VolumeGrid",
     "WindowHUd",
-    "preprocessing",
+    "files_to_samples",
     "project_volume",
     "read_radiograph",
     "render_drr",

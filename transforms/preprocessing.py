@@ -18,7 +18,7 @@ from drr2ct.transforms.radiograph import LoadRadiographsd
 from drr2ct.transforms.volume import LoadCTd, ResampleToGridd, WindowHUd
 
 
-def preprocessing(
+def files_to_samples(
     geometry: BiplanarGeometry,
     mode: str = "cube",
     intensity: str = "line_integral",
