@@ -12,9 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import monai.bundle
 import yaml
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from drr2ct.transforms.validation import InputError
@@ -146,4 +145,14 @@ def run_bundle(config_files: Sequence[str | Path], overrides: Mapping[str, Any])
         InputError: for unknown overrides, or whatever of the user's the run cannot use.
     """
     save_config(merged_config(config_files, overrides), overrides["output_dir"])
-    monai.bundle.run(config_file=[str(path) for path in config_files], **overrides)
+    workflow = ConfigWorkflow(
+        config_file=[str(path) for path in config_files],
+        meta_file=str(bundle_file("configs/metadata.json")),
+        logging_file=False,  # the caller's logging stays as it is
+        **overrides,
+    )
+    workflow.initialize()
+    try:
+        workflow.run()
+    finally:
+        workflow.finalize()

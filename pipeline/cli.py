@@ -122,6 +122,7 @@ def main() -> None:
 
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     try:
         app()
     except Exception as error:

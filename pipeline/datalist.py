@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import load_decathlon_datalist
 
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
@@ -175,13 +174,32 @@ def load_datalist(
         return split_patients(find_patients(dataset_dir, views), fractions, seed)[part]
     try:
         content = json.loads(listing.read_text())
-        parts = {name: load_decathlon_datalist(str(listing), True, name) if content.get(name) else [] for name in PARTS}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"data list {listing} is not JSON ({error}).") from error
+        parts = {name: [_join_paths(listing.parent, item) for item in content.get(name, [])] for name in PARTS}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"data list {listing} is not a MONAI data list in JSON ({error}).") from error
     _check_datalist(listing, parts, len(views))
     if not parts[part]:
         raise InputError(f"data list {listing} has no patients under {part!r}.")
     return parts[part]
+
+
+def _join_paths(root: Path, item: dict[str, Any]) -> dict[str, Any]:
+    """The item with its paths under ``root``; MONAI's own loader would also turn a patient's name into a path."""
+    joined = dict(item)
+    for key in {"image", "label"} & item.keys():
+        value = item[key]
+        joined[key] = [str(root / path) for path in value] if isinstance(value, list) else str(root / value)
+    return joined
+
+
+def check_patient_name(patient: str, where: str) -> None:
+    """Names of patients become names of files: refuse those that would lead elsewhere.
+
+    Raises:
+        InputError: for an empty name, or one with a separator.
+    """
+    if not patient or patient in (".", "..") or any(c in patient for c in "/\\\0"):
+        raise InputError(f"{where}: patient name {patient!r} cannot be a file name; rename it.")
 
 
 def _check_datalist(listing: Path, parts: dict[str, list[dict[str, Any]]], n_views: int) -> None:
@@ -192,6 +210,7 @@ def _check_datalist(listing: Path, parts: dict[str, list[dict[str, Any]]], n_vie
             if "label" not in item:
                 raise InputError(f"data list {listing}: an item under {part!r} has no 'label' (the CT's path).")
             patient = item.setdefault("patient", Path(item["label"]).parent.name)
+            check_patient_name(patient, f"data list {listing}")
             if home.setdefault(patient, part) != part:
                 raise InputError(f"data list {listing}: patient {patient} is in {home[patient]!r} and in {part!r}.")
             images = item.get("image", [])
@@ -225,6 +244,7 @@ def radiograph_items(
     if radiographs is not None:
         if len(radiographs) != len(views) or not all(radiographs):
             raise InputError(f"{len(views)} radiographs are needed, one per view ({', '.join(views)}).")
+        check_patient_name(patient, "radiographs")
         return [{"patient": patient, "image": [str(path) for path in radiographs]}]
     root = Path(str(patients_dir))
     if not root.is_dir():

@@ -10,10 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from monai.data import MetaTensor
 from monai.metrics import PSNRMetric
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 from drr2ct.networks.ssim import SeparableSSIMMetric
@@ -29,9 +28,11 @@ from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.volume import LoadCT
 
 GRID_SIZE = 64
 DETECTOR_SIZE = 128
+_COLUMNS = ("psnr", "ssim", "mae_hu")
 
 
 @dataclass(frozen=True)
@@ -79,44 +80,39 @@ def run_demo(output: str | Path, settings: DemoSettings, console: Console) -> di
     data, run = output / "data", output / "run"
     if run.exists():
         raise InputError(f"{run} holds an earlier demonstration; delete {output} or choose another folder.")
-    console.print(f"[bold]1/4[/] {len(plan.patients())} variations of one real chest CT, with paired DRRs → {data}")
-    with console.status("rendering"):
-        progress = iter(track(range(len(plan.patients())), "cohort  ", console=console, transient=True))
-        write_cohort(data, plan, on_patient=lambda: next(progress, None))
+    patients = len(plan.patients())
+    console.print(f"[bold]1/4[/] {patients} variations of one real chest CT, with paired DRRs → {data}")
+    with Progress(console=console) as progress:
+        task = progress.add_task("rendering", total=patients)
+        write_cohort(data, plan, on_patient=lambda: progress.advance(task))
 
     console.print(f"[bold]2/4[/] training cascade64 for {settings.train_seconds:.0f} s → {run}")
     configs = [bundle_file(f"configs/{name}.yaml") for name in ("train", "networks/cascade64", "demo")]
-    overrides = {"dataset_dir": str(data), "seed": settings.seed, "train_seconds": settings.train_seconds}
-    run_bundle(configs, {**overrides, "output_dir": str(run)})
+    common = {"dataset_dir": str(data), "seed": settings.seed}
+    run_bundle(configs, {**common, "train_seconds": settings.train_seconds, "output_dir": str(run)})
+    checkpoint = run / "checkpoints" / "last.pt"
 
     console.print(f"[bold]3/4[/] evaluating on {settings.test} patients it has never seen")
-    checkpoint = run / "checkpoints" / "last.pt"
-    common = {"checkpoint": str(checkpoint), "seed": settings.seed}
     evaluation = output / "evaluation"
-    overrides = {**common, "dataset_dir": str(data), "output_dir": str(evaluation), "export_grid": "none"}
-    run_bundle([bundle_file("configs/evaluate.yaml")], overrides)
-    with (evaluation / "patients.csv").open(newline="") as file:
-        rows = {row["patient"]: row for row in csv.DictReader(file)}
+    overrides = {"checkpoint": str(checkpoint), "output_dir": str(evaluation), "export_grid": "none"}
+    run_bundle([bundle_file("configs/evaluate.yaml")], {**common, **overrides})
+    rows = _read_table(evaluation / "patients.csv")
     mean = rows.pop("mean")
     baseline_psnr, baseline_ssim = mean_volume_scores(data, geometry)
 
     # the patient in the middle, not the best one
-    patient = sorted(rows, key=lambda name: float(rows[name]["psnr"]))[len(rows) // 2]
+    patient = sorted(rows, key=lambda name: rows[name]["psnr"])[len(rows) // 2]
     console.print(f"[bold]4/4[/] reconstructing {patient} from its two radiograph files alone")
-    radiographs = [str(data / patient / f"{patient}_{view.name}_drr.nii.gz") for view in geometry.views]
-    overrides = {**common, "radiographs": radiographs, "patient": patient, "output_dir": str(output / "reconstruction")}
-    run_bundle([bundle_file("configs/inference.yaml")], overrides)
-    made = output / "reconstruction" / patient / f"{patient}_ct.nii.gz"
-    shutil.copyfile(made, output / "reconstruction.nii.gz")
-    _draw_overview(output, data, patient, geometry, float(rows[patient]["psnr"]))
+    reconstruct_from_files(output, data / patient, checkpoint, geometry)
+    draw_overview(output, data, patient, geometry, rows[patient]["psnr"])
 
     summary = {
-        "psnr": float(mean["psnr"]),
+        "psnr": mean["psnr"],
         "baseline_psnr": baseline_psnr,
-        "gain": float(mean["psnr"]) - baseline_psnr,
-        "ssim": float(mean["ssim"]),
+        "gain": mean["psnr"] - baseline_psnr,
+        "ssim": mean["ssim"],
         "baseline_ssim": baseline_ssim,
-        "mae_hu": float(mean["mae_hu"]),
+        "mae_hu": mean["mae_hu"],
         "seconds": time.monotonic() - began,
     }
     record = {
@@ -130,6 +126,27 @@ def run_demo(output: str | Path, settings: DemoSettings, console: Console) -> di
     write_json(output / "summary.json", record)
     _print_table(summary, settings, output, console)
     return summary
+
+
+def _read_table(path: Path) -> dict[str, dict[str, float]]:
+    with path.open(newline="") as file:
+        return {row.pop("patient"): {name: float(row[name]) for name in _COLUMNS} for row in csv.DictReader(file)}
+
+
+def reconstruct_from_files(output: Path, patient_dir: Path, checkpoint: Path, geometry: BiplanarGeometry) -> None:
+    """Run inference on one patient's radiographs, copied away from the CT so that nothing else can be read."""
+    patient = patient_dir.name
+    folder = output / "reconstruction"
+    folder.mkdir(exist_ok=True)
+    radiographs = []
+    for view in geometry.views:
+        stored = patient_dir / f"{patient}_{view.name}_drr.nii.gz"
+        radiographs.append(shutil.copyfile(stored, folder / stored.name))
+    overrides = {"radiographs": [str(path) for path in radiographs], "patient": patient, "output_dir": str(folder)}
+    run_bundle([bundle_file("configs/inference.yaml")], {**overrides, "checkpoint": str(checkpoint)})
+    made = folder / patient / f"{patient}_ct.nii.gz"
+    temporary = shutil.copyfile(made, output / ".reconstruction.nii.gz")
+    temporary.replace(output / "reconstruction.nii.gz")
 
 
 def mean_volume_scores(dataset_dir: Path, geometry: BiplanarGeometry) -> tuple[float, float]:
@@ -148,14 +165,13 @@ def mean_volume_scores(dataset_dir: Path, geometry: BiplanarGeometry) -> tuple[f
     return float(psnr.aggregate()), float(ssim.aggregate())
 
 
-def _draw_overview(output: Path, data: Path, patient: str, geometry: BiplanarGeometry, psnr: float) -> None:
+def draw_overview(output: Path, data: Path, patient: str, geometry: BiplanarGeometry, psnr: float) -> None:
+    """Draw ``overview.png``: what the network saw, what was there, what it made, and the difference."""
     views = [view.name for view in geometry.views]
     item = next(item for item in load_datalist(data, "test", views) if item["patient"] == patient)
     sample = files_to_samples(geometry)(item)
     truth = place_on_grid(sample["label"], geometry)
-    from drr2ct.transforms.volume import LoadCT
-
-    made: MetaTensor = LoadCT()(output / "reconstruction.nii.gz")
+    made = LoadCT()(output / "reconstruction.nii.gz")
     title = f"{patient}, never seen in training: {psnr:.1f} dB PSNR (3-D, {InWindow().width:.0f} HU range)"
     figure = overview_figure(sample["image"] * LINE_INTEGRAL_SCALE, truth, made, geometry, title)
     save_figure(figure, output / "overview.png")

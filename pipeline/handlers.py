@@ -31,9 +31,11 @@ CSV_COLUMNS = ("epoch", "phase", "loss", "psnr", "ssim", "lr", "seconds")
 
 
 def batch_patients(batch: Any) -> list[str]:
-    """Names of the patients of a batch of samples."""
-    names = batch.get("patient", []) if isinstance(batch, Mapping) else []
-    return [str(name) for name in ([names] if isinstance(names, str) else names)]
+    """Names of the patients of a batch: collated, or decollated as MONAI's engines leave it after an iteration."""
+    if isinstance(batch, Mapping):
+        names = batch.get("patient", [])
+        return [str(name) for name in ([names] if isinstance(names, str) else names)]
+    return [str(sample["patient"]) for sample in batch if isinstance(sample, Mapping) and "patient" in sample]
 
 
 class NonFiniteLossError(RuntimeError):
