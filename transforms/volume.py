@@ -146,7 +146,8 @@ def check_ct(image: MetaTensor, what: str) -> None:
         )
     affine = np.asarray(image.affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * spacing.prod():
+    finite = np.isfinite(affine).all()
+    if not finite or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * spacing.prod():
         raise InputError(
             f"{what} has an affine that maps no volume (spacing {spacing.round(3)} mm); repair its header."
         )
@@ -213,7 +214,7 @@ class ResampleToGrid(InvertibleTransform):
         source = np.asarray(image.affine, dtype=np.float64)
         # spacing of the target along the source's own axes
         step = np.abs(np.linalg.solve(source[:3, :3], target[:3, :3])).max(axis=1)
-        smooth = smooth_for_spacing(image.as_tensor(), (1.0, 1.0, 1.0), step) - AIR_HU
+        smooth = smooth_for_spacing(image.as_tensor(), (1.0, 1.0, 1.0), step.tolist()) - AIR_HU
         shifted = MetaTensor(smooth, meta=image.meta, applied_operations=image.applied_operations)
         size = (self.grid.size,) * 3
         return self._resample(shifted, dst_affine=torch.from_numpy(target), spatial_size=size) + AIR_HU

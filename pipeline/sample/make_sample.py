@@ -27,7 +27,7 @@ def resample(ct: MetaTensor, spacing_mm: float) -> MetaTensor:
     """Anti-aliased, isotropic, RAS+; the circle outside the scanner's field of view becomes air."""
     ct = Orientation("RAS", labels=None)(ct.clamp(*HU_WINDOW))
     spacing = np.linalg.norm(np.asarray(ct.affine)[:3, :3], axis=0)
-    smooth = smooth_for_spacing(ct.as_tensor(), spacing, (spacing_mm,) * 3)
+    smooth = smooth_for_spacing(ct.as_tensor(), spacing.tolist(), (spacing_mm,) * 3)
     return Spacing(spacing_mm, padding_mode="border", align_corners=True)(MetaTensor(smooth, meta=ct.meta))
 
 
