@@ -1,0 +1,128 @@
+"""The bundle as MONAI and its tools see it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+
+import drr2ct.networks
+from drr2ct.pipeline.bundle import bundle_file, command_line, merged_config
+from drr2ct.transforms.validation import InputError
+
+CONFIGS = bundle_file("configs/train.yaml").parent
+
+# What meta_schema_20240725 and the model zoo ask for, written down here because tests run without a network.
+SCHEMA = {
+    "type": "object",
+    "required": [
+        "schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version",
+        "required_packages_version", "task", "description", "authors", "copyright", "network_data_format", "name",
+    ],
+    "properties": {
+        "schema": {"type": "string", "pattern": "meta_schema_20240725.json$"},
+        "version": {"type": "string", "pattern": r"^\d+\.\d+\.\d+$"},
+        "changelog": {"type": "object", "additionalProperties": {"type": "string"}},
+        "required_packages_version": {"type": "object", "additionalProperties": {"type": "string"}},
+        "network_data_format": {
+            "type": "object",
+            "required": ["inputs", "outputs"],
+            "additionalProperties": {
+                "type": "object",
+                "additionalProperties": {
+                    "type": "object",
+                    "required": [
+                        "type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data",
+                        "channel_def",
+                    ],
+                    "properties": {
+                        "num_channels": {"type": "integer"},
+                        "spatial_shape": {"type": "array"},
+                        "value_range": {"type": "array", "minItems": 2, "maxItems": 2},
+                        "is_patch_data": {"type": "boolean"},
+                    },
+                },
+            },
+        },
+    },
+}  # fmt: skip
+
+
+def test_metadata_is_valid_and_true() -> None:
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    jsonschema.validate(metadata, SCHEMA)
+    assert metadata["version"] in metadata["changelog"]
+    image, pred = metadata["network_data_format"]["inputs"]["image"], metadata["network_data_format"]["outputs"]["pred"]
+    geometry = drr2ct.networks.network_config("cascade256").geometry
+    assert image["num_channels"] == len(geometry.views) and tuple(image["spatial_shape"]) == geometry.detector_size
+    assert pred["num_channels"] == 1 and pred["spatial_shape"] == [geometry.grid.size] * 3
+    assert (CONFIGS.parent / "LICENSE").exists() and (CONFIGS.parent / "docs" / "README.md").exists()
+    pins = dict(
+        re.findall(r"^([\w.-]+)==(\S+)$", (Path(__file__).parents[2] / "constraints.txt").read_text().lower(), re.MULTILINE)
+    )
+    for package, version in metadata["required_packages_version"].items():
+        if package != "drr2ct":
+            assert pins[package.lower()] == version, package
+    assert pins["monai"] == metadata["monai_version"] and pins["torch"] == metadata["pytorch_version"]
+    assert pins["numpy"] == metadata["numpy_version"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("train", "train"), ("evaluate", "evaluation"), ("inference", "inference")]
+)
+def test_each_configuration_opens_alone_with_monais_properties(
+    name: str, kind: str, dataset: Path, run: Path, tmp_path: Path
+) -> None:
+    needs = {
+        "train": {"dataset_dir": str(dataset), "network_name": "cascade64", "size": 16, "detector_size": 32},
+        "evaluate": {"dataset_dir": str(dataset), "checkpoint": str(run / "checkpoints" / "last.pt")},
+        "inference": {"radiographs": ["pa.png", "lat.png"], "checkpoint": str(run / "checkpoints" / "last.pt")},
+    }
+    settings = {"output_dir": str(tmp_path), **needs[name]}
+    workflow = ConfigWorkflow(str(CONFIGS / f"{name}.yaml"), workflow_type=kind, logging_file=False, **settings)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert isinstance(workflow.network_def, drr2ct.networks.ProgressiveCascade)
+
+
+def test_inference_opens_without_weights_to_be_inspected() -> None:
+    parser = ConfigParser(ConfigParser.load_config_files(str(CONFIGS / "inference.yaml")))
+    parser["network_name"] = "cascade64"
+    assert isinstance(parser.get_parsed_content("network_def"), drr2ct.networks.ProgressiveCascade)
+
+
+@pytest.mark.slow
+def test_monai_verifies_the_networks_input_and_output() -> None:
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.yaml"),
+        device="cpu",
+    )
+
+
+def test_every_network_has_an_overlay_of_its_own_size() -> None:
+    overlays = {path.stem: ConfigParser.load_config_file(str(path)) for path in (CONFIGS / "networks").glob("*.yaml")}
+    assert sorted(overlays) == drr2ct.networks.list_networks()
+    for name, overlay in overlays.items():
+        geometry = drr2ct.networks.network_config(name).geometry
+        assert overlay["network_name"] == name
+        assert (overlay["size"], overlay["detector_size"]) == (geometry.grid.size, geometry.detector_size[0])
+
+
+def test_misspelt_overrides_are_refused() -> None:
+    train = [bundle_file("configs/train.yaml")]
+    assert merged_config(train, {"train#trainer#max_epochs": 3})["train"]["trainer"]["max_epochs"] == 3
+    with pytest.raises(InputError, match="--epohcs is no key of train.yaml"):
+        merged_config(train, {"epohcs": 2})
+    with pytest.raises(InputError, match="the bundle has no configs/nothing.yaml"):
+        bundle_file("configs/nothing.yaml")
+
+
+def test_the_command_line_is_read_as_monai_reads_it() -> None:
+    arguments = ["run", "--config_file", "['a.yaml','b.yaml']", "--train#trainer#max_epochs", "10", "--seed=3", "--logging_file", "l"]
+    assert command_line(arguments) == (["a.yaml", "b.yaml"], {"train#trainer#max_epochs": 10, "seed": 3})
