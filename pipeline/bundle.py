@@ -53,7 +53,8 @@ def merged_config(config_files: Sequence[str | Path], overrides: Mapping[str, An
         InputError: for an override whose top-level key is in none of the files (MONAI ignores those).
     """
     parser = ConfigParser(ConfigParser.load_config_files([str(path) for path in config_files]))
-    known = set(parser.config)
+    config: dict[str, Any] = parser.config  # type: ignore[assignment]
+    known = set(config)
     for key in overrides:
         top = key.replace("::", "#").split("#")[0]
         if top not in known:
@@ -62,7 +63,7 @@ def merged_config(config_files: Sequence[str | Path], overrides: Mapping[str, An
                 f"known keys: {', '.join(sorted(known - {'imports', 'initialize', 'run', 'finalize'}))}."
             )
     parser.update({key.replace("::", "#"): value for key, value in overrides.items()})
-    return parser.config
+    return config
 
 
 def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

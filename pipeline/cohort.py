@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -189,7 +190,7 @@ def _write_patient(job: tuple[Path, str, Path, int, BiplanarGeometry, Variation]
     write_volume(volume, ResampleToGrid(geometry.grid)(ct))
 
 
-_SOURCES: dict[Path, MetaTensor] = {}
+_SOURCES: dict[Path, Any] = {}
 
 
 def _load_source(path: Path) -> MetaTensor:

@@ -162,7 +162,9 @@ def mean_volume_scores(dataset_dir: Path, geometry: BiplanarGeometry) -> tuple[f
         truth = window.clip(load(item)["label"].as_tensor())
         for metric in (psnr, ssim):
             metric(window.clip(mean)[None], truth[None])
-    return float(psnr.aggregate()), float(ssim.aggregate())
+    scores = (metric.aggregate(reduction="mean") for metric in (psnr, ssim))
+    mean_psnr, mean_ssim = (float(score) for score in scores if isinstance(score, torch.Tensor))
+    return mean_psnr, mean_ssim
 
 
 def draw_overview(output: Path, data: Path, patient: str, geometry: BiplanarGeometry, psnr: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -31,7 +32,7 @@ def mid_planes(volume: MetaTensor) -> dict[str, Float[np.ndarray, "rows columns"
     Returns:
         ``axial``, ``coronal`` and ``sagittal`` (facing left), rows × columns.
     """
-    values = Orientation("LPI", labels=None)(volume).as_tensor()[0].cpu().numpy()
+    values = Orientation("LPI", labels=None)(volume)[0].cpu().numpy()
     i, j, k = (n // 2 for n in values.shape)
     # LPI: index 0 is right, front, head
     return {"axial": values[:, :, k].T, "coronal": values[:, j, :].T, "sagittal": values[i, :, :].T}
@@ -88,7 +89,8 @@ def overview_figure(
     n_views = len(geometry.views)
     figure = Figure(figsize=(12.4, 9.2), layout="constrained")
     figure.suptitle(title, fontsize=12)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 2.6))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 2.6))
+    left, right = halves
     for axes, view, radiograph in zip(
         left.subplots(n_views, 1, squeeze=False)[:, 0], geometry.views, radiographs, strict=True
     ):

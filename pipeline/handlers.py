@@ -38,6 +38,11 @@ def batch_patients(batch: Any) -> list[str]:
     return [str(sample["patient"]) for sample in batch if isinstance(sample, Mapping) and "patient" in sample]
 
 
+def engine_output(engine: Engine) -> Any:
+    """What the iteration gave: a dictionary, and once it is completed a list of them, one per sample."""
+    return engine.state.output
+
+
 class NonFiniteLossError(RuntimeError):
     """A loss was NaN or infinite; the message names the batch."""
 
@@ -51,7 +56,7 @@ class StopOnNonFiniteLoss:
 
     def __call__(self, trainer: Engine) -> None:
         """Check the loss just computed."""
-        loss = trainer.state.output["loss"]
+        loss = engine_output(trainer)["loss"]
         if not torch.isfinite(loss).all():
             patients = ", ".join(batch_patients(trainer.state.batch)) or "unknown"
             raise NonFiniteLossError(
@@ -110,7 +115,7 @@ class EpochCSV:
         self._opened = True
 
     def _iteration_completed(self, trainer: Engine) -> None:
-        self._losses.append(float(trainer.state.output[0]["loss"]))
+        self._losses.append(float(engine_output(trainer)[0]["loss"]))
         # the rate this epoch ran with; the scheduler has stepped before the epoch's row is written
         self._lr = self.optimizer.param_groups[0]["lr"]
         self._train_seconds = time.monotonic() - self._began
@@ -195,7 +200,7 @@ class TensorBoardScalars:
 
     def _iteration_completed(self, trainer: Engine) -> None:
         step = trainer.state.iteration
-        self.writer.add_scalar("training/loss", float(trainer.state.output[0]["loss"]), step)
+        self.writer.add_scalar("training/loss", float(engine_output(trainer)[0]["loss"]), step)
         for name, value in self._terms.items():
             self.writer.add_scalar(f"training/loss_{name}", value.item(), step)
         self.writer.add_scalar("training/lr", self.optimizer.param_groups[0]["lr"], step)
@@ -233,7 +238,7 @@ class TensorBoardPlanes:
         epoch = evaluator.state.epoch  # the trainer's: MONAI's ValidationHandler passes it on
         if evaluator.state.iteration > 1 or epoch % self.interval:
             return
-        sample = evaluator.state.output[0]
+        sample = engine_output(evaluator)[0]
         label, pred = sample["label"], sample["pred"]
         affine = torch.from_numpy(self.geometry.grid.affine())
         truth, made = (MetaTensor(to_hu(volume.detach().cpu().float()), affine) for volume in (label, pred))
@@ -338,7 +343,7 @@ class RichProgress:
         self._progress.start()
 
     def _iteration_completed(self, trainer: Engine) -> None:
-        loss = float(trainer.state.output[0]["loss"])
+        loss = float(engine_output(trainer)[0]["loss"])
         self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
         psnr = self.evaluator.state.metrics.get("psnr")
         note = f"epoch {trainer.state.epoch}, loss {self._loss:.4f}" + (f", PSNR {psnr:.2f} dB" if psnr else "")

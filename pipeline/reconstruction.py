@@ -19,7 +19,7 @@ from torch import Tensor
 from drr2ct.pipeline.checkpoint import versions
 from drr2ct.pipeline.export import DISCLAIMER, write_volume
 from drr2ct.pipeline.figures import planes_figure, save_figure
-from drr2ct.pipeline.handlers import batch_patients
+from drr2ct.pipeline.handlers import batch_patients, engine_output
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import to_hu
@@ -41,7 +41,12 @@ def place_on_grid(prediction: Tensor, geometry: BiplanarGeometry, label: Tensor 
         (1, N, N, N) in HU with an affine.
     """
     affine = label.affine if isinstance(label, MetaTensor) else torch.from_numpy(geometry.grid.affine())
-    return MetaTensor(to_hu(prediction.detach().cpu().float()), affine=affine)
+    return MetaTensor(to_hu(_plain(prediction)), affine=affine)
+
+
+def _plain(prediction: Tensor) -> Tensor:
+    """On the CPU in float32, without metadata."""
+    return prediction.detach().cpu().float().as_subclass(Tensor)
 
 
 def restore_to_ct(prediction: Tensor, label: MetaTensor, preprocessing: Compose) -> MetaTensor:
@@ -52,11 +57,8 @@ def restore_to_ct(prediction: Tensor, label: MetaTensor, preprocessing: Compose)
         label: the CT on the network's grid, with the record of what was done to it.
         preprocessing: the transform that did it.
     """
-    plain = prediction.detach().cpu().float()
-    if isinstance(plain, MetaTensor):
-        plain = plain.as_tensor()
     invert = Invertd("pred", transform=preprocessing, orig_keys="label", nearest_interp=False)
-    return invert({"pred": MetaTensor(plain, affine=label.affine), "label": label.cpu()})["pred"]
+    return invert({"pred": MetaTensor(_plain(prediction), affine=label.affine), "label": label.cpu()})["pred"]
 
 
 class ExportPredictions:
@@ -99,7 +101,7 @@ class ExportPredictions:
 
     def __call__(self, evaluator: Engine) -> None:
         """Write the predictions of one batch."""
-        for patient, sample in zip(batch_patients(evaluator.state.batch), evaluator.state.output, strict=True):
+        for patient, sample in zip(batch_patients(evaluator.state.batch), engine_output(evaluator), strict=True):
             self._write(patient, sample["pred"], sample.get("label"))
 
     def _write(self, patient: str, prediction: Tensor, label: Tensor | None) -> None:
@@ -154,7 +156,9 @@ class PatientTable:
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _write(self, evaluator: Engine) -> None:
-        details = {name: values.flatten().tolist() for name, values in evaluator.state.metric_details.items()}
+        # MONAI's handlers put it there
+        found: dict[str, Tensor] = evaluator.state.metric_details  # type: ignore[attr-defined]
+        details = {name: values.flatten().tolist() for name, values in found.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{os.getpid()}.{self.path.name}")
         with temporary.open("w", newline="") as file:

@@ -217,11 +217,13 @@ class ResampleToGrid(InvertibleTransform):
         smooth = smooth_for_spacing(image.as_tensor(), (1.0, 1.0, 1.0), step.tolist()) - AIR_HU
         shifted = MetaTensor(smooth, meta=image.meta, applied_operations=image.applied_operations)
         size = (self.grid.size,) * 3
-        return self._resample(shifted, dst_affine=torch.from_numpy(target), spatial_size=size) + AIR_HU
+        resampled: Any = self._resample(shifted, dst_affine=torch.from_numpy(target), spatial_size=size)
+        return resampled + AIR_HU
 
     def inverse(self, data: MetaTensor) -> MetaTensor:
         """Back onto the scan's own voxels, −1024 HU outside the grid."""
-        return self._resample.inverse(data - AIR_HU) + AIR_HU
+        restored: Any = self._resample.inverse(data - AIR_HU)
+        return restored + AIR_HU
 
 
 class ResampleToGridd(MapTransform, InvertibleTransform):

@@ -10,6 +10,7 @@ import argparse
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -23,7 +24,7 @@ SPACING_MM = 2.5
 PATIENT = "lidc-idri-0001"
 
 
-def resample(ct: MetaTensor, spacing_mm: float) -> MetaTensor:
+def resample(ct: Any, spacing_mm: float) -> Any:
     """Anti-aliased, isotropic, RAS+; the circle outside the scanner's field of view becomes air."""
     ct = Orientation("RAS", labels=None)(ct.clamp(*HU_WINDOW))
     spacing = np.linalg.norm(np.asarray(ct.affine)[:3, :3], axis=0)

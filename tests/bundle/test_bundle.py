@@ -62,7 +62,9 @@ def test_metadata_is_valid_and_true() -> None:
     assert pred["num_channels"] == 1 and pred["spatial_shape"] == [geometry.grid.size] * 3
     assert (CONFIGS.parent / "LICENSE").exists() and (CONFIGS.parent / "docs" / "README.md").exists()
     pins = dict(
-        re.findall(r"^([\w.-]+)==(\S+)$", (Path(__file__).parents[2] / "constraints.txt").read_text().lower(), re.MULTILINE)
+        re.findall(
+            r"^([\w.-]+)==(\S+)$", (Path(__file__).parents[2] / "constraints.txt").read_text().lower(), re.MULTILINE
+        )
     )
     for package, version in metadata["required_packages_version"].items():
         if package != "drr2ct":
@@ -71,9 +73,7 @@ def test_metadata_is_valid_and_true() -> None:
     assert pins["numpy"] == metadata["numpy_version"]
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("train", "train"), ("evaluate", "evaluation"), ("inference", "inference")]
-)
+@pytest.mark.parametrize(("name", "kind"), [("train", "train"), ("evaluate", "evaluation"), ("inference", "inference")])
 def test_each_configuration_opens_alone_with_monais_properties(
     name: str, kind: str, dataset: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -117,12 +117,21 @@ def test_every_network_has_an_overlay_of_its_own_size() -> None:
 def test_misspelt_overrides_are_refused() -> None:
     train = [bundle_file("configs/train.yaml")]
     assert merged_config(train, {"train#trainer#max_epochs": 3})["train"]["trainer"]["max_epochs"] == 3
-    with pytest.raises(InputError, match="--epohcs is no key of train.yaml"):
+    with pytest.raises(InputError, match="--epohcs is no key of train"):
         merged_config(train, {"epohcs": 2})
-    with pytest.raises(InputError, match="the bundle has no configs/nothing.yaml"):
+    with pytest.raises(InputError, match="the bundle has no configs/nothing"):
         bundle_file("configs/nothing.yaml")
 
 
 def test_the_command_line_is_read_as_monai_reads_it() -> None:
-    arguments = ["run", "--config_file", "['a.yaml','b.yaml']", "--train#trainer#max_epochs", "10", "--seed=3", "--logging_file", "l"]
+    arguments = [
+        "run",
+        "--config_file",
+        "['a.yaml','b.yaml']",
+        "--train#trainer#max_epochs",
+        "10",
+        "--seed=3",
+        "--logging_file",
+        "l",
+    ]
     assert command_line(arguments) == (["a.yaml", "b.yaml"], {"train#trainer#max_epochs": 10, "seed": 3})

@@ -83,10 +83,12 @@ BAD_SETS: dict[str, tuple[Callable[[Path], Path], str]] = {
         "cannot be a file name",
     ),
     "patient in two parts": (
-        lambda p: (make_patients(p, 1) / "dataset.json").write_text(
-            '{"training": [{"label": "p0/p0.nii.gz"}], "test": [{"label": "p0/p0.nii.gz"}]}'
-        )
-        and p,
+        lambda p: (
+            (make_patients(p, 1) / "dataset.json").write_text(
+                '{"training": [{"label": "p0/p0.nii.gz"}], "test": [{"label": "p0/p0.nii.gz"}]}'
+            )
+            and p
+        ),
         "is in 'training' and in 'test'",
     ),
     "geometry not JSON": (lambda p: (make_patients(p, 3) / "geometry.json").write_text("{") and p, "is not JSON"),
@@ -119,7 +121,16 @@ def test_a_ct_that_cannot_be_used_is_named(command, tmp_path: Path, spoil, says:
     for i in range(3):
         spoil(root / f"p{i}" / f"p{i}.nii.gz")
     result = command(
-        "train", root, "--output", tmp_path / "out", "--network", "cascade64", "--set", "size=16", "--set", "num_workers=0"
+        "train",
+        root,
+        "--output",
+        tmp_path / "out",
+        "--network",
+        "cascade64",
+        "--set",
+        "size=16",
+        "--set",
+        "num_workers=0",
     )
     assert_one_sentence(result, says)
     assert "/p" in result[1]
@@ -127,7 +138,9 @@ def test_a_ct_that_cannot_be_used_is_named(command, tmp_path: Path, spoil, says:
 
 
 def test_networks_and_keys_that_do_not_exist(command, dataset: Path, tmp_path: Path) -> None:
-    assert_one_sentence(command("train", dataset, "--output", tmp_path, "--network", "cascade65"), "did you mean cascade64")
+    assert_one_sentence(
+        command("train", dataset, "--output", tmp_path, "--network", "cascade65"), "did you mean cascade64"
+    )
     assert_one_sentence(command("train", dataset, "--output", tmp_path, "--set", "epohcs=2"), "--epohcs is no key")
     assert_one_sentence(command("train", dataset, "--output", tmp_path, "--set", "epochs"), "is not KEY=VALUE")
     assert_one_sentence(
@@ -163,7 +176,9 @@ class _Bomb:
         (_other_network, "of another network (cascade64)"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_used(command, run: Path, radiographs: list[Path], tmp_path: Path, make, says) -> None:
+def test_a_checkpoint_that_cannot_be_used(
+    command, run: Path, radiographs: list[Path], tmp_path: Path, make, says
+) -> None:
     path = tmp_path / "c.pt"
     make(run, path)
     out = tmp_path / "out"
@@ -180,7 +195,9 @@ def test_radiographs_that_cannot_be_used(command, run: Path, radiographs: list[P
 
     def reconstruct(first: Path, second: Path, *more: object) -> tuple[int, str]:
         out = tmp_path / "out"
-        result = command("reconstruct", "--pa", first, "--lateral", second, "--checkpoint", checkpoint, "--output", out, *more)
+        result = command(
+            "reconstruct", "--pa", first, "--lateral", second, "--checkpoint", checkpoint, "--output", out, *more
+        )
         assert not list(out.glob("**/*.nii.gz"))
         return result
 
@@ -215,7 +232,9 @@ def test_the_job_runs_as_monai_bundle_run(dataset: Path, radiographs: list[Path]
     assert done.returncode == 0, done.stderr
     assert (out / "epochs.csv").exists() and "max_epochs: 1" in (out / "config.yaml").read_text()
     checkpoint = out / "checkpoints" / "last.pt"
-    done = monai("evaluate", "--dataset_dir", dataset, "--checkpoint", checkpoint, "--output_dir", tmp_path / "evaluation")
+    done = monai(
+        "evaluate", "--dataset_dir", dataset, "--checkpoint", checkpoint, "--output_dir", tmp_path / "evaluation"
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "evaluation" / "patients.csv").exists()
     files = str([str(path) for path in radiographs])

@@ -71,7 +71,9 @@ def test_the_table_holds_each_patient_and_the_mean(dataset: Path, checkpoint: Pa
 
 
 @pytest.mark.parametrize("suffix", ["nii.gz", "png"])
-def test_two_files_become_a_volume_in_patient_space(dataset: Path, checkpoint: Path, tmp_path: Path, suffix: str) -> None:
+def test_two_files_become_a_volume_in_patient_space(
+    dataset: Path, checkpoint: Path, tmp_path: Path, suffix: str
+) -> None:
     geometry = load_network(checkpoint).config.geometry
     item = load_datalist(dataset, "test")[0]
     radiographs = []
@@ -80,7 +82,12 @@ def test_two_files_become_a_volume_in_patient_space(dataset: Path, checkpoint: P
         write_radiograph(radiographs[-1], image)
     run_bundle(
         [bundle_file("configs/inference.yaml")],
-        {"checkpoint": str(checkpoint), "radiographs": radiographs, "output_dir": str(tmp_path / "out"), "patient": "jane"},
+        {
+            "checkpoint": str(checkpoint),
+            "radiographs": radiographs,
+            "output_dir": str(tmp_path / "out"),
+            "patient": "jane",
+        },
     )
     made = nib.load(tmp_path / "out" / "jane" / "jane_ct.nii.gz")
     np.testing.assert_allclose(made.affine, geometry.grid.affine(), atol=1e-4)
@@ -100,7 +107,11 @@ def test_a_folder_of_patients_is_reconstructed_in_one_go(dataset: Path, checkpoi
         folder.mkdir(parents=True)
         for view, image in zip(geometry.views, render_drr(LoadCT()(item["label"]), geometry), strict=True):
             write_radiograph(folder / f"{item['patient']}_{view.name}_drr.png", image)
-    overrides = {"checkpoint": str(checkpoint), "dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "out")}
+    overrides = {
+        "checkpoint": str(checkpoint),
+        "dataset_dir": str(tmp_path / "in"),
+        "output_dir": str(tmp_path / "out"),
+    }
     run_bundle([bundle_file("configs/inference.yaml")], overrides)
     assert len(list((tmp_path / "out").glob("*/*_ct.nii.gz"))) == 2
 

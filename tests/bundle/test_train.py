@@ -73,7 +73,9 @@ def test_tensorboard_shows_it(run: Path) -> None:
     last = [row for row in rows_of(run) if row["phase"] == "validation"][-1]
     assert events.Scalars("validation/psnr")[-1].value == pytest.approx(float(last["psnr"]), rel=1e-4)
     images = set(events.Tags()["images"])
-    planes = {f"{plane}/{what}" for plane in ("axial", "coronal", "sagittal") for what in ("truth", "prediction", "error")}
+    planes = {
+        f"{plane}/{what}" for plane in ("axial", "coronal", "sagittal") for what in ("truth", "prediction", "error")
+    }
     assert images == planes | {"radiographs/pa", "radiographs/lat"}
     assert [image.step for image in events.Images("coronal/truth")] == [1, 2]
 
