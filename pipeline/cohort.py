@@ -66,16 +66,18 @@ def vary(ct: MetaTensor, seed: int, variation: Variation | None = None) -> MetaT
     """
     variation = variation or Variation()
     spacing = np.linalg.norm(np.asarray(ct.affine)[:3, :3], axis=0)
-    deform = Compose(
-        [
-            RandAffine(
-                prob=1.0,
-                rotate_range=(np.radians(variation.rotation_deg),) * 3,
-                scale_range=(variation.scale,) * 3,
-                translate_range=tuple(variation.shift_mm / spacing),
-                mode="bilinear",
-                padding_mode="border",
-            ),
+    steps: list[Any] = [
+        RandAffine(
+            prob=1.0,
+            rotate_range=(np.radians(variation.rotation_deg),) * 3,
+            scale_range=(variation.scale,) * 3,
+            translate_range=tuple(variation.shift_mm / spacing),
+            mode="bilinear",
+            padding_mode="border",
+        )
+    ]
+    if variation.deformation > 0:  # MONAI's takes no empty range
+        steps.append(
             RandSmoothDeform(
                 spatial_size=ct.shape[1:],
                 rand_size=(variation.control_points,) * 3,
@@ -86,9 +88,9 @@ def vary(ct: MetaTensor, seed: int, variation: Variation | None = None) -> MetaT
                 grid_mode="bilinear",
                 grid_padding_mode="border",
                 grid_align_corners=True,
-            ),
-        ]
-    )
+            )
+        )
+    deform = Compose(steps)
     deform.set_random_state(seed)
     warped = deform(ct.as_tensor()).numpy()
     offsets = np.random.default_rng(seed).uniform(-1, 1, len(_TISSUE_KNOTS_HU)) * _TISSUE_SPREAD_HU * variation.tissue

@@ -63,7 +63,7 @@ def test_metadata_is_valid_and_true() -> None:
     assert (CONFIGS.parent / "LICENSE").exists() and (CONFIGS.parent / "docs" / "README.md").exists()
     pins = dict(
         re.findall(
-            r"^([\w.-]+)==(\S+)$", (Path(__file__).parents[2] / "constraints.txt").read_text().lower(), re.MULTILINE
+            r"^([\w.-]+)==([^\s;]+)", (Path(__file__).parents[2] / "constraints.txt").read_text().lower(), re.MULTILINE
         )
     )
     for package, version in metadata["required_packages_version"].items():
