@@ -73,7 +73,6 @@ def _ours(size: int, detector_size: int, stages: tuple[StageConfig, ...]) -> Cas
         geometry=_geometry(size, detector_size),
         lift="backprojection",
         fuse="before",
-        fuse_norm_groups=8,
         encoder_channels=(16, 32, 48, 64),
         volume_channels=32,
         stages=stages,

@@ -60,7 +60,7 @@ def sample_ct() -> Path:
 
 
 def run_demo(output: str | Path, settings: DemoSettings, console: Console) -> dict[str, float]:
-    """Run everything and return what ``summary.json`` holds.
+    """Run everything and return what ``summary.json`` holds. A demonstration that was stopped goes on where it was.
 
     Args:
         output: ``data``, ``run``, ``evaluation``, ``reconstruction.nii.gz``, ``overview.png`` and ``summary.json``
@@ -69,7 +69,7 @@ def run_demo(output: str | Path, settings: DemoSettings, console: Console) -> di
         console: where progress and the table are printed.
 
     Raises:
-        InputError: if the folder holds data of another demonstration.
+        InputError: if the folder holds a finished demonstration, or data made with other settings.
     """
     output = Path(output)
     began = time.monotonic()
@@ -78,8 +78,8 @@ def run_demo(output: str | Path, settings: DemoSettings, console: Console) -> di
         (sample_ct(),), geometry, settings.training, settings.validation, settings.test, seed=settings.seed
     )
     data, run = output / "data", output / "run"
-    if run.exists():
-        raise InputError(f"{run} holds an earlier demonstration; delete {output} or choose another folder.")
+    if (output / "summary.json").exists():
+        raise InputError(f"{output} holds a finished demonstration; delete it or choose another folder.")
     patients = len(plan.patients())
     console.print(f"[bold]1/4[/] {patients} variations of one real chest CT, with paired DRRs → {data}")
     with Progress(console=console) as progress:
