@@ -29,7 +29,7 @@ def gaussian_window(size: int, sigma: float) -> list[float]:
     return (weights / weights.sum()).tolist()
 
 
-def _filter(image: Tensor, windows: Windows) -> Tensor:
+def windowed_mean(image: Tensor, windows: Windows) -> Tensor:
     """Weighted mean in every window that lies wholly inside the image.
 
     Shifted sums, not convolutions: twelve times faster than ``conv3d`` on a CPU, and never TF32 on a GPU, whose
@@ -45,7 +45,7 @@ def _filter(image: Tensor, windows: Windows) -> Tensor:
 
 
 def _spread(gradient: Tensor, windows: Windows) -> Tensor:
-    """Transpose of :func:`_filter`."""
+    """Transpose of :func:`windowed_mean`."""
     for axis, weights in enumerate(windows, start=2):
         length = gradient.shape[axis]
         shape = list(gradient.shape)
@@ -62,12 +62,12 @@ class _MeanSSIM(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor, windows: Windows, c1: float, c2: float) -> Tensor:
-        mean_1, mean_2 = _filter(first, windows), _filter(second, windows)
+        mean_1, mean_2 = windowed_mean(first, windows), windowed_mean(second, windows)
         product = mean_1 * mean_2
         squares = mean_1 * mean_1 + mean_2 * mean_2
         # only the sum of the two variances occurs, so their windows are one
-        contrast_below = _filter(first * first + second * second, windows).sub_(squares).add_(c2)
-        contrast_above = _filter(first * second, windows).sub_(product).mul_(2).add_(c2)
+        contrast_below = windowed_mean(first * first + second * second, windows).sub_(squares).add_(c2)
+        contrast_above = windowed_mean(first * second, windows).sub_(product).mul_(2).add_(c2)
         luminance_above = product.mul_(2).add_(c1)
         luminance_below = squares.add_(c1)
         luminance = luminance_above / luminance_below

@@ -1,8 +1,7 @@
-"""From predictions to files: NIfTI in HU in patient space, pictures, and tables by patient."""
+"""From predictions to files: NIfTI in HU in patient space, and pictures."""
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -134,37 +133,3 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     temporary.replace(path)
-
-
-class PatientTable:
-    """One CSV row per patient, with every metric of the evaluator, and their mean in the last row.
-
-    Args:
-        path: of the CSV file.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._patients: list[str] = []
-
-    def attach(self, evaluator: Engine) -> None:
-        """Register on the evaluator; attach it after the metrics, as MONAI does with handlers."""
-        evaluator.add_event_handler(Events.EPOCH_STARTED, self._patients.clear)
-        evaluator.add_event_handler(
-            Events.ITERATION_COMPLETED, lambda: self._patients.extend(batch_patients(evaluator.state.batch))
-        )
-        evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._write)
-
-    def _write(self, evaluator: Engine) -> None:
-        # MONAI's handlers put it there
-        found: dict[str, Tensor] = evaluator.state.metric_details  # type: ignore[attr-defined]
-        details = {name: values.flatten().tolist() for name, values in found.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{os.getpid()}.{self.path.name}")
-        with temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["patient", *details])
-            for patient, *values in zip(self._patients, *details.values(), strict=True):
-                writer.writerow([patient, *(f"{value:.6g}" for value in values)])
-            writer.writerow(["mean", *(f"{sum(values) / len(values):.6g}" for values in details.values())])
-        temporary.replace(self.path)

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
 
-from drr2ct.pipeline.bundle import bundle_file, run_bundle
+from drr2ct.pipeline.bundle import bundle_file, find_input_error, run_bundle
 from drr2ct.pipeline.checkpoint import load_network
 from drr2ct.pipeline.datalist import load_datalist
 from drr2ct.pipeline.export import write_volume
@@ -22,6 +22,7 @@ from drr2ct.pipeline.reconstruction import place_on_grid
 from drr2ct.transforms import files_to_samples, render_drr, write_radiograph
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.volume import LoadCT
+from tests.bundle.conftest import train
 
 RAS_TO_LPS = np.diag([-1.0, -1, 1])
 
@@ -49,16 +50,29 @@ def test_predictions_lie_on_the_cts_own_voxels(dataset: Path, checkpoint: Path, 
         assert values.min() >= -1024 and values.max() <= 3071
 
 
-def test_the_table_holds_each_patient_and_the_mean(dataset: Path, checkpoint: Path, tmp_path: Path) -> None:
-    output = evaluate(dataset, checkpoint, tmp_path, export_grid="none", part="training")
+def test_patients_of_the_training_are_refused(dataset: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception) as refused:
+        evaluate(dataset, checkpoint, tmp_path, part="training")
+    assert "was trained on 4 of the 4 patients" in str(find_input_error(refused.value))
+    assert not (tmp_path / "patients.csv").exists()
+
+
+def test_the_table_holds_each_patient_and_the_mean(dataset: Path, tmp_path: Path) -> None:
+    split = {"split_fractions": [0.34, 0.33, 0.33]}
+    checkpoint = (
+        train(dataset, tmp_path / "run", **split, **{"train#trainer#max_epochs": 1}) / "checkpoints" / "last.pt"
+    )
+    output = evaluate(dataset, checkpoint, tmp_path, export_grid="none", **split)
     with (output / "patients.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    names = [item["patient"] for item in load_datalist(dataset, "training")]
+    items = load_datalist(dataset, "test", fractions=split["split_fractions"])
+    names = [item["patient"] for item in items]
+    assert len(names) == 2
     assert [row["patient"] for row in rows] == [*names, "mean"]
     assert not (output / "predictions").exists()
     # by hand, for the first patient
     network = load_network(checkpoint)
-    sample = files_to_samples(network.config.geometry)(load_datalist(dataset, "training")[0])
+    sample = files_to_samples(network.config.geometry)(items[0])
     with torch.no_grad():
         pred = network(sample["image"][None])[0]
     hu = [(volume.clamp(0, 1) * 4095 - 1024) for volume in (pred, sample["label"].as_tensor())]

@@ -1,0 +1,230 @@
+"""Figures against independent implementations, hand-computed cases, and volumes that only look good."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from monai.metrics import DiceMetric, SurfaceDiceMetric, compute_hausdorff_distance
+from monai.metrics.regression import MultiScaleSSIMMetric
+from scipy import ndimage
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from drr2ct.pipeline import metrics
+from drr2ct.pipeline.metrics import FIGURES, FigureHandler, ReconstructionMetric, ReprojectionMetric
+from drr2ct.transforms.drr import render_drr
+from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+from drr2ct.transforms.validation import InputError
+from tests.files import chest
+
+
+def volume(n: int = 48, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(chest((n, n, n), seed))[None]
+
+
+def blurred(hu: torch.Tensor, sigma: float = 1.5) -> torch.Tensor:
+    return torch.from_numpy(ndimage.gaussian_filter(hu.numpy(), (0, sigma, sigma, sigma)))
+
+
+def test_psnr_and_ssim_are_those_of_skimage():
+    truth, pred = volume(), blurred(volume())
+    got = ReconstructionMetric().compute(pred, truth)
+    for suffix, (low, high) in metrics.WINDOWS.items():
+        x, y = (v[0].clamp(low, high).double().numpy() for v in (pred, truth))
+        width = high - low
+        assert got[f"psnr{suffix}"] == pytest.approx(peak_signal_noise_ratio(y, x, data_range=width), abs=1e-3)
+        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
+        # skimage's Gaussian of σ 1.5 is cut at 3.5 σ: 11 voxels
+        _, full = structural_similarity(x, y, data_range=width, **options)
+        inner = (slice(5, -5),) * 3
+        assert got[f"ssim{suffix}"] == pytest.approx(full[inner].mean(), abs=2e-4)
+        body = metrics.body_mask(truth)[0].numpy()
+        assert got[f"ssim{suffix}_body"] == pytest.approx(full[inner][body[inner]].mean(), abs=2e-4)
+        assert got[f"psnr{suffix}_body"] == pytest.approx(
+            10 * np.log10(width**2 / np.square(x - y)[body].mean()), abs=1e-3
+        )
+
+
+def test_ms_ssim_is_monais():
+    truth, pred = volume(64), blurred(volume(64))
+    weights = np.array(metrics.MS_SSIM_WEIGHTS[:3])
+    monai = MultiScaleSSIMMetric(3, data_range=2500.0, weights=(weights / weights.sum()).tolist())
+    x, y = pred.clamp(*metrics.DEFAULT_WINDOW), truth.clamp(*metrics.DEFAULT_WINDOW)
+    expected = float(monai(x[None], y[None]))
+    assert metrics.ms_ssim(x, y, 2500.0) == pytest.approx(expected, abs=1e-4)
+    assert ReconstructionMetric(["ms_ssim"]).compute(pred, truth)["ms_ssim"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_gradient_similarity_by_hand():
+    ramp = torch.arange(40.0).expand(1, 12, 12, 40) * 10
+    steeper = ramp * 2
+    a, b = (10 / 2500) ** 2, (20 / 2500) ** 2
+    c = metrics.GRADIENT_CONSTANT
+    expected = (2 * math.sqrt(a * b) + c) / (a + b + c)
+    got = metrics.gradient_similarity(ramp, steeper, 2500.0)
+    torch.testing.assert_close(got, torch.full_like(got, expected))
+
+
+def test_gradient_similarity_in_parts_is_that_of_the_whole(monkeypatch):
+    truth, pred = volume(), blurred(volume())
+    parts = metrics.gradient_similarity(pred, truth, 2500.0), metrics.ssim_maps(pred, truth, 2500.0)[0]
+    monkeypatch.setattr(metrics, "_PLANES", 1000)
+    whole = metrics.gradient_similarity(pred, truth, 2500.0), metrics.ssim_maps(pred, truth, 2500.0)[0]
+    for a, b in zip(parts, whole, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_body_is_the_largest_component_with_its_lungs():
+    hu = torch.full((1, 20, 20, 20), -1000.0)
+    hu[:, 4:16, 4:16] = 0.0  # cut by both ends of the scan
+    hu[:, 8:12, 8:12] = -850.0  # a tunnel, open at both ends
+    hu[:, 1:3, 1:3, 1:3] = 0.0  # an arm
+    expected = torch.zeros(1, 20, 20, 20, dtype=torch.bool)
+    expected[:, 4:16, 4:16] = True
+    assert torch.equal(metrics.body_mask(hu), expected)
+    assert not metrics.body_mask(torch.full((1, 12, 12, 12), -1000.0)).any()
+
+
+def test_tissue_errors_by_hand():
+    truth = torch.full((1, 20, 20, 20), -1000.0)
+    truth[:, 4:16, 4:16, 4:16] = 50.0
+    truth[:, 6:8, 6:8, 6:8] = -80.0
+    truth[:, 10:12, 10:12, 10:12] = 700.0
+    pred = truth.clone()
+    pred[truth == 700] = 400.0
+    pred[truth == -80] = -70.0
+    got = ReconstructionMetric().compute(pred, truth)
+    assert (got["mae_hu_bone"], got["bias_hu_bone"]) == (300.0, -300.0)
+    assert (got["mae_hu_fat"], got["bias_hu_fat"]) == (10.0, 10.0)
+    assert got["mae_hu_soft"] == 0.0
+    assert math.isnan(got["mae_hu_lung"]) and math.isnan(got["dice_lung"])
+    assert got["bias_hu_body"] == pytest.approx((8 * -300 + 8 * 10) / 12**3)
+    assert got["mae_hu"] == pytest.approx((8 * 300 + 8 * 10) / 20**3, rel=1e-5)
+
+
+def test_overlap_is_monais_and_shifted_cube_by_hand():
+    truth = torch.zeros(1, 24, 24, 24, dtype=torch.bool)
+    truth[:, 6:16, 6:16, 6:16] = True
+    pred = truth.roll(3, dims=1)
+    got = metrics.overlap_figures(pred, truth, [2.0, 2.0, 2.0], tolerance_mm=3.0)
+    assert got["dice"] == pytest.approx(0.7)
+    one, other = pred[None].float(), truth[None].float()
+    assert got["dice"] == pytest.approx(float(DiceMetric()(one, other)))
+    surface = SurfaceDiceMetric([3.0], include_background=True)(one, other, spacing=2.0)
+    assert got["nsd"] == pytest.approx(float(surface))
+    hausdorff = compute_hausdorff_distance(one, other, include_background=True, percentile=95, spacing=2.0)
+    assert got["hd95"] == pytest.approx(float(hausdorff)) == pytest.approx(6.0)
+
+
+def test_legacy_figure_by_hand():
+    truth = torch.full((1, 12, 12, 12), -1024.0)
+    pred = truth.clone()
+    pred[0, 0] = -1014.0  # one slice of the first axis is wrong by 10
+    first = (10 * math.log10(4095**2 / 100) + 11 * 100) / 12
+    others = 10 * math.log10(4095**2 / (100 / 12))
+    assert metrics.legacy_x2ct_psnr(pred, truth) == pytest.approx((first + 2 * others) / 3)
+
+
+def test_identical_volumes_are_perfect():
+    got = ReconstructionMetric().compute(volume(), volume())
+    for name, value in got.items():
+        if name.startswith(("psnr", "legacy")):
+            assert value == 100.0
+        elif name.startswith(("ssim", "ms_ssim", "gms", "dice", "nsd")):
+            assert value == pytest.approx(1.0, abs=1e-5)
+        elif metrics.lower_is_better(name):
+            assert value == 0.0 or math.isnan(value)
+
+
+@settings(max_examples=8, deadline=None)
+@given(axis=st.integers(1, 3), seed=st.integers(0, 99))
+def test_mirroring_both_changes_nothing(axis, seed):
+    truth = volume(24, seed)
+    pred = blurred(truth + 20)
+    metric = ReconstructionMetric()
+    first, second = metric.compute(pred, truth), metric.compute(pred.flip(axis), truth.flip(axis))
+    for name in FIGURES:
+        assert second[name] == pytest.approx(first[name], rel=1e-3, abs=1e-3, nan_ok=True), name
+
+
+@settings(max_examples=8, deadline=None)
+@given(shift=st.floats(1, 80))
+def test_a_constant_error_is_its_own_bias(shift):
+    truth = volume(24).clamp(-900, 1000)
+    got = ReconstructionMetric().compute(truth + shift, truth)
+    assert got["bias_hu_body"] == pytest.approx(shift, rel=1e-3)
+    assert got["psnr"] == pytest.approx(20 * math.log10(2500 / shift), abs=1e-2)
+    assert got["gms_body"] == pytest.approx(1, abs=1e-4)
+
+
+def test_mirrored_and_mean_volumes_are_exposed():
+    truth = volume()
+    metric = ReconstructionMetric()
+    good, mirrored = metric.compute(blurred(truth), truth), metric.compute(blurred(truth).flip(1), truth)
+    assert good["chirality_db"] > 1 > 0 > -1 > mirrored["chirality_db"]
+    symmetric = (truth + truth.flip(1)) / 2
+    mean = metric.compute(symmetric, truth)
+    assert mean["chirality_db"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_blurred_volume_loses_sharpness():
+    truth = volume()
+    got = [ReconstructionMetric(["gms_body", "ms_ssim"]).compute(blurred(truth, s), truth) for s in (0.7, 1.5, 3.0)]
+    for name in ("gms_body", "ms_ssim"):
+        assert got[0][name] > got[1][name] > got[2][name]
+
+
+def test_streaming_in_any_batches_gives_the_same():
+    truths = torch.stack([volume(24, s) for s in range(3)])
+    preds = torch.stack([blurred(t) for t in truths])
+    one, other = ReconstructionMetric(["psnr", "mae_hu_bone"]), ReconstructionMetric(["psnr", "mae_hu_bone"])
+    one(preds, truths)
+    for pred, truth in zip(preds, truths, strict=True):
+        other([pred], [truth])
+    torch.testing.assert_close(one.get_buffer(), other.get_buffer())
+    assert one.aggregate().shape == (2,)
+
+
+def test_spacing_is_taken_from_the_affine():
+    truth, pred = volume(24), volume(24).roll(1, dims=1)
+    near = ReconstructionMetric(["hd95_body"]).compute(pred, truth)["hd95_body"]
+    far = ReconstructionMetric(["hd95_body"]).compute(
+        pred, MetaTensor(truth, affine=torch.diag(torch.tensor([5.0, 5, 5, 1])))
+    )
+    assert far["hd95_body"] == pytest.approx(5 * near) and near > 0
+
+
+def test_handler_names_every_figure():
+    truth = volume(24)
+    engine = Engine(lambda *_: (([blurred(truth)]), [truth]))
+    engine.state.metric_details = {}
+    FigureHandler(ReconstructionMetric(["ssim", "psnr"]), lambda x: x).attach(engine, "figures")
+    engine.run([0, 1], max_epochs=1)
+    expected = ReconstructionMetric(["psnr"]).compute(blurred(truth), truth)["psnr"]
+    assert engine.state.metrics["psnr"] == pytest.approx(expected, rel=1e-5)
+    assert engine.state.metric_details["psnr"].shape == (2, 1)
+
+
+def test_reprojection_of_the_truth_and_of_a_denser_volume():
+    geometry = BiplanarGeometry.from_angles(VolumeGrid(24, 240.0), detector_size=32)
+    truth = volume(24).clamp(min=-1000)
+    radiographs = render_drr(truth, geometry, geometry.grid.affine())
+    metric = ReprojectionMetric(geometry)
+    rows = metric([truth, truth + 50], [radiographs, radiographs])
+    assert rows[0].abs().max() < 1e-5
+    assert rows[1, 1] == pytest.approx(float(rows[1, 0]), rel=1e-3) and rows[1, 1] > 0.05
+
+
+@pytest.mark.parametrize("shapes", [((1, 24, 24, 24), (1, 24, 24, 23)), ((1, 8, 8, 8), (1, 8, 8, 8))])
+def test_volumes_that_cannot_be_compared_are_refused(shapes):
+    with pytest.raises(InputError, match="cannot be compared"):
+        ReconstructionMetric().compute(*(torch.zeros(s) for s in shapes))
+
+
+def test_unknown_figures_are_refused():
+    with pytest.raises(InputError, match="psnrr"):
+        ReconstructionMetric(["psnrr"])
