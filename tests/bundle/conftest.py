@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from drr2ct.pipeline import cli
 from drr2ct.pipeline.bundle import bundle_file, run_bundle
 from tests.files import chest, write_nifti
 
@@ -52,3 +55,28 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training of two epochs."""
     return train(dataset, tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run ``drr2ct …`` in this process: its exit status and what it wrote to stderr."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["drr2ct", *map(str, arguments)])
+        monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return int(stop.code or 0), capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return call
+
+
+def assert_one_sentence(result: tuple[int, str], says: str) -> None:
+    status, message = result
+    lines = [line for line in message.splitlines() if line.strip()]
+    assert status == 2, message
+    assert len(lines) == 1 and lines[0].startswith("drr2ct: "), message
+    assert says in lines[0], message

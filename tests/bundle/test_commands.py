@@ -13,29 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from drr2ct.pipeline import cli
 from drr2ct.pipeline.bundle import bundle_file
 from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
 from drr2ct.pipeline.datalist import load_datalist
 from drr2ct.transforms import LoadCT, render_drr, write_radiograph
+from tests.bundle.conftest import assert_one_sentence
 from tests.files import chest, write_nifti
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Run ``drr2ct …`` in this process: its exit status and what it wrote to stderr."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["drr2ct", *map(str, arguments)])
-        monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return int(stop.code or 0), capsys.readouterr().err
-        return 0, capsys.readouterr().err
-
-    return call
 
 
 @pytest.fixture
@@ -47,14 +30,6 @@ def radiographs(dataset: Path, run: Path, tmp_path: Path) -> list[Path]:
     for path, image in zip(paths, images, strict=True):
         write_radiograph(path, image)
     return paths
-
-
-def assert_one_sentence(result: tuple[int, str], says: str) -> None:
-    status, message = result
-    lines = [line for line in message.splitlines() if line.strip()]
-    assert status == 2, message
-    assert len(lines) == 1 and lines[0].startswith("drr2ct: "), message
-    assert says in lines[0], message
 
 
 def make_patients(root: Path, count: int) -> Path:

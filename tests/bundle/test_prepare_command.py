@@ -1,0 +1,39 @@
+"""``drr2ct prepare`` as it is typed, and that what it makes can be trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drr2ct.pipeline.datalist import PARTS, load_datalist
+from tests.bundle.conftest import assert_one_sentence
+from tests.files import chest, write_dicom_series, write_nifti
+
+AFFINE = np.array([[-10.0, 0, 0, 160], [0, -11, 0, 170], [0, 0, 12, 40], [0, 0, 0, 1]])
+
+
+@pytest.mark.slow
+def test_prepare_makes_a_data_set_and_checks_it(command, tmp_path: Path) -> None:
+    for i in range(3):
+        write_nifti(tmp_path / "source" / f"n{i}" / f"n{i}.nii.gz", chest(seed=i), AFFINE)
+    write_dicom_series(tmp_path / "source" / "d" / "study" / "series", chest(seed=9).round(), AFFINE)
+    key = tmp_path / "key"
+    key.write_text("a secret of the hospital, 32 bytes")
+    options = ("--detector", 64, "--workers", 1, "--key-file", key, "--split", 0.5, 0.25, 0.25)
+    status, message = command("prepare", tmp_path / "source", tmp_path / "set", *options)
+    assert status == 0, message
+    found = {part: load_datalist(tmp_path / "set", part) for part in PARTS}
+    assert sum(map(len, found.values())) == 4 and all(found.values())
+    assert not any(
+        item["patient"].startswith("n") and len(item["patient"]) < 4 for items in found.values() for item in items
+    )
+    status, message = command("prepare", tmp_path / "set", "--check")
+    assert status == 0, message
+
+
+def test_prepare_says_what_is_missing(command, tmp_path: Path) -> None:
+    assert_one_sentence(command("prepare", tmp_path / "nowhere", tmp_path / "set"), "nowhere")
+    assert_one_sentence(command("prepare", tmp_path), "--check")
+    assert not (tmp_path / "set").exists()
