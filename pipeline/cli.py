@@ -116,6 +116,161 @@ def reconstruct(
     run_bundle([bundle_file("configs/inference.yaml")], {**settings, **parse_overrides(overrides)})
 
 
+@app.command()
+def plan(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAMES]...", help="Networks to --compare.")] = None,
+    network: Annotated[str, typer.Option(help="A named network.")] = "cascade256",
+    compare: Annotated[bool, typer.Option("--compare", help="Print one row for each of NAMES.")] = False,
+    batch: Annotated[int, typer.Option(help="Samples per step.")] = 1,
+    precision: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    views: Annotated[int, typer.Option(help="Number of radiographs.")] = 2,
+    size: Annotated[int | None, typer.Option(help="Voxels along each axis; the network's own by default.")] = None,
+    detector: Annotated[int | None, typer.Option(help="Pixels along each axis; the network's own by default.")] = None,
+    checkpointing: Annotated[str | None, typer.Option(metavar="on|off", help="Recompute activations.")] = None,
+    gpu: Annotated[str | None, typer.Option(help='Memory to fit, such as "80 GiB".')] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Samples in an epoch; 0 leaves its time out.")] = 1000,
+    throughput: Annotated[
+        str | None, typer.Option(help='Such as "50 TFLOP/s"; measured on this machine by default.')
+    ] = None,
+    checkpoint: Annotated[list[Path] | None, typer.Option(help="Its metrics join the comparison; repeatable.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+) -> None:
+    """Say what a network costs in memory, FLOPs and time, without allocating it."""
+    from drr2ct.pipeline.plan import Settings, run_plan
+
+    if bool(names) != compare:
+        raise InputError("give --compare and the networks' names together: --compare direct256 cascade256.")
+    if checkpointing not in (None, "on", "off"):
+        raise InputError(f"--checkpointing {checkpointing} is neither on nor off.")
+    switch = None if checkpointing is None else checkpointing == "on"
+    settings = [Settings(n, batch, precision, views, size, detector, switch) for n in names or [network]]
+    run_plan(settings, Console(), gpu, samples, throughput, checkpoint or (), markdown, json, compare)
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Tree of DICOM studies, volume files, or patient folders.")],
+    dest: Annotated[Path | None, typer.Argument(help="The data set to make.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Check DEST, or without it the data set SOURCE.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    fov_mm: Annotated[float, typer.Option(help="Edge of the cube that the views see, mm.")] = 360.0,
+    detector: Annotated[int, typer.Option(min=8, help="Rows and columns of a radiograph.")] = 512,
+    geometry: Annotated[Path | None, typer.Option(help="A geometry.json, instead of these two.")] = None,
+    split: Annotated[tuple[float, float, float], typer.Option(help="Fractions for training, validation and test.")] = (
+        0.8,
+        0.1,
+        0.1,
+    ),
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    png_bits: Annotated[int, typer.Option(help="8 or 16, of the PNG copies.")] = 16,
+    per_study: Annotated[bool, typer.Option("--per-study", help="One CT per study instead of per patient.")] = False,
+    patient_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression: which part of a volume file's path names the patient.")
+    ] = None,
+    key_file: Annotated[Path | None, typer.Option(help="Name patients by a hash under this secret key.")] = None,
+    report: Annotated[Path | None, typer.Option(help="CSV of all series; DEST/series.csv by default.")] = None,
+    intensity: Annotated[
+        str, typer.Option(help="For --check: line_integral, transmission or display.")
+    ] = "line_integral",
+    feet_first: Annotated[bool, typer.Option("--feet-first", help="For --check: stored with the feet up.")] = False,
+) -> None:
+    """Make a data set of CT studies, or check one."""
+    from drr2ct.pipeline.datalist import dataset_geometry
+    from drr2ct.transforms.geometry import BiplanarGeometry
+    from drr2ct.transforms.validation import existing_file
+
+    console = Console()
+    if dest is not None:
+        from drr2ct.pipeline.prepare import PrepareSettings
+        from drr2ct.pipeline.prepare import prepare as run_prepare
+
+        space = BiplanarGeometry.load(geometry) if geometry else dataset_geometry(fov_mm=fov_mm, detector_size=detector)
+        key = existing_file(key_file, "key file").read_bytes().strip() if key_file else None
+        settings = PrepareSettings(space, split, seed, png_bits, per_study, patient_pattern, key)
+        summary = run_prepare(source, dest, settings, workers, report, console)
+        console.print(f"{summary.ready} patients in {dest}, {summary.made} made now, {summary.failed} failed")
+        if summary.complete:
+            console.print(f"{report or dest / 'series.csv'}  every series, and why it was used or left out")
+    elif not check:
+        raise InputError("give DEST, the data set to make, or --check to check the data set SOURCE.")
+    if check:
+        from drr2ct.pipeline.dataset_check import check_dataset, conclusions, write_check
+
+        root = dest or source
+        checks = check_dataset(root, intensity, feet_first)
+        for patient in checks:
+            for problem in patient.problems:
+                console.print(f"{patient.patient}: {problem}", markup=False)
+        for path in write_check(checks, root, [view.name for view in dataset_geometry(root).views]):
+            console.print(str(path))
+        if found := conclusions(checks):
+            raise InputError(" ".join(found))
+        console.print(f"{len(checks)} patients, nothing wrong")
+
+
+@app.command()
+def robustness(
+    dataset: Annotated[Path, typer.Argument(help="Folder of patient folders with CTs.")],
+    checkpoint: Annotated[Path, typer.Option(help="For example RUN/checkpoints/best_psnr.pt.")],
+    output: Annotated[Path, typer.Option(help="Folder for robustness.csv and robustness.json.")],
+    part: Annotated[str, typer.Option(help="Of the data set.")] = "test",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Evaluate a checkpoint under other view angles, noise, blur, exposure and on another grid."""
+    from drr2ct.pipeline.robustness import run_robustness
+
+    print_rows(run_robustness(dataset, checkpoint, output, part, device=device))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of an evaluation.")],
+    second: Annotated[Path, typer.Argument(help="Folder of another, on the same patients.")],
+) -> None:
+    """Compare two evaluations patient by patient: first minus second, with 95 % intervals."""
+    from drr2ct.pipeline.evaluation import compare_evaluations, plain
+
+    found = plain(compare_evaluations(first, second))
+    print_rows([{"figure": name, **entry} for name, entry in found.items()])
+
+
+@app.command()
+def segmentations(
+    predicted: Annotated[Path, typer.Argument(help="Masks of predictions: <patient>/<structure>.nii.gz.")],
+    true: Annotated[Path, typer.Argument(help="Masks of the CTs, likewise.")],
+    output: Annotated[Path, typer.Option(help="CSV file to write.")],
+) -> None:
+    """Compare masks from files by Dice, normalised surface Dice and 95 % Hausdorff distance."""
+    from drr2ct.pipeline.evaluation import compare_segmentations
+
+    print_rows(compare_segmentations(predicted, true, output))
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Rows of one kind as a table."""
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of trainings; the first is the subject.")],
+    evaluation: Annotated[list[Path] | None, typer.Option(help="Their evaluation folders, in order.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Data set of the first; the training's own by default.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the page; RUN/report by default.")] = None,
+) -> None:
+    """Write one self-contained page about a run, compared with others: report.html and its figures."""
+    from drr2ct.pipeline.report import write_report
+
+    console = Console()
+    console.print(str(write_report(runs, output, evaluation or (), dataset, console)))
+
+
 def main() -> None:
     """Entry point: a user's mistake is one sentence and status 2."""
     from drr2ct.pipeline.bundle import find_input_error
@@ -125,6 +280,9 @@ def main() -> None:
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     try:
         app()
+    except KeyboardInterrupt:
+        print("drr2ct: interrupted; the same command goes on from what is complete.", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
         mistake = find_input_error(error)
         if mistake is None:
