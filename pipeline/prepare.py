@@ -229,7 +229,6 @@ def make_patient(job: Job, dest: Path, settings: PrepareSettings) -> Outcome:
     Raises:
         InputError: if the disk is full. Whatever is wrong with the patient is in the outcome instead.
     """
-    torch.set_num_threads(1)
     partial = dest / ".partial" / job.name
     seconds: dict[str, float] = defaultdict(float)
     shutil.rmtree(partial, ignore_errors=True)
@@ -340,12 +339,13 @@ def run_jobs(jobs: Sequence[Job], dest: Path, settings: PrepareSettings, workers
     suspects: list[Job] = []
     while queue or suspects:
         alone = not queue
-        with ProcessPoolExecutor(1 if alone else workers, get_context("spawn")) as pool:
+        count, spawn = 1 if alone else workers, get_context("spawn")
+        with ProcessPoolExecutor(count, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             running: dict[Future[Outcome], Job] = {}
             try:
                 while running or (suspects if alone else queue):
                     waiting = suspects if alone else queue
-                    while waiting and len(running) < (1 if alone else workers):
+                    while waiting and len(running) < count:
                         job = waiting.pop(0)
                         running[pool.submit(make_patient, job, dest, settings)] = job
                     for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from drr2ct.pipeline.datalist import PARTS, load_datalist
 from tests.bundle.conftest import assert_one_sentence
@@ -22,7 +23,9 @@ def test_prepare_makes_a_data_set_and_checks_it(command, tmp_path: Path) -> None
     key = tmp_path / "key"
     key.write_text("a secret of the hospital, 32 bytes")
     options = ("--detector", 64, "--workers", 1, "--key-file", key, "--split", 0.5, 0.25, 0.25)
+    threads = torch.get_num_threads()
     status, message = command("prepare", tmp_path / "source", tmp_path / "set", *options)
+    assert torch.get_num_threads() == threads, "a process that goes on computing keeps its threads"
     assert status == 0, message
     found = {part: load_datalist(tmp_path / "set", part) for part in PARTS}
     assert sum(map(len, found.values())) == 4 and all(found.values())
