@@ -23,11 +23,10 @@ from drr2ct.pipeline.evaluation import (
     read_patients,
     summarise_all,
     trained_patients,
-    write_csv,
 )
 from drr2ct.pipeline.metrics import FIGURES, ReconstructionMetric
-from drr2ct.pipeline.reconstruction import write_json
 from drr2ct.transforms.attenuation import HU_BONE, LINE_INTEGRAL_SCALE, MU_BONE, MU_WATER
+from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.volume import HU_WINDOW, to_hu
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
+from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError
 
 _RUN_ARGUMENTS = {
@@ -110,10 +110,8 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> None:
     """
     folder = Path(output_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{os.getpid()}.config.yaml"
-        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-        temporary.replace(folder / "config.yaml")
+        with replacing(folder / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise InputError(f"output folder {folder} cannot be written ({error.strerror}); choose another.") from error
 

@@ -10,6 +10,7 @@ A checkpoint is one file of tensors and plain types (``torch.load(weights_only=T
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import os
@@ -28,6 +29,7 @@ from ignite.handlers import Checkpoint
 
 from drr2ct.networks import CascadeConfig, ProgressiveCascade, create_network
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
+from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError, existing_file
 from drr2ct.transforms.volume import HU_WINDOW
 
@@ -37,6 +39,7 @@ _PACKAGES = ("drr2ct", "torch", "monai", "pytorch-ignite", "numpy", "nanodrr", "
 logger = logging.getLogger(__name__)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages a result depends on, and the git revision if run from a checkout."""
     found = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
@@ -70,18 +73,12 @@ def describe(
 
 
 def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> Path:
-    """Write to a temporary name, flush to the disk, rename: there is never half a checkpoint."""
+    """Write and flush to the disk; there is never half a checkpoint."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
     return path
 
 

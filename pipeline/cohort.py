@@ -23,6 +23,7 @@ from monai.transforms import Compose, Orientation, RandAffine, RandSmoothDeform
 from drr2ct.pipeline.datalist import PARTS, write_datalist
 from drr2ct.pipeline.export import write_volume
 from drr2ct.transforms.drr import render_drr
+from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.radiograph import write_radiograph
 from drr2ct.transforms.validation import InputError
@@ -173,7 +174,8 @@ def _claim(record: Path, plan: CohortPlan) -> None:
     elif any(record.parent.iterdir()):
         raise InputError(f"{record.parent} is not empty and holds no cohort; choose another folder.")
     else:
-        record.write_text(described)
+        with replacing(record) as temporary:
+            temporary.write_text(described)
 
 
 def _write_patient(job: tuple[Path, str, Path, int, BiplanarGeometry, Variation]) -> None:

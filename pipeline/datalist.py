@@ -14,10 +14,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
+from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
 
@@ -140,9 +140,7 @@ def write_datalist(dataset_dir: str | Path, parts: dict[str, list[dict[str, Any]
             for item in parts[part]
         ]
     path = root / "dataset.json"
-    temporary = path.with_name(f".{uuid4().hex}.{path.name}")  # several ranks may write the same list at once
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    write_json(path, content)
     return path
 
 

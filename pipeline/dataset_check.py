@@ -7,13 +7,11 @@ neither on brightness nor on exact distances. A set whose turned images fit bett
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from torch import Tensor
 from drr2ct.pipeline.datalist import PARTS, dataset_geometry, find_patients, load_datalist
 from drr2ct.pipeline.figures import DISPLAY_WINDOW, mid_planes, save_figure
 from drr2ct.transforms.drr import render_drr
+from drr2ct.transforms.files import write_csv
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.radiograph import LoadRadiographsd
 from drr2ct.transforms.validation import InputError
@@ -189,16 +188,12 @@ def conclusions(checks: Sequence[PatientCheck]) -> list[str]:
 def write_check(checks: Sequence[PatientCheck], folder: str | Path, views: Sequence[str]) -> tuple[Path, Path]:
     """Write ``check.csv`` and ``contact-sheet.png`` (patients with problems first, at most 24) and return the paths."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     table = folder / "check.csv"
-    temporary = table.with_name(f".{uuid4().hex}.{table.name}")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["patient", "stored", "correlation", "problems"])
-        for check in checks:
-            correlation = " ".join(f"{value:.3f}" for value in check.correlation)
-            writer.writerow([check.patient, "; ".join(check.turns), correlation, "; ".join(check.problems)])
-    temporary.replace(table)
+    rows = []
+    for check in checks:
+        correlation = " ".join(f"{value:.3f}" for value in check.correlation)
+        rows.append([check.patient, "; ".join(check.turns), correlation, "; ".join(check.problems)])
+    write_csv(table, ["patient", "stored", "correlation", "problems"], rows)
     return table, save_figure(contact_sheet(checks, views), folder / "contact-sheet.png")
 
 

@@ -21,8 +21,9 @@ from drr2ct.pipeline.datalist import load_datalist
 from drr2ct.pipeline.export import DISCLAIMER
 from drr2ct.pipeline.figures import overview_figure, save_figure
 from drr2ct.pipeline.metrics import DEFAULT_WINDOW, InWindow
-from drr2ct.pipeline.reconstruction import place_on_grid, write_json
+from drr2ct.pipeline.reconstruction import place_on_grid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
+from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.validation import InputError
@@ -144,8 +145,8 @@ def reconstruct_from_files(output: Path, patient_dir: Path, checkpoint: Path, ge
     overrides = {"radiographs": [str(path) for path in radiographs], "patient": patient, "output_dir": str(folder)}
     run_bundle([bundle_file("configs/inference.yaml")], {**overrides, "checkpoint": str(checkpoint)})
     made = folder / patient / f"{patient}_ct.nii.gz"
-    temporary = shutil.copyfile(made, output / ".reconstruction.nii.gz")
-    temporary.replace(output / "reconstruction.nii.gz")
+    with replacing(output / "reconstruction.nii.gz") as temporary:
+        shutil.copyfile(made, temporary)
 
 
 def draw_overview(output: Path, data: Path, patient: str, geometry: BiplanarGeometry, psnr: float) -> None:

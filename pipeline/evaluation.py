@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,8 +23,8 @@ from drr2ct.pipeline.checkpoint import read_checkpoint, versions
 from drr2ct.pipeline.export import DISCLAIMER
 from drr2ct.pipeline.handlers import batch_patients
 from drr2ct.pipeline.metrics import SURFACE_TOLERANCE_MM, WINDOWS, overlap_figures
-from drr2ct.pipeline.reconstruction import write_json
 from drr2ct.pipeline.statistics import PairedDifference, Summary, compare_paired, summarise
+from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.validation import InputError, existing_file
 
 FORMAT = 1
@@ -128,15 +126,6 @@ def write_table(path: Path, figures: Figures) -> None:
         means[name] = sum(defined) / len(defined) if defined else math.nan
     rows = [[patient, *(_number(row[name]) for name in columns)] for patient, row in {**figures, "mean": means}.items()]
     write_csv(path, ["patient", *columns], rows)
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a CSV file under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    with temporary.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    temporary.replace(path)
 
 
 def _number(value: float) -> str:

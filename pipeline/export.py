@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
 
+from drr2ct.transforms.files import replacing
+
 DISCLAIMER = "drr2ct: research use only, not for clinical use"
 
 
 def write_volume(path: str | Path, volume: MetaTensor) -> Path:
     """Write a volume in HU as int16 NIfTI.
-
-    Written to a temporary name first and renamed, so that there is never half a file.
 
     Args:
         path: ends in ``.nii`` or ``.nii.gz``.
@@ -25,15 +24,10 @@ def write_volume(path: str | Path, volume: MetaTensor) -> Path:
         The path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     values = volume.as_tensor()[0].round().clamp(-32768, 32767).cpu().numpy().astype(np.int16)
     image = nib.Nifti1Image(values, np.asarray(volume.affine, dtype=np.float64))
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = DISCLAIMER.encode()
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with replacing(path) as temporary:
         nib.save(image, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

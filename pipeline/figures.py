@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 from torch import Tensor
 
+from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 
@@ -44,7 +44,7 @@ def grey(values: Float[np.ndarray, "rows columns"], low: float, high: float) -> 
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a PNG under a temporary name and rename it.
+    """Write a PNG.
 
     Raises:
         InputError: if the name does not end in ``.png``.
@@ -52,10 +52,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".png":
         raise InputError(f"picture {path} must end in .png.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    figure.savefig(temporary, format="png", dpi=130, facecolor="white")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, facecolor="white")
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import math
 import resource
 import time
@@ -21,11 +20,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from drr2ct.networks.losses import WeightedLoss
 from drr2ct.pipeline.figures import DISPLAY_WINDOW, ERROR_RANGE, grey, mid_planes
+from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import to_hu
-
-logger = logging.getLogger(__name__)
 
 CSV_COLUMNS = ("epoch", "phase", "loss", "psnr", "ssim", "lr", "seconds")
 
@@ -43,7 +41,7 @@ def engine_output(engine: Engine) -> Any:
     return engine.state.output
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(InputError):
     """A loss was NaN or infinite; the message names the batch."""
 
 
@@ -105,13 +103,10 @@ class EpochCSV:
         if self.path.exists():
             with self.path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < first_epoch]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with temporary.open("w", newline="") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, CSV_COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(self.path)
         self._opened = True
 
     def _iteration_completed(self, trainer: Engine) -> None:

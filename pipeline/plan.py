@@ -34,7 +34,7 @@ from drr2ct.networks.blocks import ResidualDenseBlock, group_count
 from drr2ct.networks.losses import WeightedLoss
 from drr2ct.pipeline.checkpoint import read_checkpoint
 from drr2ct.pipeline.precision import PRECISIONS, AutocastInferer, clip_gradients
-from drr2ct.pipeline.reconstruction import write_json
+from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 
@@ -724,10 +724,8 @@ def run_plan(
     for line in text:
         console.print(line, highlight=False)
     if markdown is not None:
-        markdown.parent.mkdir(parents=True, exist_ok=True)
-        temporary = markdown.with_name(markdown.name + ".tmp")
-        temporary.write_text(table.markdown() + "\n" + "".join(f"- {line}\n" for line in text))
-        temporary.replace(markdown)
+        with replacing(markdown) as temporary:
+            temporary.write_text(table.markdown() + "\n" + "".join(f"- {line}\n" for line in text))
     if json is not None:
         write_json(json, {p.settings.network: p.to_dict() for p in plans} if compare else plans[0].to_dict())
     return plans

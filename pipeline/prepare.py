@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -45,8 +44,8 @@ from drr2ct.pipeline.dicom_series import (
     walk_files,
 )
 from drr2ct.pipeline.export import DISCLAIMER, write_volume
-from drr2ct.pipeline.reconstruction import write_json
 from drr2ct.transforms.drr import render_drr
+from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.radiograph import DISPLAY_MAXIMUM, PNG_COUNTS, write_radiograph
 from drr2ct.transforms.validation import InputError
@@ -451,15 +450,8 @@ def _check_dest(dest: Path, settings: PrepareSettings) -> None:
 def _claim(dest: Path, settings: PrepareSettings) -> None:
     dest.mkdir(parents=True, exist_ok=True)
     if not (dest / "provenance.json").exists():
-        _replace(dest / "provenance.json", json.dumps({"settings": settings.describe()}, indent=1))
-    _replace(dest / "geometry.json", json.dumps(settings.geometry.to_dict(), indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write and rename; the temporary name is unique among machines that share the folder."""
-    temporary = path.with_name(f".{uuid4().hex}.{path.name}")
-    temporary.write_text(text)
-    temporary.replace(path)
+        write_json(dest / "provenance.json", {"settings": settings.describe()})
+    settings.geometry.save(dest / "geometry.json")
 
 
 def _check_space(dest: Path, jobs: Sequence[Job], settings: PrepareSettings) -> None:
@@ -509,7 +501,7 @@ def _finish(
         "versions": versions(),
         "patients": {name: {k: v for k, v in r.items() if k not in ("used", "refused")} for name, r in records.items()},
     }
-    _replace(dest / "provenance.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(dest / "provenance.json", content)
     shutil.rmtree(dest / ".partial", ignore_errors=True)
     members: dict[str, list[dict[str, Any]]] = defaultdict(list)
     views = [view.name for view in settings.geometry.views]
@@ -553,10 +545,8 @@ def _write_report(
         if "error" in record:
             refused.setdefault(_shown(job.candidates[0].files[0], source, settings.key), record["error"])
     path = dest / "series.csv" if report is None else Path(report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid4().hex}.{path.name}")
     hide = settings.key is not None and report is None
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
         for candidate in candidates:
@@ -576,4 +566,3 @@ def _write_report(
                     "; ".join(candidate.notes) if first in used else reason,
                 ]
             )
-    temporary.replace(path)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from drr2ct.pipeline.checkpoint import versions
 from drr2ct.pipeline.export import DISCLAIMER, write_volume
 from drr2ct.pipeline.figures import planes_figure, save_figure
 from drr2ct.pipeline.handlers import batch_patients, engine_output
+from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import to_hu
@@ -125,11 +124,3 @@ class ExportPredictions:
         if self.picture:
             save_figure(planes_figure(volume, f"{patient}: {DISCLAIMER}"), stem.with_name(f"{stem.name}.png"))
         logger.info("wrote %s", path)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    temporary.replace(path)

@@ -14,7 +14,6 @@ import gzip
 import importlib.metadata
 import json
 import math
-import os
 import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -43,6 +42,7 @@ from drr2ct.pipeline.reconstruction import place_on_grid
 from drr2ct.pipeline.report_figures import Curves, curve_figure, planes_figure, radiographs_figure
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import render_drr
+from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.validation import InputError
@@ -330,11 +330,9 @@ def write_report(
         shown = [_case_pictures(case, run, pictures) for case in cases]
         progress.update(task, advance=1, description="report: page")
         page = _render(opened, curves, cases, shown)
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "report.html"
-        temporary = folder / f".{os.getpid()}.report.html"
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
         progress.advance(task)
     return path
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
 from drr2ct.pipeline.datalist import load_datalist
-from drr2ct.pipeline.evaluation import FORMAT, compare_all, patient_records, plain, refuse_leakage, write_csv
+from drr2ct.pipeline.evaluation import FORMAT, compare_all, patient_records, plain, refuse_leakage
 from drr2ct.pipeline.metrics import ReconstructionMetric
-from drr2ct.pipeline.reconstruction import write_json
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE, transmission_to_line_integral
+from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.volume import to_hu

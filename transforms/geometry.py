@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drr2ct.transforms.files import write_json
 from drr2ct.transforms.validation import InputError
 
 DETECTOR_MARGIN = 0.10
@@ -312,10 +313,7 @@ class BiplanarGeometry:
 
     def save(self, path: str | Path) -> None:
         """Write ``geometry.json``."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        temporary.replace(path)
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> BiplanarGeometry:

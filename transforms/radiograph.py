@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 from drr2ct.transforms.attenuation import transmission_to_line_integral
+from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry, View
 from drr2ct.transforms.validation import InputError, existing_file
 
@@ -113,12 +114,11 @@ def write_radiograph(
     values = line_integrals.detach().cpu().float().numpy()
     if not np.isfinite(values).all():
         raise InputError(f"radiograph for {path} holds NaN or infinite values; it was not written.")
-    # the temporary name keeps the suffix, by which the writers choose the format
-    temporary = path.with_name(f".partial-{path.name}")
     if path.name.endswith((".nii", ".nii.gz")):
         image = nib.Nifti1Image(values.transpose(), np.diag([-pitch_mm, -pitch_mm, 1.0, 1.0]))
         image.header.set_xyzt_units("mm")
-        nib.save(image, temporary)
+        with replacing(path) as temporary:
+            nib.save(image, temporary)
     elif path.suffix.lower() == ".png":
         if values.ndim != 2:
             raise InputError(f"{path}: a PNG holds one radiograph, this is a stack of {values.shape[0]}; use .nii.gz.")
@@ -131,10 +131,10 @@ def write_radiograph(
                 f"{path}: a line integral of {values.max():.1f} does not fit {bits}-bit PNG, which ends at "
                 f"{(2**bits - 1) / scale:.1f}; use .nii.gz."
             )
-        Image.fromarray(counts.astype(np.uint8 if bits == 8 else np.uint16)).save(temporary)
+        with replacing(path) as temporary:
+            Image.fromarray(counts.astype(np.uint8 if bits == 8 else np.uint16)).save(temporary)
     else:
         raise InputError(f"{path}: radiographs are written as .nii.gz or .png.")
-    temporary.replace(path)
 
 
 def check_view_position(metadata: Mapping[str, Any], view: View) -> None:
