@@ -127,6 +127,13 @@ def test_networks_and_keys_that_do_not_exist(command, dataset: Path, tmp_path: P
     assert not list(tmp_path.glob("**/*.pt"))
 
 
+def test_a_loss_that_is_not_finite(command, dataset: Path, tmp_path: Path) -> None:
+    overrides = ("size=16", "detector_size=24", "precision=fp32", "learning_rate=1.0e+30", "max_gradient_norm=1.0e+30")
+    options = [part for override in overrides for part in ("--set", override)]
+    result = command("train", dataset, "--output", tmp_path, "--network", "cascade64", *options)
+    assert_one_sentence(result, "in the batch of p")
+
+
 def _other_network(run: Path, path: Path) -> None:
     content = read_checkpoint(run / "checkpoints" / "last.pt")
     content["description"]["config"]["volume_channels"] += 1
