@@ -50,20 +50,38 @@ def merged_config(config_files: Sequence[str | Path], overrides: Mapping[str, An
     """The configuration that a run resolves: files merged in order, then overrides.
 
     Raises:
-        InputError: for an override whose top-level key is in none of the files (MONAI ignores those).
+        InputError: for an override whose key is in none of the files (MONAI ignores those at the top level), or that
+            puts something else where a number or a switch stands.
     """
     parser = ConfigParser(ConfigParser.load_config_files([str(path) for path in config_files]))
     config: dict[str, Any] = parser.config  # type: ignore[assignment]
     known = set(config)
-    for key in overrides:
+    for key, value in overrides.items():
         top = key.replace("::", "#").split("#")[0]
         if top not in known:
             raise InputError(
                 f"--{key} is no key of {', '.join(Path(path).name for path in config_files)}; "
                 f"known keys: {', '.join(sorted(known - {'imports', 'initialize', 'run', 'finalize'}))}."
             )
-    parser.update({key.replace("::", "#"): value for key, value in overrides.items()})
+        _check_kind(key, parser.get(key), value)
+    try:
+        parser.update({key.replace("::", "#"): value for key, value in overrides.items()})
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"an override does not fit the configuration ({error}); check the path of its key.") from error
     return config
+
+
+def _check_kind(key: str, current: Any, value: Any) -> None:
+    """A word where a number is wanted would only be noticed deep inside, and not by its name."""
+    computed = isinstance(value, str) and value.startswith(("$", "@", "%"))
+    if isinstance(current, bool):
+        wanted, fits = "true or false", isinstance(value, bool)
+    elif isinstance(current, (int, float)):
+        wanted, fits = "a number", isinstance(value, (int, float)) and not isinstance(value, bool)
+    else:
+        return
+    if not (fits or computed):
+        raise InputError(f"--{key} takes {wanted}, not {value!r}.")
 
 
 def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

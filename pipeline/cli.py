@@ -278,6 +278,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it logs every error that it passes on
     try:
         app()
     except KeyboardInterrupt:

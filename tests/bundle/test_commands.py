@@ -124,6 +124,14 @@ def test_networks_and_keys_that_do_not_exist(command, dataset: Path, tmp_path: P
     assert_one_sentence(
         command("train", dataset, "--output", tmp_path, "--network", "cascade64", "--set", "precision=fp8"), "fp8"
     )
+    for wrong, says in (
+        ("detector_size=abc", "--detector_size takes a number"),
+        ("resume=3", "--resume takes true or false"),
+        ("train#trainr#max_epochs=3", "trainr"),
+        ("train#trainer#max_epochs=many", "takes a number"),
+    ):
+        assert_one_sentence(command("train", dataset, "--output", tmp_path / "out", "--set", wrong), says)
+    assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("**/*.pt"))
 
 
@@ -223,6 +231,12 @@ def test_the_job_runs_as_monai_bundle_run(dataset: Path, radiographs: list[Path]
     done = monai("inference", "--checkpoint", checkpoint, "--radiographs", files, "--output_dir", tmp_path / "volumes")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "volumes" / "patient" / "patient_ct.nii.gz").exists()
+
+    # in a process of its own, where libraries log as they please
+    command = [Path(sys.executable).with_name("drr2ct"), "reconstruct", "--pa", tmp_path / "none.png"]
+    options = ["--lateral", radiographs[1], "--checkpoint", checkpoint, "--output", tmp_path / "wrong"]
+    refused = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True, timeout=300)
+    assert_one_sentence((refused.returncode, refused.stderr), "does not exist")
 
     shutil.rmtree(out)
     wrong = monai("train", "--dataset_dir", tmp_path / "nowhere", "--output_dir", out, overlay="networks/cascade64")
