@@ -77,8 +77,8 @@ class ResidualDenseBlock(nn.Module):
         return x + self.fuse(features)
 
 
-def output_head(channels: int, upscale: int = 1) -> nn.Module:
-    """Last layer, to one channel; an untrained one gives nearly :data:`OUTPUT_BIAS` everywhere.
+def output_head(channels: int, upscale: int = 1, bias: float = OUTPUT_BIAS) -> nn.Module:
+    """Last layer, to one channel; an untrained one gives nearly ``bias`` everywhere.
 
     With ``upscale`` above 1 it is a sub-voxel head (3-D pixel shuffle): a 3³ convolution computes the upscale³
     values inside each voxel, so that no wide map exists at the final size. Otherwise a 1³ convolution.
@@ -90,11 +90,11 @@ def output_head(channels: int, upscale: int = 1) -> nn.Module:
         head = SubpixelUpsample(3, channels, 1, upscale, apply_pad_pool=False)
     parameters = dict(head.named_parameters())
     prefix = "" if upscale == 1 else "conv_block."
-    weight, bias = parameters[prefix + "weight"], parameters[prefix + "bias"]
+    weight = parameters[prefix + "weight"]
     with torch.no_grad():
         # a standard deviation of 0.05 for inputs of unit variance
         weight.mul_(0.05 / (weight.square().mean() * weight[0].numel()).sqrt())
-        bias.fill_(OUTPUT_BIAS)
+        parameters[prefix + "bias"].fill_(bias)
     return head
 
 

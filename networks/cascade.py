@@ -21,7 +21,7 @@ from drr2ct.networks.blocks import (
     output_head,
 )
 from drr2ct.networks.encoder import PyramidEncoder, StackedEncoder, pyramid_level
-from drr2ct.networks.lifting import BackprojectionLift, BroadcastLift
+from drr2ct.networks.lifting import BackprojectionLift, BroadcastLift, ConfidenceLift
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 
@@ -98,6 +98,9 @@ class CascadeConfig:
         refinement_growth: channels that each of their layers adds.
         refinement_layers: layers in each of them.
         refinement: (channels, norm groups) of the 3³ convolutions that follow.
+        confidence: weigh the views voxel by voxel when they are joined (back-projection only).
+        stage_outputs: let every stage add to the volume at its own size, coarse to fine: supervision reaches each
+            directly, through the one loss.
         head_scale: 1 for a 1³ convolution to the volume, above 1 for a sub-voxel head that makes it so much finer.
         transformer_layers: transformer blocks at the first stage; 0 for none.
         transformer_heads: their attention heads.
@@ -127,6 +130,8 @@ class CascadeConfig:
     refinement_growth: int = 8
     refinement_layers: int = 3
     refinement: tuple[tuple[int, int], ...] = ()
+    confidence: bool = False
+    stage_outputs: bool = False
     head_scale: int = 1
     transformer_layers: int = 0
     transformer_heads: int = 4
@@ -162,6 +167,8 @@ class CascadeConfig:
         for skip in self.skips:
             if not 0 <= skip.stage < len(self.stages) - 1:
                 raise InputError(f"skip from stage {skip.stage} is not from an earlier one of {len(self.stages)}.")
+        if self.confidence and self.lift != "backprojection":
+            raise InputError("confidence weighs lifted views; it needs lift backprojection, not broadcast.")
         if self.transformer_layers and self.stages[0].channels % self.transformer_heads:
             raise InputError(
                 f"the first stage's {self.stages[0].channels} channels cannot be shared by "
@@ -352,7 +359,7 @@ class ProgressiveCascade(nn.Module):
             self.encoder: nn.Module = PyramidEncoder(
                 config.encoder_channels,
                 levels,
-                tuple(stage.lift_channels for stage in config.stages),
+                tuple(stage.lift_channels + config.confidence for stage in config.stages),
                 max(config.encoder_norm_groups),
                 config.activation,
             )
@@ -368,6 +375,8 @@ class ProgressiveCascade(nn.Module):
         for stage, size, level in zip(config.stages, sizes, levels, strict=True):
             if geometric:
                 lift: nn.Module = BackprojectionLift(config.geometry, size, level)
+                if config.confidence:
+                    lift = ConfidenceLift(lift, views)
                 lifted = views * stage.lift_channels
             else:
                 lift, lifted = BroadcastLift(size, config.depth_weight), config.encoder_channels[-1]
@@ -386,6 +395,14 @@ class ProgressiveCascade(nn.Module):
             stages.append(Stage(grow, Fusion(lift, mix), blocks, config.fuse == "before", config.checkpointing))
             width = stage.channels
         self.stages = nn.ModuleList(stages)
+
+        # summed from coarse to fine; the offset is the head's
+        self.outputs = nn.ModuleList()
+        self.enlarge = nn.ModuleList()
+        if config.stage_outputs:
+            for stage, size, finer in zip(config.stages, sizes, (*sizes[1:], config.geometry.grid.size), strict=True):
+                self.outputs.append(output_head(stage.channels, bias=0.0))
+                self.enlarge.append(Upsample(finer // size) if finer > size else nn.Identity())
 
         self.skip_stages = [skip.stage for skip in config.skips]
         self.skips = nn.ModuleList(self._skip(skip) for skip in config.skips)
@@ -440,8 +457,11 @@ class ProgressiveCascade(nn.Module):
         maps = self.encoder(x)
         volume = self.volume.expand(x.shape[0], -1, -1, -1, -1)
         kept: list[Tensor] = []
+        sums: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             volume = stage(volume, maps[i])
+            if len(self.outputs) > 0:
+                sums.append(volume)
             if i in self.skip_stages:
                 kept.append(volume)
         if len(kept) > 0:
@@ -449,7 +469,13 @@ class ProgressiveCascade(nn.Module):
             for i, skip in enumerate(self.skips):
                 parts.append(skip(kept[i]))
             volume = self.skip_fusion(torch.cat(parts, dim=1))
-        return self._refined(volume)
+        refined = self._refined(volume)
+        if len(self.outputs) == 0:
+            return refined
+        total = torch.zeros(1, dtype=refined.dtype, device=refined.device)
+        for i, (output, enlarge) in enumerate(zip(self.outputs, self.enlarge)):  # noqa: B905 (TorchScript)
+            total = enlarge(total + output(sums[i]))
+        return refined + total
 
     def _refined(self, volume: Tensor) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)

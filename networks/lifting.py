@@ -36,6 +36,28 @@ class BroadcastLift(nn.Module):
         return volume if depth is None else volume * depth.to(volume.dtype)
 
 
+class ConfidenceLift(nn.Module):
+    """Weighs the views voxel by voxel: each view's last lifted channel is its confidence there.
+
+    The weights are a softmax over the views, times their number: equal confidence leaves the features as they are.
+
+    Args:
+        lift: lifts every view on its own.
+        views: their number.
+    """
+
+    def __init__(self, lift: nn.Module, views: int) -> None:
+        super().__init__()
+        self.lift = lift
+        self.views = views
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(batch, views, channels + 1, h, w) → (batch, views·channels, size, size, size)."""
+        volume = torch.unflatten(self.lift(maps), 1, [self.views, -1])
+        confidence = volume[:, :, -1:].float().softmax(dim=1).to(volume.dtype) * self.views
+        return (volume[:, :, :-1] * confidence).flatten(1, 2)
+
+
 class BackprojectionLift(nn.Module):
     """Samples each view's map where each voxel centre projects to: a feature is spread along its own X-ray.
 

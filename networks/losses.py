@@ -56,6 +56,14 @@ class L1Loss(Loss):
         return (pred - target).abs().mean()
 
 
+class L2Loss(Loss):
+    """Mean squared error: its optimum is the mean of what is possible, that of the absolute error the median."""
+
+    def compare(self, pred: Volume, target: Volume) -> Scalar:
+        """Mean of (p − t)²."""
+        return (pred - target).square().mean()
+
+
 class SSIMLoss(Loss):
     """One minus the structural similarity, as MONAI's ``SSIMLoss``.
 
@@ -133,6 +141,7 @@ class ReprojectionLoss(Loss):
 
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "l1": L1Loss,
+    "l2": L2Loss,
     "ssim": SSIMLoss,
     "gradient": GradientDifferenceLoss,
     "spectral": SpectralLoss,

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from monai.data import MetaTensor
 from rich.progress import track
 from torch import Tensor
 
 from drr2ct.networks.lifting import BackprojectionLift
 from drr2ct.pipeline.datalist import load_datalist
+from drr2ct.pipeline.distributed import is_main_process
 from drr2ct.pipeline.evaluation import (
     FORMAT,
     compare_all,
@@ -22,18 +24,21 @@ from drr2ct.pipeline.evaluation import (
     plain,
     read_patients,
     summarise_all,
-    trained_patients,
 )
+from drr2ct.pipeline.identity import trained_on
 from drr2ct.pipeline.metrics import FIGURES, ReconstructionMetric
 from drr2ct.transforms.attenuation import HU_BONE, LINE_INTEGRAL_SCALE, MU_BONE, MU_WATER
 from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import HU_WINDOW, to_hu
 
 _THUMBNAIL = 64
 
 
-def backproject(image: Float[Tensor, "views h w"], geometry: BiplanarGeometry) -> Float[Tensor, "1 n n n"]:
+def backproject(
+    image: Float[Tensor, "views h w"], geometry: BiplanarGeometry, box_mm: Sequence[float] | None = None
+) -> Float[Tensor, "1 n n n"]:
     """Unfiltered back-projection in HU: each line integral spread evenly along its ray's path through the grid.
 
     The views' attenuations are averaged (the first step of SART; Andersen & Kak, Ultrasonic Imaging 6, 1984).
@@ -41,9 +46,12 @@ def backproject(image: Float[Tensor, "views h w"], geometry: BiplanarGeometry) -
     Args:
         image: line integrals divided by :data:`LINE_INTEGRAL_SCALE`.
         geometry: grid and views.
+        box_mm: edges, along x, y and z, of the box around the isocentre that the grid's voxels fill, where that is not
+            the geometry's cube (mode ``resize``).
     """
     rates = []
-    half = geometry.grid.fov_mm / 2
+    fov = geometry.grid.fov_mm
+    half = np.array([fov] * 3 if box_mm is None else box_mm, dtype=np.float64) / 2
     for radiograph, view in zip(image * LINE_INTEGRAL_SCALE, geometry.views, strict=True):
         rows, columns = view.detector_size
         u, v = view.detector_axes
@@ -55,14 +63,24 @@ def backproject(image: Float[Tensor, "views h w"], geometry: BiplanarGeometry) -
         with np.errstate(divide="ignore"):  # slabs: a ray along a face never meets the other pairs
             to_faces = np.stack([(side * half - view.source_position) / direction for side in (-1, 1)])
         path = to_faces.max(axis=0).min(axis=-1) - to_faces.min(axis=0).max(axis=-1)
-        # rays that only graze the cube would divide by nothing
+        # rays that only graze the box would divide by nothing
         length = torch.from_numpy(np.maximum(path, geometry.grid.spacing_mm)).float()
         rates.append(radiograph.cpu().float() / length)
-    lifted = BackprojectionLift(geometry, geometry.grid.size, level=0)(torch.stack(rates)[None, :, None])[0]
+    lift = BackprojectionLift(geometry, geometry.grid.size, level=0)
+    for line, edge in zip((lift.axis_x, lift.axis_y, lift.axis_z), 2 * half, strict=True):
+        line.mul_(edge / fov)
+    lifted = lift(torch.stack(rates)[None, :, None])[0]
     attenuation = lifted.mean(dim=0, keepdim=True)
     dense = (attenuation - MU_WATER) * (HU_BONE / (MU_BONE - MU_WATER))
     light = (attenuation / MU_WATER - 1) * 1000
     return torch.where(attenuation > MU_WATER, dense, light).clamp(*HU_WINDOW)
+
+
+def _box_mm(truth: Tensor) -> list[float] | None:
+    """Edges of the box that a volume fills, if it says."""
+    if not isinstance(truth, MetaTensor):
+        return None
+    return [n * float(spacing) for n, spacing in zip(truth.shape[1:], truth.pixdim, strict=True)]
 
 
 def _thumbnail(image: Float[Tensor, "views h w"]) -> Float[Tensor, "views h w"]:
@@ -99,7 +117,7 @@ def evaluate_baselines(
     for item in track(test, "baselines: test patients"):
         sample = load(item)
         truth, patient = to_hu(sample["label"]), str(item["patient"])
-        made = {"backprojection": backproject(sample["image"], geometry)}
+        made = {"backprojection": backproject(sample["image"], geometry, _box_mm(truth))}
         if mean is not None:
             made["mean_volume"] = to_hu(mean / len(training))
             own = _thumbnail(sample["image"])
@@ -113,20 +131,33 @@ def evaluate_baselines(
 def write_baselines(
     output_dir: str | Path,
     dataset_dir: str | Path,
-    checkpoint: str | Path,
+    description: Mapping[str, Any],
     test: Sequence[Mapping[str, Any]],
     load: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     geometry: BiplanarGeometry,
     split: tuple[Sequence[float], int] = ((0.8, 0.1, 0.1), 0),
 ) -> None:
-    """Write ``baselines.csv`` and ``baselines.json`` beside an evaluation's ``patients.json``.
+    """Write ``baselines.csv`` and ``baselines.json`` beside an evaluation's ``patients.json``; one process does.
 
     Only patients that the checkpoint was trained on are learned from; where the data set holds none of them,
     back-projection is the only baseline.
+
+    Args:
+        output_dir: of the evaluation.
+        dataset_dir: with the training's patients.
+        description: what the checkpoint says of itself.
+        test: items to judge on.
+        load: item → sample.
+        geometry: of the samples.
+        split: fractions and seed, for a data set without ``dataset.json``.
     """
-    trained = trained_patients(checkpoint)
-    views = [view.name for view in geometry.views]
-    training = [x for x in load_datalist(dataset_dir, "training", views, *split) if x["patient"] in trained]
+    if not is_main_process():
+        return
+    try:
+        candidates = load_datalist(dataset_dir, "training", [view.name for view in geometry.views], *split)
+    except InputError:  # a data set for testing has no other part
+        candidates = []
+    training = trained_on(description, candidates)
     found = evaluate_baselines(test, training, load, geometry)
     model = read_patients(output_dir)
     entries, rows = {}, []

@@ -15,6 +15,8 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
+from drr2ct.pipeline.distributed import is_main_process, refuse_lonely_processes
+from drr2ct.pipeline.faults import explain_fault
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError
 
@@ -101,22 +103,26 @@ def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return config_files, {key: value for key, value in values.items() if key not in _RUN_ARGUMENTS}
 
 
-def begin(seed: int, output_dir: str | Path) -> None:
+def begin(seed: int, output_dir: str | Path | None) -> None:
     """First step of every run: set the seeds and, under ``monai.bundle run``, check and save the configuration.
 
     Args:
         seed: of Python, NumPy and torch.
-        output_dir: ``config.yaml`` is written there.
+        output_dir: ``config.yaml`` is written there; None to write none.
 
     Raises:
-        InputError: for unknown overrides, or if nothing can be written to ``output_dir``.
+        InputError: for unknown overrides, if nothing can be written to ``output_dir``, or if ``torchrun`` started
+            several processes and the configuration is for one.
     """
     sys.excepthook = _print_input_errors
     logging.captureWarnings(True)
+    refuse_lonely_processes()
     if Path(sys.argv[0]).parts[-2:] == ("bundle", "__main__.py"):
         config_files, overrides = command_line(sys.argv[1:])
         if config_files:
-            save_config(merged_config(config_files, overrides), output_dir)
+            config = merged_config(config_files, overrides)
+            if output_dir is not None:
+                save_config(config, output_dir)
     set_determinism(seed)
 
 
@@ -126,6 +132,8 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> None:
     Raises:
         InputError: if the folder cannot be written.
     """
+    if not is_main_process():
+        return
     folder = Path(output_dir)
     try:
         with replacing(folder / "config.yaml") as temporary:
@@ -135,12 +143,13 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> None:
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
-    """The user's mistake behind an exception, if it is one: MONAI wraps what a configuration raises."""
+    """The user's mistake or the machine's fault behind an exception, if it is one: MONAI wraps what is raised."""
+    outermost = error
     while error is not None:
         if isinstance(error, InputError):
             return error
         error = error.__cause__ or error.__context__
-    return None
+    return explain_fault(outermost)
 
 
 def _print_input_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -151,17 +160,23 @@ def _print_input_errors(kind: type[BaseException], error: BaseException, trace: 
         print(f"drr2ct: {mistake}", file=sys.stderr)
 
 
-def run_bundle(config_files: Sequence[str | Path], overrides: Mapping[str, Any]) -> None:
+def run_bundle(config_files: Sequence[str | Path], overrides: Mapping[str, Any], keep_config: bool = True) -> list[Any]:
     """Run configurations as ``python -m monai.bundle run`` does, after checking and saving what is run.
 
     Args:
         config_files: merged in order.
-        overrides: of any key; must give ``output_dir``.
+        overrides: of any key; must give ``output_dir`` if the configuration is kept.
+        keep_config: write ``config.yaml`` into ``output_dir``.
+
+    Returns:
+        The values of the configuration's ``run`` expressions.
 
     Raises:
         InputError: for unknown overrides, or whatever of the user's the run cannot use.
     """
-    save_config(merged_config(config_files, overrides), overrides["output_dir"])
+    config = merged_config(config_files, overrides)
+    if keep_config:
+        save_config(config, overrides["output_dir"])
     workflow = ConfigWorkflow(
         config_file=[str(path) for path in config_files],
         meta_file=str(bundle_file("configs/metadata.json")),
@@ -170,6 +185,6 @@ def run_bundle(config_files: Sequence[str | Path], overrides: Mapping[str, Any])
     )
     workflow.initialize()
     try:
-        workflow.run()
+        return workflow.run()
     finally:
         workflow.finalize()

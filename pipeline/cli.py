@@ -65,16 +65,33 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder of the run.")],
     network: Annotated[str, typer.Option(help="A named network.")] = "cascade256",
     epochs: Annotated[int, typer.Option(min=1)] = 200,
+    recipes: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", help="One of configs/recipes, such as weight_average or warm_up; repeatable."),
+    ] = None,
+    grow: Annotated[
+        str | None,
+        typer.Option(metavar="STAGES:EPOCHS,…", help="Train so many first stages first, such as 2:50,3:50."),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a network on a data set: the bundle's train.yaml with networks/<NETWORK>.yaml."""
+    """Train a network on a data set: train.yaml, networks/<NETWORK>.yaml and recipes; under torchrun, on all GPUs."""
     from drr2ct.networks import network_config
     from drr2ct.pipeline.bundle import bundle_file, run_bundle
+    from drr2ct.pipeline.distributed import world_size
+    from drr2ct.pipeline.recipes import parse_growth, train_growing
 
     network_config(network)  # an unknown name is refused with its neighbours
-    configs = [bundle_file("configs/train.yaml"), bundle_file(f"configs/networks/{network}.yaml")]
+    overlays = [f"networks/{network}", *(f"recipes/{name}" for name in recipes or [])]
+    if world_size() > 1:
+        overlays.append("multi_gpu_train")
+    configs = [bundle_file(f"configs/{name}.yaml") for name in ("train", *overlays)]
     settings = {"dataset_dir": str(dataset), "output_dir": str(output), "train#trainer#max_epochs": epochs}
-    run_bundle(configs, {**settings, **parse_overrides(overrides)})
+    settings |= parse_overrides(overrides)
+    if grow is None:
+        run_bundle(configs, settings)
+    else:
+        train_growing(configs, settings, parse_growth(grow))
 
 
 @app.command()
@@ -93,27 +110,66 @@ def evaluate(
 
 @app.command()
 def reconstruct(
-    pa: Annotated[Path, typer.Option(help="The frontal radiograph.")],
-    lateral: Annotated[Path, typer.Option(help="The lateral radiograph.")],
-    checkpoint: Annotated[Path, typer.Option(help="For example RUN/checkpoints/best_psnr.pt.")],
-    output: Annotated[Path, typer.Option(help="Folder for the volume and its picture.")],
-    patient: Annotated[str, typer.Option(help="Name for the output files.")] = "patient",
+    patients: Annotated[
+        Path | None, typer.Argument(help="A folder of patient folders with radiographs, instead of --pa and --lateral.")
+    ] = None,
+    checkpoint: Annotated[Path, typer.Option(help="For example RUN/checkpoints/best_psnr.pt.")] = ...,  # type: ignore[assignment]
+    output: Annotated[
+        Path, typer.Option(help="File (.nii.gz, .nii, .nrrd, .mha), DICOM folder (…dicom), or folder of patients.")
+    ] = ...,  # type: ignore[assignment]
+    pa: Annotated[Path | None, typer.Option(help="The frontal radiograph.")] = None,
+    lateral: Annotated[Path | None, typer.Option(help="The lateral radiograph.")] = None,
+    patient: Annotated[str, typer.Option(help="Name for the output.")] = "patient",
+    patient_id: Annotated[str | None, typer.Option(help="Patient ID in DICOM; the name by default.")] = None,
     intensity: Annotated[
         str, typer.Option(help="What the files hold: line_integral, transmission or display.")
     ] = "line_integral",
+    pixel_spacing_mm: Annotated[float | None, typer.Option(help="At the detector; the file's by default.")] = None,
+    source_to_detector_mm: Annotated[float | None, typer.Option(help="The file's by default.")] = None,
+    source_to_isocentre_mm: Annotated[float | None, typer.Option(help="The network's by default.")] = None,
+    crop_collimation: Annotated[bool, typer.Option("--crop-collimation", help="Cut dark borders off.")] = False,
+    opposite_side: Annotated[
+        bool, typer.Option("--opposite-side", help="Accept AP for PA, and right for left lateral.")
+    ] = False,
+    format: Annotated[str | None, typer.Option(help="nii.gz, nii, nrrd, mha or dicom.")] = None,
+    size: Annotated[int | None, typer.Option(help="Interpolate to so many voxels along each axis.")] = None,
+    like: Annotated[Path | None, typer.Option(help="A CT on whose voxels the volume is put.")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Also a page to look into the volume.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Reconstruct a CT volume from two radiographs: the bundle's inference.yaml."""
-    from drr2ct.pipeline.bundle import bundle_file, run_bundle
+    """Reconstruct CT volumes from radiographs: the bundle's inference.yaml."""
+    print("drr2ct: loading PyTorch and MONAI", flush=True)  # which takes seconds
+    from drr2ct.pipeline.reconstruction import file_destination
+    from drr2ct.pipeline.reconstruction import reconstruct as run_reconstruct
 
-    settings = {
-        "radiographs": [str(pa), str(lateral)],
-        "checkpoint": str(checkpoint),
-        "output_dir": str(output),
-        "patient": patient,
-        "intensity": intensity,
-    }
-    run_bundle([bundle_file("configs/inference.yaml")], {**settings, **parse_overrides(overrides)})
+    settings = parse_overrides(overrides)
+    if "radiographs" not in settings and (pa is None, lateral is None) != (patients is not None,) * 2:
+        raise InputError("give --pa and --lateral, or a folder of patients.")
+    alone = patients is None
+    place = "output" if alone and file_destination(output, format) else "output_dir"
+    run_reconstruct(
+        checkpoint,
+        **{
+            "radiographs": [pa, lateral] if pa and lateral else None,
+            "dataset_dir": patients,
+            place: output,
+            "patient": patient,
+            "patient_id": patient_id,
+            "intensity": intensity,
+            "pixel_spacing_mm": pixel_spacing_mm,
+            "source_to_detector_mm": source_to_detector_mm,
+            "source_to_isocentre_mm": source_to_isocentre_mm,
+            "crop_collimation": crop_collimation,
+            "opposite_side": opposite_side,
+            "format": format,
+            "size": size,
+            "like": like,
+            "preview": preview,
+            "overwrite": overwrite,
+            **settings,
+        },
+    )
 
 
 @app.command()
@@ -198,7 +254,7 @@ def prepare(
         from drr2ct.pipeline.dataset_check import check_dataset, conclusions, write_check
 
         root = dest or source
-        checks = check_dataset(root, intensity, feet_first)
+        checks = check_dataset(root, intensity, feet_first, console)
         for patient in checks:
             for problem in patient.problems:
                 console.print(f"{patient.patient}: {problem}", markup=False)
@@ -221,6 +277,30 @@ def robustness(
     from drr2ct.pipeline.robustness import run_robustness
 
     print_rows(run_robustness(dataset, checkpoint, output, part, device=device))
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="RUN/checkpoints/*.pt, or released weights.")],
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    export: Annotated[
+        Path | None, typer.Option(help="Write weights and description to this .safetensors file, to be passed on.")
+    ] = None,
+) -> None:
+    """Say what a checkpoint is: network, geometry, patients, versions and metrics; its checksum is verified."""
+    from json import dumps
+
+    from drr2ct.pipeline.checkpoint import write_release
+    from drr2ct.pipeline.inspection import checkpoint_facts, print_facts
+
+    facts = checkpoint_facts(checkpoint)
+    if json:
+        print(dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        print_facts(facts, Console())
+    if export is not None:
+        write_release(checkpoint, export)
+        print(export, file=sys.stderr)
 
 
 @app.command()
@@ -258,6 +338,18 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Option(help="For example RUN/checkpoints/best_psnr.pt.")],
+    output: Annotated[Path, typer.Option(help="File: .ts TorchScript, .pt2 torch.export, .onnx ONNX.")],
+) -> None:
+    """Write a checkpoint's network as one file for other runtimes, and check it against the checkpoint."""
+    from drr2ct.pipeline.network_export import export_network
+
+    made = export_network(checkpoint, output)
+    print(f"{made.path}  {made.kind}, float32; differs from the checkpoint's network by at most {made.difference:.1e}")
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of trainings; the first is the subject.")],
     evaluation: Annotated[list[Path] | None, typer.Option(help="Their evaluation folders, in order.")] = None,
@@ -273,11 +365,10 @@ def report(
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and status 2."""
-    from drr2ct.pipeline.bundle import find_input_error
-
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
+    # a filter, since MONAI sets its loggers' levels when it is imported, which is later
+    logging.getLogger("monai.bundle.workflows").addFilter(lambda record: record.levelno >= logging.ERROR)
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it logs every error that it passes on
     try:
         app()
@@ -285,8 +376,10 @@ def main() -> None:
         print("drr2ct: interrupted; the same command goes on from what is complete.", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
+        from drr2ct.pipeline.bundle import find_input_error
+
         mistake = find_input_error(error)
         if mistake is None:
             raise
         print(f"drr2ct: {mistake}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(getattr(mistake, "exit_status", 2)) from None

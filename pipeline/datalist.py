@@ -11,14 +11,15 @@ A data set is a folder of patient folders (see the README); everything but the C
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drr2ct.transforms.files import write_json
-from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
 from drr2ct.transforms.validation import InputError
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
@@ -47,6 +48,43 @@ def dataset_geometry(
     return BiplanarGeometry.from_angles(
         VolumeGrid(size, fov_mm, vertical_flip), detector_size=detector_size, **acquisition
     )
+
+
+def check_stored_geometry(
+    dataset_dir: str | Path, geometry: BiplanarGeometry, items: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse stored radiographs that were made with another geometry than the one they are to be used with.
+
+    Distances and the detector's width may differ by 1 %, angles by 0.5°; the number of pixels does not count.
+
+    Args:
+        dataset_dir: its ``geometry.json`` is of the stored radiographs; without one nothing is known.
+        geometry: for which they are to be used, for example a checkpoint's.
+        items: of a data list; those without ``image`` are rendered, with the right geometry.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    path = Path(dataset_dir) / "geometry.json"
+    if not path.exists() or not any("image" in item for item in items):
+        return
+    for stored, wanted in zip(BiplanarGeometry.load(path).views, geometry.views, strict=False):
+        for what, unit, measure in _ACQUISITION:
+            has, needs = measure(stored), measure(wanted)
+            if abs(has - needs) > (0.5 if unit == "°" else 0.01 * needs):
+                raise InputError(
+                    f"the radiographs of {path.parent} were made with a {what} of {has:g}{unit} (view {stored.name}), "
+                    f"but {needs:g}{unit} is needed; use a checkpoint of that geometry, or prepare the set with "
+                    "this one (--geometry)."
+                )
+
+
+_ACQUISITION: tuple[tuple[str, str, Callable[[View], float]], ...] = (
+    ("gantry angle", "°", lambda view: view.gantry_angle_deg),
+    ("source-to-isocentre distance", " mm", lambda view: view.source_to_isocentre_mm),
+    ("source-to-detector distance", " mm", lambda view: view.source_to_detector_mm),
+    ("detector width", " mm", lambda view: view.pixel_pitch_mm * view.detector_size[1]),
+)
 
 
 def find_volume(folder: Path) -> Path | None:
@@ -111,7 +149,7 @@ def split_patients(
             f"validation and test; {_MIN_PATIENTS} or more are needed."
         )
     if len(fractions) != len(PARTS) or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise InputError(f"split fractions {tuple(fractions)} must be three positive numbers that sum to 1.")
+        raise InputError(f"split fractions {tuple(fractions)} do not fit; give three positive numbers that sum to 1.")
     order = np.random.default_rng(seed).permutation(len(patients))
     count = len(patients)
     held_out = [max(1, round(count * fraction)) for fraction in fractions[1:]]
@@ -126,12 +164,12 @@ def split_patients(
 
 def write_datalist(dataset_dir: str | Path, parts: dict[str, list[dict[str, Any]]], description: str) -> Path:
     """Write ``dataset.json`` (MONAI's data list, paths relative to the folder)."""
-    root = Path(dataset_dir).resolve()
+    root = Path(os.path.abspath(dataset_dir))  # noqa: PTH100  # patients' folders may be links to other disks
 
     def relative(value: Any) -> Any:
         if isinstance(value, list):
             return [relative(entry) for entry in value]
-        return str(Path(value).resolve().relative_to(root))
+        return os.path.relpath(value, root)
 
     content: dict[str, Any] = {"name": root.name, "description": description}
     for part in PARTS:
@@ -175,10 +213,10 @@ def load_datalist(
         content = json.loads(listing.read_text())
         parts = {name: [_join_paths(listing.parent, item) for item in content.get(name, [])] for name in PARTS}
     except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"data list {listing} is not a MONAI data list in JSON ({error}).") from error
+        raise InputError(f"data list {listing} is not a MONAI data list in JSON ({error}); write it again.") from error
     _check_datalist(listing, parts, len(views))
     if not parts[part]:
-        raise InputError(f"data list {listing} has no patients under {part!r}.")
+        raise InputError(f"data list {listing} has no patients under {part!r}; add some.")
     return parts[part]
 
 
@@ -203,25 +241,40 @@ def check_patient_name(patient: str, where: str) -> None:
 
 def _check_datalist(listing: Path, parts: dict[str, list[dict[str, Any]]], n_views: int) -> None:
     home: dict[str, str] = {}
-    root = listing.parent.resolve()
+    root = Path(os.path.abspath(listing.parent))  # noqa: PTH100
     for part, items in parts.items():
         for item in items:
             if "label" not in item:
-                raise InputError(f"data list {listing}: an item under {part!r} has no 'label' (the CT's path).")
+                raise InputError(f"data list {listing}: an item under {part!r} has no 'label'; give the CT's path.")
             patient = item.setdefault("patient", Path(item["label"]).parent.name)
             check_patient_name(patient, f"data list {listing}")
             if home.setdefault(patient, part) != part:
-                raise InputError(f"data list {listing}: patient {patient} is in {home[patient]!r} and in {part!r}.")
+                raise InputError(
+                    f"data list {listing}: patient {patient} is in {home[patient]!r} and in {part!r}; keep one."
+                )
             images = item.get("image", [])
             if images and (isinstance(images, str) or len(images) != n_views):
                 raise InputError(
                     f"data list {listing}: patient {patient} needs a list of {n_views} radiographs under 'image'."
                 )
             for path in (item["label"], *images):
-                if not Path(path).resolve().is_relative_to(root):
-                    raise InputError(f"data list {listing}: {path} lies outside the data set's folder.")
+                # links are the user's own: sets are often spread over disks by them
+                if not Path(os.path.abspath(path)).is_relative_to(root):  # noqa: PTH100  # resolve() follows links
+                    raise InputError(
+                        f"data list {listing}: {path} lies outside the data set's folder; give paths inside it."
+                    )
                 if not Path(path).exists():
-                    raise InputError(f"data list {listing}: {path} does not exist.")
+                    raise InputError(f"data list {listing}: {path} does not exist; restore it or take it off the list.")
+
+
+def _radiographs_by_view(folder: Path, views: Sequence[str]) -> list[Path]:
+    """Files to reconstruct from, ``<patient>_<view>_drr.*`` or ``<view>.*``; where there is none, one that is missing."""
+    found = []
+    for view in views:
+        stems = (f"{folder.name}_{view}_drr", view)
+        names = [folder / f"{stem}{suffix}" for stem in stems for suffix in RADIOGRAPH_SUFFIXES]
+        found.append(next((name for name in names if name.is_file()), folder / f"{view}.*"))
+    return found
 
 
 def radiograph_items(
@@ -236,7 +289,8 @@ def radiograph_items(
         Items with ``patient`` and ``image`` (paths, one per view).
 
     Raises:
-        InputError: if neither or both are given, a file is missing, or no patient of the folder has radiographs.
+        InputError: if neither or both are given, or no patient of the folder has a radiograph. A patient who lacks one
+            of several views is listed, so that reading fails for that patient alone.
     """
     if (radiographs is None) == (patients_dir is None):
         raise InputError("give either radiographs (one file per view) or patients_dir (a folder of patient folders).")
@@ -244,15 +298,20 @@ def radiograph_items(
         if len(radiographs) != len(views) or not all(radiographs):
             raise InputError(f"{len(views)} radiographs are needed, one per view ({', '.join(views)}).")
         check_patient_name(patient, "radiographs")
+        for path in radiographs:
+            if Path(path).is_dir():
+                raise InputError(f"radiograph {path} is a folder; give one image file.")
         return [{"patient": patient, "image": [str(path) for path in radiographs]}]
     root = Path(str(patients_dir))
     if not root.is_dir():
         raise InputError(f"patients folder {root} does not exist.")
     items = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        found = find_radiographs(folder, views)
-        if found is not None:
+        found = _radiographs_by_view(folder, views)
+        if any(path.is_file() for path in found):
             items.append({"patient": folder.name, "image": [str(path) for path in found]})
     if not items:
-        raise InputError(f"patients folder {root} holds no <patient>/<patient>_{views[0]}_drr.* with all views.")
+        raise InputError(
+            f"patients folder {root} holds no <patient>/{views[0]}.* or <patient>/<patient>_{views[0]}_drr.*."
+        )
     return items

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -44,8 +45,12 @@ THICK_SLICES_MM = 5.0
 """Slices further apart are used, and noted."""
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 _ANONYMOUS_STEMS = ("ct", "image", "img", "scan", "volume")
 _CODECS = "install pylibjpeg with pylibjpeg-libjpeg and pylibjpeg-openjpeg, or python-gdcm, or decompress the files"
+_AGAIN = "copy it again"
+_REPAIR = "repair the header"
+_NO_VOLUME = f"give a CT of {MIN_SLICES} or more"
 _TAGS = [
     "BitsAllocated", "Columns", "ConvolutionKernel", "GantryDetectorTilt",
     "ImageOrientationPatient", "ImagePositionPatient", "ImageType", "Modality", "NumberOfFrames",
@@ -117,6 +122,8 @@ class Candidate:
 def walk_files(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
     """All files below ``root``, sorted; symbolic links are followed, each folder and each file is given once.
 
+    Only regular files: opening a named pipe would wait for ever.
+
     Args:
         root: where to start.
         on_error: gets what cannot be listed; the walk goes on.
@@ -128,6 +135,8 @@ def walk_files(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path
             status = path.stat()
         except OSError as error:  # a dangling or circular link, or no permission
             on_error(error)
+            return False
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             return False
         identity = (status.st_dev, status.st_ino)
         if identity in seen:
@@ -167,6 +176,8 @@ def read_header(path: str) -> Header | Candidate | None:
     Returns:
         None for a file that is not DICOM by name or content, a :class:`Candidate` with a reason for a damaged one.
     """
+    if path.lower().endswith(_ARCHIVE_SUFFIXES):
+        return _refused(path, "an archive; unpack it first")
     named = Path(path).suffix.lower() in _DICOM_SUFFIXES
     try:
         with Path(path).open("rb") as stream:
@@ -174,15 +185,15 @@ def read_header(path: str) -> Header | Candidate | None:
             if stream.read(132)[128:] != b"DICM":
                 if not named:
                     return None
-                return _refused(path, "an empty file" if size == 0 else "not a DICOM file: it has no DICM mark")
+                return _refused(path, f"{'an empty file' if size == 0 else 'not DICOM (no DICM mark)'}; {_AGAIN}")
             stream.seek(0)
             data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
             remaining = size - stream.tell()  # the reader stops where the pixels begin
         return _header(path, data, remaining)
     except PermissionError:
-        return _refused(path, "no permission to read the file")
+        return _refused(path, "no permission to read the file; change its mode")
     except Exception as error:  # pydicom raises many kinds for damaged files
-        return _refused(path, f"a damaged DICOM file ({type(error).__name__})")
+        return _refused(path, f"a damaged DICOM file ({type(error).__name__}); {_AGAIN}")
 
 
 def _header(path: str, data: pydicom.Dataset, remaining: int) -> Header:
@@ -265,12 +276,13 @@ def _judge_stack(stack: list[Header]) -> Candidate:
         elif header.instance != kept[-1].instance and not _same_pixels(header.path, kept[-1].path):
             return replace(
                 candidate,
-                reason="two different slices at one position: several phases or reconstructions share the series",
+                reason="two different slices at one position, so phases or reconstructions share the series; "
+                "give each its own Series Instance UID",
             )
     notes = [f"{len(stack) - len(kept)} duplicate slices dropped"] if len(kept) < len(stack) else []
     candidate = replace(candidate, files=tuple(header.path for header in kept), slices=len(kept))
     if len(kept) < MIN_SLICES:
-        return replace(candidate, reason=f"only {len(kept)} slices; {MIN_SLICES} or more make a volume")
+        return replace(candidate, reason=f"only {len(kept)} {_slices(len(kept))}; {_NO_VOLUME}")
     positions = np.array([header.position for header in kept])
     if reason := _refuse_positions(positions, normal, min(first.spacing)):
         return replace(candidate, reason=reason)
@@ -284,26 +296,29 @@ def _refuse_images(stack: list[Header]) -> str:
     """Why these files cannot be axial CT slices; empty if they can."""
     first = stack[0]
     if first.modality != "CT":
-        return f"modality {first.modality or 'unknown'}, not CT"
+        return f"modality {first.modality or 'unknown'}, not CT; nothing to do"
     if any("LOCALIZER" in header.image_type for header in stack):
-        return "a localiser"
+        return "a localiser; nothing to do"
     if any(header.frames > 1 for header in stack):
         return "an enhanced multi-frame file; convert it to single slices or NIfTI (dcm2niix does)"
     if not all(header.has_pixels for header in stack):
-        return "DICOM without pixels"
+        return "DICOM without pixels; download the series again"
     if any(header.missing_bytes for header in stack):
-        return f"truncated pixel data in {Path(next(h.path for h in stack if h.missing_bytes)).name}"
+        return f"truncated pixel data in {Path(next(h.path for h in stack if h.missing_bytes)).name}; {_AGAIN}"
     if any(len(header.position) != 3 for header in stack) or len(first.orientation) != 6:
-        return "no Image Position or Image Orientation (Patient): where the slices lie is unknown"
+        return (
+            "no Image Position or Image Orientation (Patient), so where the slices lie is unknown; "
+            "export the series again with its geometry"
+        )
     numbers = [*first.spacing, *first.orientation, *(v for header in stack for v in header.position)]
     if len(first.spacing) != 2 or not all(map(math.isfinite, numbers)) or min(first.spacing) <= 0:
-        return f"pixel spacing {'×'.join(f'{v:g}' for v in first.spacing) or 'missing'} mm is not usable"
+        return f"pixel spacing {'×'.join(f'{v:g}' for v in first.spacing) or 'missing'} mm is not usable; {_REPAIR}"
     row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     if np.abs([row @ row - 1, column @ column - 1, row @ column]).max() > 1e-2:
-        return "the axes of Image Orientation (Patient) are not perpendicular unit vectors"
+        return f"the axes of Image Orientation (Patient) are not perpendicular unit vectors; {_REPAIR}"
     axis = int(np.abs(np.cross(row, column)).argmax())
     if axis != 2:
-        return f"{('sagittal', 'coronal')[axis]}, not axial"
+        return f"{('sagittal', 'coronal')[axis]}, not axial; use the series it was made from"
     return _tilt_contradiction(first)
 
 
@@ -315,19 +330,23 @@ def _refuse_positions(positions: Float[np.ndarray, "slices 3"], normal: Float[np
     along = float(normal @ whole)
     lean = math.degrees(math.atan2(float(np.linalg.norm(whole - along * normal)), along))
     if lean > MAX_TILT_DEG:
-        return f"gantry tilt of {lean:.1f}°: the slices are sheared; resample the series to an upright stack first"
+        return f"gantry tilt of {lean:.1f}°, so the slices are sheared; resample them to an upright stack first"
     missing = int(np.rint(steps / usual - 1).clip(min=0).sum())
     if missing:
         where = positions[:-1][steps > 1.5 * usual][0]
         plural = "s are" if missing > 1 else " is"
-        return f"{missing} slice{plural} missing, the first after z = {where[2]:g} mm"
+        return f"{missing} slice{plural} missing, the first after z = {where[2]:g} mm; download the series again"
     even = positions[0] + np.linspace(0, 1, len(positions))[:, None] * whole
     offsets = positions - even
     if np.abs(offsets @ normal).max() > POSITION_TOLERANCE * usual:
-        return f"uneven slice spacing, {steps.min():.3g} to {steps.max():.3g} mm"
+        return f"uneven slice spacing, {steps.min():.3g} to {steps.max():.3g} mm; resample the series evenly first"
     if np.linalg.norm(offsets, axis=1).max() > max(pixel_mm, POSITION_TOLERANCE * usual):
-        return "the slices are shifted against each other"
+        return "the slices are shifted against each other; resample the series to a straight stack first"
     return ""
+
+
+def _slices(count: int) -> str:
+    return "slice" if count == 1 else "slices"
 
 
 def _same_pixels(first: str, second: str) -> bool:
@@ -344,7 +363,7 @@ def _tilt_contradiction(header: Header) -> str:
     normal = np.cross(header.orientation[:3], header.orientation[3:])
     if abs(normal[2]) < math.cos(math.radians(MAX_TILT_DEG)):
         return ""  # the orientation shows the tilt, so the positions say whether the stack leans
-    return f"gantry tilt of {header.tilt_deg:g}° in a header whose slices are upright; which is true cannot be told"
+    return f"gantry tilt of {header.tilt_deg:g}° in a header whose slices are upright; correct whichever is wrong"
 
 
 def file_candidate(path: Path, root: Path, patient_pattern: str | None) -> Candidate:
@@ -357,10 +376,10 @@ def file_candidate(path: Path, root: Path, patient_pattern: str | None) -> Candi
     """
     candidate = Candidate(patient_of_file(path, root, patient_pattern), ("", str(path)), (str(path),), dicom=False)
     if re.search(r"_drr\.nii(\.gz)?$", path.name):
-        return replace(candidate, reason="a radiograph, by its name")
+        return replace(candidate, reason="a radiograph, by its name; nothing to do")
     try:
         if path.stat().st_size == 0:
-            return replace(candidate, reason="an empty file")
+            return replace(candidate, reason=f"an empty file; {_AGAIN}")
         if path.name.lower().endswith((".nii", ".nii.gz")):
             image: Any = nib.load(path)  # nibabel types it as a base class without these attributes
             shape, affine, kind = image.shape, np.asarray(image.affine), image.header.get_data_dtype()
@@ -375,25 +394,27 @@ def file_candidate(path: Path, root: Path, patient_pattern: str | None) -> Candi
             if len(shape) == 3:
                 affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
     except PermissionError:
-        return replace(candidate, reason="no permission to read the file")
+        return replace(candidate, reason="no permission to read the file; change its mode")
     except Exception:  # nibabel, gzip and ITK raise many kinds for damaged files
-        return replace(candidate, reason="its header cannot be read: truncated, or not the type its name says")
+        return replace(candidate, reason=f"a header that cannot be read, truncated or of another type; {_AGAIN}")
     if len(shape) != 3:
         sizes = "×".join(map(str, shape))
-        return replace(candidate, reason=f"{len(shape)} dimensions ({sizes}); a CT has three: extract one volume")
+        return replace(candidate, reason=f"{len(shape)} dimensions ({sizes}); extract one volume")
     if eight_bits:
-        return replace(candidate, reason="8-bit numbers: a label map or a picture, not HU")
+        return replace(candidate, reason="8-bit numbers, a label map or a picture; give the CT in HU")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     singular = not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * spacing.prod()
     if singular:
-        return replace(candidate, reason=f"voxel spacing {'×'.join(f'{v:g}' for v in spacing)} mm is not usable")
+        return replace(
+            candidate, reason=f"voxel spacing {'×'.join(f'{v:g}' for v in spacing)} mm is not usable; {_REPAIR}"
+        )
     upright = int(np.abs(affine[2, :3] / spacing).argmax())
     order = [axis for axis in range(3) if axis != upright] + [upright]
     candidate = replace(
         candidate, slices=int(shape[upright]), voxel_mm=tuple(float(v) for v in spacing[order].round(6))
     )
     if candidate.slices < MIN_SLICES:
-        return replace(candidate, reason=f"only {candidate.slices} slices; {MIN_SLICES} or more make a volume")
+        return replace(candidate, reason=f"only {candidate.slices} {_slices(candidate.slices)}; {_NO_VOLUME}")
     notes = (f"slices {candidate.voxel_mm[2]:.3g} mm apart",) if candidate.voxel_mm[2] > THICK_SLICES_MM else ()
     return replace(candidate, notes=notes)
 

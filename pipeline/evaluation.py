@@ -17,11 +17,14 @@ import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.transforms import SpatialResample
 from monai.utils import string_list_all_gather
 
-from drr2ct.pipeline.checkpoint import read_checkpoint, versions
+from drr2ct.pipeline.checkpoint import versions
 from drr2ct.pipeline.export import DISCLAIMER
 from drr2ct.pipeline.handlers import batch_patients
+from drr2ct.pipeline.identity import trained_on
 from drr2ct.pipeline.metrics import SURFACE_TOLERANCE_MM, WINDOWS, overlap_figures
 from drr2ct.pipeline.statistics import PairedDifference, Summary, compare_paired, summarise
 from drr2ct.transforms.files import write_csv, write_json
@@ -33,20 +36,20 @@ Figures = Mapping[str, Mapping[str, float]]
 """Patient → figure → value; NaN where it is not defined."""
 
 
-def trained_patients(checkpoint: str | Path) -> set[str]:
-    """Names of the patients that a checkpoint was trained on; of names that are paths, the last part."""
-    names = read_checkpoint(checkpoint)["description"]["patients"].get("training", [])
-    return {Path(name).name for name in names}
+def refuse_leakage(
+    checkpoint: str | Path, description: Mapping[str, Any], datalist: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse to evaluate a checkpoint on patients that it was trained on, also under another path or file name.
 
-
-def refuse_leakage(checkpoint: str | Path, datalist: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to evaluate a checkpoint on patients that it was trained on.
+    Args:
+        checkpoint: its path, for the message.
+        description: what the checkpoint says of itself.
+        datalist: items to be evaluated.
 
     Raises:
-        InputError: naming them.
+        InputError: naming the patients.
     """
-    trained = trained_patients(checkpoint)
-    leaked = sorted({str(item["patient"]) for item in datalist} & trained)
+    leaked = sorted(str(item["patient"]) for item in trained_on(description, datalist))
     if leaked:
         names = ", ".join(leaked[:5]) + (f" and {len(leaked) - 5} more" if len(leaked) > 5 else "")
         raise InputError(
@@ -55,9 +58,8 @@ def refuse_leakage(checkpoint: str | Path, datalist: Sequence[Mapping[str, Any]]
         )
 
 
-def model_facts(checkpoint: str | Path) -> dict[str, Any]:
+def model_facts(checkpoint: str | Path, description: Mapping[str, Any]) -> dict[str, Any]:
     """What ``summary.json`` says of the model, from its checkpoint."""
-    description = read_checkpoint(checkpoint)["description"]
     return {
         "checkpoint": str(checkpoint),
         "name": description["name"],
@@ -71,8 +73,8 @@ def model_facts(checkpoint: str | Path) -> dict[str, Any]:
 class PatientTable:
     """Tables of an evaluator's figures: ``patients.csv``, and ``patients.json`` and ``summary.json`` beside it.
 
-    Patients of all processes are gathered; one process writes. Each patient counts once, also where a distributed
-    sampler repeats some to fill the last batch.
+    Patients of all processes are gathered and sorted by name; one process writes. Each patient counts once, also where
+    several processes evaluated it.
 
     Args:
         path: of the CSV file.
@@ -103,6 +105,7 @@ class PatientTable:
         figures: dict[str, dict[str, float]] = {}
         for patient, *values in zip(patients, *details.values(), strict=True):
             figures.setdefault(patient, dict(zip(details, values, strict=True)))
+        figures = dict(sorted(figures.items()))
         write_table(self.path, figures)
         write_json(self.path.with_name("patients.json"), {"format": FORMAT, "patients": patient_records(figures)})
         summary = {
@@ -206,7 +209,8 @@ def compare_segmentations(
 
     Args:
         predicted: folder of masks found in predictions; one that is missing counts as empty.
-        true: folder of masks found in the CTs.
+        true: folder of masks found in the CTs. Where one lies on other voxels than the prediction's, it is resampled
+            onto these, nearest neighbour in patient space.
         output: CSV file to write: patient, structure, dice, nsd, hd95.
         tolerance_mm: of the NSD.
 
@@ -214,19 +218,17 @@ def compare_segmentations(
         The rows.
 
     Raises:
-        InputError: if there are no masks, or two lie on different voxels.
+        InputError: if there are no masks, one cannot be read, or two do not overlap in patient space.
     """
     rows = []
     for path in sorted(Path(true).glob("*/*.nii.gz")):
         patient, structure = path.parent.name, path.name.removesuffix(".nii.gz")
-        truth, affine = _read_mask(path)
-        made = torch.zeros_like(truth)
-        if (other := Path(predicted) / patient / path.name).exists():
-            made, other_affine = _read_mask(other)
-            if made.shape != truth.shape or not np.allclose(affine, other_affine, atol=1e-2):
-                raise InputError(f"masks {other} and {path} lie on different voxels; segment both on one grid.")
-        spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
-        rows.append({"patient": patient, "structure": structure, **overlap_figures(made, truth, spacing, tolerance_mm)})
+        truth = _read_mask(path)
+        other = Path(predicted) / patient / path.name
+        made = _read_mask(other) if other.exists() else MetaTensor(torch.zeros_like(truth), affine=truth.affine)
+        truth = _on_voxels_of(made, truth, f"masks {other} and {path}")
+        figures = overlap_figures(made.as_tensor(), truth.as_tensor(), made.pixdim.tolist(), tolerance_mm)
+        rows.append({"patient": patient, "structure": structure, **figures})
     if not rows:
         raise InputError(f"folder {true} holds no <patient>/<structure>.nii.gz.")
     header = list(rows[0])
@@ -234,7 +236,25 @@ def compare_segmentations(
     return rows
 
 
-def _read_mask(path: Path) -> tuple[torch.Tensor, np.ndarray]:
+def _on_voxels_of(made: MetaTensor, truth: MetaTensor, what: str) -> MetaTensor:
+    """The true mask on the prediction's voxels, nearest neighbour in patient space.
+
+    Raises:
+        InputError: if the two do not overlap in patient space.
+    """
+    if made.shape == truth.shape and np.allclose(np.asarray(made.affine), np.asarray(truth.affine), atol=1e-2):
+        return truth
+    resample = SpatialResample(mode="nearest", padding_mode="zeros", align_corners=True, dtype=torch.float32)
+    moved = resample(
+        MetaTensor(truth.as_tensor().float(), affine=truth.affine), dst_affine=made.affine, spatial_size=made.shape[1:]
+    )
+    found = MetaTensor(moved.as_tensor() > 0.5, affine=made.affine)
+    if truth.any() and not found.any():
+        raise InputError(f"{what} do not overlap in patient space; check the affines of their headers.")
+    return found
+
+
+def _read_mask(path: Path) -> MetaTensor:
     try:
         image: Any = nib.load(path)
         values = np.asanyarray(image.dataobj)
@@ -242,4 +262,7 @@ def _read_mask(path: Path) -> tuple[torch.Tensor, np.ndarray]:
         raise InputError(f"mask {path} cannot be read ({error}); export it again.") from error
     if values.ndim != 3:
         raise InputError(f"mask {path} has {values.ndim} dimensions; one volume per structure is needed.")
-    return torch.from_numpy(values > 0)[None], np.asarray(image.affine)
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"mask {path} has an affine that maps no volume; repair its header.")
+    return MetaTensor(torch.from_numpy(values > 0)[None], affine=torch.from_numpy(affine))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
+import logging
 import math
+import os
 import resource
 import time
 from collections.abc import Mapping
@@ -13,19 +16,25 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from drr2ct.networks.losses import WeightedLoss
+from drr2ct.pipeline.distributed import any_process, is_main_process, mean_over_processes
 from drr2ct.pipeline.figures import DISPLAY_WINDOW, ERROR_RANGE, grey, mid_planes
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import to_hu
 
-CSV_COLUMNS = ("epoch", "phase", "loss", "psnr", "ssim", "lr", "seconds")
+CSV_COLUMNS = ("epoch", "phase", "loss", "psnr", "ssim", "lr", "seconds", "skipped")
+
+logger = logging.getLogger(__name__)
 
 
 def batch_patients(batch: Any) -> list[str]:
@@ -42,46 +51,195 @@ def engine_output(engine: Engine) -> Any:
 
 
 class NonFiniteLossError(InputError):
-    """A loss was NaN or infinite; the message names the batch."""
+    """Too many steps in a row gave NaN or infinity; the message names the batch."""
 
 
-class StopOnNonFiniteLoss:
-    """Stop at the first loss that is NaN or infinite, before it reaches the weights, and name the batch."""
+class SkipNonFiniteSteps:
+    """Name and skip every step whose loss or gradient is NaN or infinite, count them, and stop after some in a row.
 
-    def attach(self, trainer: Engine) -> None:
-        """Register on the trainer."""
-        trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+    A step is skipped by taking its gradients away from the optimiser, so neither weights nor moments change. Under
+    gradient accumulation one bad batch costs the whole accumulated step. With fp16, steps that the gradient scaler
+    skips because the scaled gradient overflows are counted apart and are no fault, until the scale has sunk to 1.
 
-    def __call__(self, trainer: Engine) -> None:
-        """Check the loss just computed."""
-        loss = engine_output(trainer)["loss"]
-        if not torch.isfinite(loss).all():
-            patients = ", ".join(batch_patients(trainer.state.batch)) or "unknown"
-            raise NonFiniteLossError(
-                f"loss is {loss.item()} at epoch {trainer.state.epoch}, iteration {trainer.state.iteration}, in the "
-                f"batch of {patients}; check their data, or train with precision fp32 or a lower learning rate."
-            )
+    Args:
+        optimizer: of the training.
+        folder: where the batch that stops the run is saved, ``nonfinite_<step>.safetensors``.
+        max_in_a_row: stop at so many skipped steps in a row.
+
+    Attributes:
+        skipped: steps skipped in this epoch.
+        overflows: steps that the scaler skipped in this epoch.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, folder: str | Path, max_in_a_row: int = 3) -> None:
+        if max_in_a_row < 1:
+            raise InputError(f"max_nonfinite_steps is {max_in_a_row}; it must be 1 or more.")
+        self.optimizer = optimizer
+        self.folder = Path(folder)
+        self.max_in_a_row = max_in_a_row
+        self.skipped = self.overflows = 0
+        self._in_a_row = 0
+        self._discard = False  # the gradients gathered for the next step of the optimiser
+        self._fault = ""
+        self._tensors: dict[str, Tensor] = {}
+        self._patients: list[str] = []
+        self._scale = 0.0
+
+    def attach(self, trainer: SupervisedTrainer) -> None:
+        """Register on the trainer and on the optimiser."""
+        trainer.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        trainer.add_event_handler(Events.ITERATION_STARTED, self._iteration_started)
+        trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, self._loss_completed)
+        trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._backward_completed)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        self.optimizer.register_step_pre_hook(self._before_step)
+
+    def state_dict(self) -> dict[str, int | bool]:
+        """Counts, for checkpoints within an epoch."""
+        return {
+            "skipped": self.skipped,
+            "overflows": self.overflows,
+            "in_a_row": self._in_a_row,
+            "discard": self._discard,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
+        """Go on counting."""
+        self.skipped, self.overflows = int(state["skipped"]), int(state["overflows"])
+        self._in_a_row, self._discard = int(state["in_a_row"]), bool(state["discard"])
+
+    def _epoch_started(self) -> None:
+        self.skipped = self.overflows = 0
+
+    def _iteration_started(self, trainer: SupervisedTrainer) -> None:
+        if (trainer.state.iteration - 1) % trainer.state.epoch_length % trainer.accumulation_steps == 0:
+            self._discard = False
+        self._fault, self._tensors = "", {}
+        self._scale = _scale(trainer)
+
+    def _loss_completed(self, trainer: SupervisedTrainer) -> None:
+        output = engine_output(trainer)
+        # collated here; MONAI takes the batch apart before the iteration is completed
+        self._patients = batch_patients(trainer.state.batch)
+        if not torch.isfinite(output["loss"]).all():
+            self._fault = f"loss is {output['loss'].item()}"
+
+    def _backward_completed(self, trainer: SupervisedTrainer) -> None:
+        fault = self._fault
+        # the scaler looks at scaled gradients itself; in an accumulation they hold the earlier batches' too
+        if not fault and not self._discard and not self._scale and not _finite_gradients(self.optimizer):
+            fault = "gradient is not finite"
+        if any_process(bool(fault)) and not fault:
+            fault = "loss or gradient of another process is not finite"
+        self._fault = fault
+        if fault:
+            self._discard = True
+            output = engine_output(trainer)
+            self._tensors = {name: output[name].detach() for name in ("image", "label", "pred", "loss")}
+
+    def _before_step(self, *_: Any) -> None:
+        if self._discard:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        else:
+            self._in_a_row = 0
+
+    def _iteration_completed(self, trainer: SupervisedTrainer) -> None:
+        if not self._fault and _scale(trainer) < self._scale:
+            self.overflows += 1
+            if self._scale > 1:
+                return
+            self._fault = "gradient is not finite, and not by loss scaling"
+        if not self._fault:
+            return
+        self.skipped += 1
+        self._in_a_row += 1
+        patients = ", ".join(self._patients) or "unknown"
+        place = f"epoch {trainer.state.epoch}, iteration {trainer.state.iteration}, in the batch of {patients}"
+        if self._in_a_row < self.max_in_a_row:
+            logger.warning("%s at %s; the step is skipped.", self._fault, place)
+            return
+        path = self._save_batch(trainer)
+        raise NonFiniteLossError(
+            f"{self._fault} at {place}, and so were {self._in_a_row} steps in a row; the batch is in {path}: check "
+            "these patients' data, or train with precision fp32 or a lower learning rate."
+        )
+
+    def _save_batch(self, trainer: SupervisedTrainer) -> Path:
+        path = self.folder / f"nonfinite_{trainer.state.iteration}.safetensors"
+        tensors = {name: value.cpu().contiguous().as_subclass(Tensor) for name, value in self._tensors.items()}
+        about = {"patients": json.dumps(self._patients), "fault": self._fault, "epoch": str(trainer.state.epoch)}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, about)
+        return path
+
+
+class NameNonFinitePredictions:
+    """In validation, name patients whose prediction is NaN or infinite, and make that epoch's metrics NaN.
+
+    MONAI's metrics leave NaN out of their means, so that a network that gives nothing else would have a loss of 0.
+    Attach it to the evaluator.
+    """
+
+    def __init__(self) -> None:
+        self._found = False
+
+    def attach(self, evaluator: Engine) -> None:
+        """Register on the evaluator."""
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._look)
+        evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._completed)
+
+    def _look(self, evaluator: Engine) -> None:
+        for patient, sample in zip(batch_patients(evaluator.state.batch), engine_output(evaluator), strict=True):
+            if not torch.isfinite(sample["pred"]).all():
+                self._found = True
+                logger.warning("The prediction is not finite in the validation of %s.", patient)
+
+    def _completed(self, evaluator: Engine) -> None:
+        if any_process(self._found):
+            evaluator.state.metrics.update(dict.fromkeys(evaluator.state.metrics, math.nan))
+        self._found = False
+
+
+def _scale(trainer: SupervisedTrainer) -> float:
+    """Of the gradients; 0 where they are not scaled."""
+    return trainer.scaler.get_scale() if trainer.scaler is not None and trainer.scaler.is_enabled() else 0.0
+
+
+def _finite_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """One number to look at instead of every gradient: a sum of absolute values is finite if all are."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)))
 
 
 class EpochCSV:
-    """One row per epoch and phase: epoch, phase, loss, PSNR, SSIM, learning rate, seconds.
+    """One row per epoch and phase: epoch, phase, loss, PSNR, SSIM, learning rate, seconds, skipped steps.
 
-    Metrics are those of the engines: ``loss`` (of training, the mean over iterations), ``psnr``, ``ssim``. Attach it
-    after the validation handler. Rows of epochs that a resumed training will repeat are dropped.
+    Metrics are those of the engines: ``loss`` (of training, the mean over the steps that were made), ``psnr``,
+    ``ssim``. Attach it after the validation handler. Rows of epochs that a resumed training will repeat are dropped.
 
     Args:
         path: of the CSV file.
         evaluator: the validation engine.
         optimizer: whose learning rate is noted.
+        numerics: counts skipped steps.
     """
 
-    def __init__(self, path: str | Path, evaluator: Engine, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        evaluator: Engine,
+        optimizer: torch.optim.Optimizer,
+        numerics: SkipNonFiniteSteps | None = None,
+    ) -> None:
         self.path = Path(path)
         self.evaluator = evaluator
         self.optimizer = optimizer
+        self.numerics = numerics
         self._losses: list[float] = []
         self._lr = 0.0
-        self._train_seconds = self._began = self._validation_began = 0.0
+        self._train_seconds = self._earlier_seconds = self._began = self._validation_began = 0.0
         self._validation_seconds: float | None = None
         self._opened = False
 
@@ -93,12 +251,23 @@ class EpochCSV:
         self.evaluator.add_event_handler(Events.STARTED, self._validation_started)
         self.evaluator.add_event_handler(Events.COMPLETED, self._validation_completed)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the epoch's row will be made of, for checkpoints within an epoch."""
+        return {"losses": list(self._losses), "lr": self._lr, "seconds": self._train_seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on within an epoch."""
+        self._losses, self._lr = list(state["losses"]), state["lr"]
+        self._train_seconds = self._earlier_seconds = state["seconds"]
+
     def _epoch_started(self, trainer: Engine) -> None:
-        if not self._opened:  # not at STARTED: a checkpoint may only then set the epoch
-            self._open(trainer.state.epoch)
+        self._open(trainer.state.epoch)
         self._losses, self._validation_seconds, self._began = [], None, time.monotonic()
+        self._earlier_seconds = 0.0
 
     def _open(self, first_epoch: int) -> None:
+        if self._opened or not is_main_process():  # not done at STARTED: a checkpoint may only then set the epoch
+            return
         rows = []
         if self.path.exists():
             with self.path.open(newline="") as file:
@@ -110,10 +279,12 @@ class EpochCSV:
         self._opened = True
 
     def _iteration_completed(self, trainer: Engine) -> None:
-        self._losses.append(float(engine_output(trainer)[0]["loss"]))
+        loss = float(engine_output(trainer)[0]["loss"])
+        if math.isfinite(loss):  # else the step is skipped, and counted
+            self._losses.append(loss)
         # the rate this epoch ran with; the scheduler has stepped before the epoch's row is written
         self._lr = self.optimizer.param_groups[0]["lr"]
-        self._train_seconds = time.monotonic() - self._began
+        self._train_seconds = self._earlier_seconds + time.monotonic() - self._began
 
     def _validation_started(self) -> None:
         self._validation_began = time.monotonic()
@@ -122,12 +293,17 @@ class EpochCSV:
         self._validation_seconds = time.monotonic() - self._validation_began
 
     def _epoch_completed(self, trainer: Engine) -> None:
-        loss = sum(self._losses) / len(self._losses)
+        self._open(trainer.state.epoch)
+        loss = mean_over_processes(sum(self._losses), len(self._losses))
         rows = [self._row(trainer, "training", {**trainer.state.metrics, "loss": loss}, self._train_seconds)]
         if self._validation_seconds is not None:
             rows.append(self._row(trainer, "validation", self.evaluator.state.metrics, self._validation_seconds))
+        if not is_main_process():
+            return
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, CSV_COLUMNS).writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint says that the epoch is complete
 
     def _row(self, trainer: Engine, phase: str, metrics: Mapping[str, float], seconds: float) -> dict[str, Any]:
         values = {name: f"{float(metrics[name]):.6g}" if name in metrics else "" for name in ("loss", "psnr", "ssim")}
@@ -137,7 +313,51 @@ class EpochCSV:
             **values,
             "lr": f"{self._lr:.6g}",
             "seconds": f"{seconds:.3f}",
+            "skipped": self.numerics.skipped if self.numerics is not None and phase == "training" else 0,
         }
+
+
+class EventLog(SummaryWriter):
+    """TensorBoard's writer, which a resumed training brings back to where its checkpoint was.
+
+    Its state is the size of every event file of the folder. Events that came later are cut off on resuming, whatever
+    their tags and steps count; TensorBoard's own ``purge_step`` compares one number with steps, which here count
+    iterations for some tags and epochs for others.
+
+    Args:
+        log_dir: of the event files.
+    """
+
+    def __init__(self, log_dir: str | Path) -> None:
+        self._folder = Path(log_dir)
+        self._earlier = self._files()
+        if is_main_process():
+            super().__init__(str(log_dir))
+        else:
+            self.all_writers = None  # flush and close do nothing
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("events.out.tfevents.*"))
+
+    def state_dict(self) -> dict[str, int]:
+        """Sizes in bytes of the event files by name, which are synced to the disk."""
+        self.flush()
+        sizes = {}
+        for path in self._files():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                sizes[path.name] = path.stat().st_size
+        return sizes
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Cut the files that were there before this one was opened; those that are not in the state are removed."""
+        if not is_main_process():
+            return
+        for path in self._earlier:
+            if path.name not in state:
+                path.unlink(missing_ok=True)
+            elif path.stat().st_size > state[path.name]:
+                os.truncate(path, state[path.name])
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -156,6 +376,7 @@ class TensorBoardScalars:
         optimizer: whose learning rate is written.
         loss: whose last terms are written, one by one.
         device: whose peak memory is written.
+        numerics: whose counts of skipped steps are written.
     """
 
     def __init__(
@@ -165,12 +386,14 @@ class TensorBoardScalars:
         optimizer: torch.optim.Optimizer,
         loss: WeightedLoss,
         device: torch.device,
+        numerics: SkipNonFiniteSteps | None = None,
     ) -> None:
         self.writer = writer
         self.evaluator = evaluator
         self.optimizer = optimizer
         self.loss = loss
         self.device = device
+        self.numerics = numerics
         self._terms: dict[str, Tensor] = {}
         self._began = 0.0
 
@@ -205,6 +428,9 @@ class TensorBoardScalars:
         for name, value in trainer.state.metrics.items():
             self.writer.add_scalar(f"training/{name}", value, trainer.state.epoch)
         self.writer.add_scalar("training/peak_memory_gib", peak_memory_bytes(self.device) / 2**30, trainer.state.epoch)
+        if self.numerics is not None:
+            self.writer.add_scalar("training/skipped_steps", self.numerics.skipped, trainer.state.epoch)
+            self.writer.add_scalar("training/scaler_overflows", self.numerics.overflows, trainer.state.epoch)
         self.writer.flush()
 
 
@@ -236,7 +462,8 @@ class TensorBoardPlanes:
         sample = engine_output(evaluator)[0]
         label, pred = sample["label"], sample["pred"]
         affine = torch.from_numpy(self.geometry.grid.affine())
-        truth, made = (MetaTensor(to_hu(volume.detach().cpu().float()), affine) for volume in (label, pred))
+        plain = (volume.detach().cpu().float().as_subclass(Tensor) for volume in (label, pred))
+        truth, made = (MetaTensor(to_hu(volume), affine) for volume in plain)
         error = MetaTensor(made.as_tensor() - truth.as_tensor(), affine)
         for name, volume, window in (
             ("truth", truth, DISPLAY_WINDOW),
@@ -320,6 +547,7 @@ class RichProgress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
+            disable=not Console().is_terminal,  # a log gets a line per epoch from the monitor
         )
         self._loss = math.nan
 

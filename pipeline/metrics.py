@@ -10,7 +10,7 @@ need the radiographs; both are MONAI metrics, and :class:`FigureHandler` attache
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -20,8 +20,8 @@ from jaxtyping import Bool, Float
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics.regression import RegressionMetric
-from monai.metrics.utils import get_edge_surface_distance
 from scipy import ndimage
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from drr2ct.networks.ssim import gaussian_window, windowed_mean
@@ -55,7 +55,10 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 _WINDOW_SIZE, _WINDOW_SIGMA = 11, 1.5
 _IDENTICAL_DB = 100.0
-_PLANES = 32
+SMALLEST_GRID = _WINDOW_SIZE
+"""Voxels along each axis that SSIM needs."""
+_PLANES = 8
+"""What is computed at a time: it stays in the processor's cache, which is several times faster at 256³."""
 
 Volume = Float[Tensor, "1 n m k"]
 Mask = Bool[Tensor, "1 n m k"]
@@ -113,39 +116,61 @@ class PredictionAndRadiographs:
         return volumes, [x.detach().float().as_subclass(Tensor) * LINE_INTEGRAL_SCALE for x in image]
 
 
-def psnr(pred: Float[Tensor, "*shape"], truth: Float[Tensor, "*shape"], data_range: float) -> float:
+def _planes(*volumes: Tensor, window: Sequence[float] | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """The volumes a few planes at a time, those of floating point clipped to the window."""
+    for parts in zip(*(volume.split(_PLANES, dim=1) for volume in volumes), strict=True):
+        yield tuple(p if window is None or p.dtype == torch.bool else p.clamp(*window) for p in parts)
+
+
+def _decibels(mean_square: float, data_range: float) -> float:
+    if math.isnan(mean_square):
+        return math.nan
+    return min(_IDENTICAL_DB, 10 * math.log10(data_range**2 / mean_square)) if mean_square else _IDENTICAL_DB
+
+
+def psnr(pred: Volume, truth: Volume, data_range: float) -> float:
     """Peak signal-to-noise ratio in dB of values in one window; 100 dB at most, which identical values get."""
-    if not pred.numel():
-        return float("nan")
-    error = float((pred - truth).square().mean(dtype=torch.float64))
-    return min(_IDENTICAL_DB, 10 * math.log10(data_range**2 / error)) if error else _IDENTICAL_DB
+    squares = sum(float((p - t).square_().sum(dtype=torch.float64)) for p, t in _planes(pred, truth))
+    return _decibels(squares / pred.numel(), data_range)
 
 
-def _windowed_mean(image: Volume, window: Sequence[float]) -> Float[Tensor, "1 n-10 m-10 k-10"]:
-    """SSIM's Gaussian mean, a few planes at a time: they stay in the cache, which is three times faster at 256³."""
-    one = [1.0]
-    planes = [windowed_mean(part[None], [one, window, window])[0] for part in image.split(_PLANES, dim=1)]
-    rows = torch.cat(planes, dim=1).split(_PLANES, dim=2)
-    return torch.cat([windowed_mean(part[None], [window, one, one])[0] for part in rows], dim=2)
-
-
-def ssim_maps(
-    pred: Volume, truth: Volume, data_range: float
-) -> tuple[Float[Tensor, "1 n-10 m-10 k-10"], Float[Tensor, "1 n-10 m-10 k-10"]]:
+def ssim_planes(pred: Volume, truth: Volume, data_range: float) -> Iterator[tuple[Volume, Volume]]:
     """SSIM and its contrast-structure factor at every position where the whole Gaussian window (11, σ 1.5) fits.
 
     Wang et al., IEEE TIP 13(4), 2004, with population variances, as MONAI has it; the mean of the first is MONAI's
-    ``SSIMMetric``. Each axis of the result is 10 shorter.
+    ``SSIMMetric``. Both come a few planes at a time, in order along the first axis; each axis of the whole is 10
+    shorter than the volumes'.
     """
-    window = gaussian_window(_WINDOW_SIZE, _WINDOW_SIGMA)
+    weights, one = gaussian_window(_WINDOW_SIZE, _WINDOW_SIGMA), [1.0]
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    mean, other = _windowed_mean(pred, window), _windowed_mean(truth, window)
-    product = mean * other
-    squares = mean.square_().add_(other.square_())
-    below = _windowed_mean((pred * pred).addcmul_(truth, truth), window).sub_(squares).add_(c2)
-    contrast = _windowed_mean(pred * truth, window).sub_(product).mul_(2).add_(c2).div_(below)
-    luminance = product.mul_(2).add_(c1).div_(squares.add_(c1))
-    return luminance.mul_(contrast), contrast
+    kept: list[Tensor] = []
+    for p, t in _planes(pred, truth):
+        moments = torch.stack([p, t, (p * p).addcmul_(t, t), p * t], dim=1)
+        smooth = torch.cat([*kept, windowed_mean(moments, [one, weights, weights])], dim=2)
+        kept = [smooth[:, :, 1 - _WINDOW_SIZE :]]
+        if smooth.shape[2] < _WINDOW_SIZE:
+            continue
+        mean, other, below, above = windowed_mean(smooth, [weights, one, one]).unbind(dim=1)
+        product = mean * other
+        squares = mean.square_().add_(other.square_())
+        contrast = above.sub_(product).mul_(2).add_(c2).div_(below.sub_(squares).add_(c2))
+        luminance = product.mul_(2).add_(c1).div_(squares.add_(c1))
+        yield luminance.mul_(contrast), contrast
+
+
+def _mean_similarity(pred: Volume, truth: Volume, data_range: float) -> tuple[float, float]:
+    """Means of SSIM and of its contrast-structure factor."""
+    sums = [
+        torch.stack([similarity.sum(dtype=torch.float64), contrast.sum(dtype=torch.float64)])
+        for similarity, contrast in ssim_planes(pred, truth, data_range)
+    ]
+    similarity, contrast = (torch.stack(sums).sum(dim=0) / _positions(pred)).tolist()
+    return similarity, contrast
+
+
+def _positions(volume: Volume) -> int:
+    """Where SSIM's window fits."""
+    return math.prod(n - _WINDOW_SIZE + 1 for n in volume.shape[1:])
 
 
 def ms_ssim(pred: Volume, truth: Volume, data_range: float) -> float:
@@ -154,25 +179,19 @@ def ms_ssim(pred: Volume, truth: Volume, data_range: float) -> float:
     MONAI's ``MultiScaleSSIMMetric`` with the first weights, renormalised to sum 1: five scales from 176 voxels on,
     four from 88, three from 44.
     """
-    scales = _scales(pred)
-    similarity, contrast = ssim_maps(pred, truth, data_range)
-    return _ms_ssim_from(float((contrast if scales > 1 else similarity).mean()), pred, truth, data_range)
+    return _ms_ssim_from(_mean_similarity(pred, truth, data_range), pred, truth, data_range)
 
 
-def _scales(volume: Volume) -> int:
-    return max(1, min(len(MS_SSIM_WEIGHTS), int(np.log2(min(volume.shape[1:]) / _WINDOW_SIZE)) + 1))
-
-
-def _ms_ssim_from(finest: float, pred: Volume, truth: Volume, data_range: float) -> float:
-    """The product over scales, when that of the finest is known."""
-    scales = _scales(pred)
+def _ms_ssim_from(finest: tuple[float, float], pred: Volume, truth: Volume, data_range: float) -> float:
+    """The product over scales, when the mean SSIM and contrast of the finest are known."""
+    scales = max(1, min(len(MS_SSIM_WEIGHTS), int(np.log2(min(pred.shape[1:]) / _WINDOW_SIZE)) + 1))
     means = [finest]
-    for scale in range(1, scales):
+    for _ in range(1, scales):
         pred, truth = F.avg_pool3d(pred, 2), F.avg_pool3d(truth, 2)
-        similarity, contrast = ssim_maps(pred, truth, data_range)
-        means.append(float((contrast if scale < scales - 1 else similarity).mean()))
+        means.append(_mean_similarity(pred, truth, data_range))
+    factors = [*(contrast for _, contrast in means[:-1]), means[-1][0]]
     weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
-    return float(np.prod(np.maximum(means, 0.0) ** weights))
+    return float(np.prod(np.maximum(factors, 0.0) ** weights))
 
 
 def gradient_similarity(pred: Volume, truth: Volume, data_range: float) -> Volume:
@@ -186,14 +205,15 @@ def gradient_similarity(pred: Volume, truth: Volume, data_range: float) -> Volum
     for start in range(0, length, _PLANES):  # a few planes at a time, with one more on each side
         low, high = max(0, start - 1), min(length, start + _PLANES + 1)
         kept = slice(start - low, start - low + min(_PLANES, length - start))
-        first, second = (_squared_gradient(x[:, low:high])[:, kept] / data_range**2 for x in (pred, truth))
+        first, second = (_squared_gradient(x[:, low:high] / data_range)[:, kept] for x in (pred, truth))
         below = (first + second).add_(GRADIENT_CONSTANT)
         parts.append(first.mul_(second).sqrt_().mul_(2).add_(GRADIENT_CONSTANT).div_(below))
     return torch.cat(parts, dim=1)
 
 
 def _squared_gradient(volume: Volume) -> Volume:
-    return torch.stack([torch.gradient(volume, dim=axis)[0].square_() for axis in range(1, 4)]).sum(dim=0)
+    x, y, z = (torch.gradient(volume, dim=axis)[0] for axis in range(1, 4))
+    return x.square_().addcmul_(y, y).addcmul_(z, z)
 
 
 def body_mask(hu: Volume) -> Mask:
@@ -201,24 +221,60 @@ def body_mask(hu: Volume) -> Mask:
 
     Slice by slice, because the windpipe opens the lungs to the outside at the end of a scan. The last axis is z.
     """
+    body = np.zeros(hu.shape[1:], dtype=bool)
     labels, count = ndimage.label((hu[0] > BODY_THRESHOLD_HU).cpu().numpy())
     if not count:
-        return torch.zeros_like(hu, dtype=torch.bool)
-    body = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+        return torch.from_numpy(body)[None].to(hu.device)
+    # plane by plane: bincount would make 8-byte numbers of the whole volume
+    sizes = np.sum([np.bincount(plane.ravel(), minlength=count + 1) for plane in labels], axis=0)
+    largest = 1 + int(sizes[1:].argmax())
+    box = ndimage.find_objects(labels, largest)[-1]
+    inside = labels[box] == largest
     in_plane = ndimage.generate_binary_structure(3, 1)
     in_plane[1, 1, ::2] = False
-    # air that reaches no side of its slice is inside
-    regions, count = ndimage.label(~body, structure=in_plane)
+    # air that reaches no side of its slice is inside; where it reaches the box's, it also reaches the slice's
+    regions, count = ndimage.label(~inside, structure=in_plane)
     outside = np.zeros(count + 1, dtype=bool)
     for face in (regions[0], regions[-1], regions[:, 0], regions[:, -1]):
         outside[np.unique(face)] = True
     outside[0] = False  # the body itself
-    return torch.from_numpy(~outside[regions])[None].to(hu.device)
+    body[box] = ~outside[regions]
+    return torch.from_numpy(body)[None].to(hu.device)
 
 
 def structure_masks(hu: Volume, body: Mask) -> dict[str, Mask]:
     """The masks of :data:`STRUCTURES`: the body, air in it (lungs and airways, up to −500 HU), and bone (> 300 HU)."""
     return {"body": body, "lung": (hu < BODY_THRESHOLD_HU) & body, "bone": (hu > TISSUES["bone"][0]) & body}
+
+
+def surface(mask: Bool[np.ndarray, "i j k"]) -> Bool[np.ndarray, "i j k"]:
+    """Voxels of the mask with one of their six neighbours, or the volume's end, outside it."""
+    inner = mask.copy()
+    for axis in range(3):
+        here, there = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)
+        here[1:] &= there[:-1]
+        here[:-1] &= there[1:]
+        here[[0, -1]] = False
+    return mask & ~inner
+
+
+def surface_distances(
+    first: Bool[np.ndarray, "i j k"], second: Bool[np.ndarray, "i j k"], spacing_mm: Sequence[float]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+    """Distance (mm) of each voxel of one mask's surface to the nearest of the other's, both ways; neither is empty.
+
+    Values are those of MONAI's ``get_edge_surface_distance``.
+    """
+    edges = surface(first), surface(second)
+    points = [np.argwhere(edge) for edge in edges]
+    trees = [KDTree(p * np.asarray(spacing_mm), leafsize=32, balanced_tree=False) for p in points]
+    found = []
+    for here, edge, tree in zip(points, edges[::-1], trees[::-1], strict=True):
+        distances = np.zeros(len(here))
+        apart = ~edge[tuple(here.T)]  # where surfaces coincide there is nothing to look for
+        distances[apart] = tree.query(here[apart] * np.asarray(spacing_mm), workers=torch.get_num_threads())[0]
+        found.append(distances)
+    return found[0], found[1]
 
 
 def overlap_figures(
@@ -239,20 +295,18 @@ def overlap_figures(
         from the prediction alone, Dice and NSD are 0 and HD95 is NaN.
     """
     nan = float("nan")
-    if not truth.any():
+    made, there = pred[0].cpu().numpy(), truth[0].cpu().numpy()
+    counts = int(np.count_nonzero(made)), int(np.count_nonzero(there))
+    if not counts[1]:
         return {"dice": nan, "nsd": nan, "hd95": nan}
-    if not pred.any():
+    if not counts[0]:
         return {"dice": 0.0, "nsd": 0.0, "hd95": nan}
-    dice = 2 * int((pred & truth).sum()) / (int(pred.sum()) + int(truth.sum()))
-    _, distances, _ = get_edge_surface_distance(
-        pred[0].cpu(), truth[0].cpu(), distance_metric="euclidean", spacing=tuple(spacing_mm), symmetric=True
-    )
-    found = [d.numpy().astype(np.float64) for d in distances]
-    near = sum(int((d <= tolerance_mm + 1e-6).sum()) for d in found)
+    distances = surface_distances(made, there, spacing_mm)
+    near = sum(int(np.count_nonzero(d <= tolerance_mm + 1e-6)) for d in distances)
     return {
-        "dice": dice,
-        "nsd": near / sum(d.size for d in found),
-        "hd95": max(float(np.percentile(d, 95)) for d in found),
+        "dice": 2 * int(np.count_nonzero(made & there)) / sum(counts),
+        "nsd": near / sum(d.size for d in distances),
+        "hd95": max(float(np.percentile(d, 95)) for d in distances),
     }
 
 
@@ -267,8 +321,14 @@ def legacy_x2ct_psnr(pred_hu: Volume, truth_hu: Volume) -> float:
     HU + 1024 clipped to 0…2500, peak 4095; PSNR of each slice (100 dB where it has no error), averaged over the slices
     of each axis, then over the axes.
     """
-    squares = ((pred_hu[0] + 1024).clamp_(0, 2500) - (truth_hu[0] + 1024).clamp_(0, 2500)).square_()
-    means = [squares.mean(dim=[o for o in range(3) if o != axis], dtype=torch.float64) for axis in range(3)]
+    size = pred_hu.shape[1:]
+    along_x = []
+    over_x = torch.zeros(size[1:], dtype=torch.float64)
+    for pred, truth in _planes(pred_hu, truth_hu, window=DEFAULT_WINDOW):  # HU + 1024 in 0…2500
+        squares = (pred - truth).square_()[0]
+        along_x.append(squares.mean(dim=(1, 2), dtype=torch.float64).cpu())
+        over_x += squares.sum(dim=0, dtype=torch.float64).cpu() / size[0]
+    means = (torch.cat(along_x), over_x.mean(dim=1), over_x.mean(dim=0))
     return float(torch.stack([_slice_psnr(mean).mean() for mean in means]).mean())
 
 
@@ -276,43 +336,62 @@ def _slice_psnr(squares: Float[Tensor, " slices"]) -> Float[Tensor, " slices"]:
     return torch.where(squares > 0, 10 * torch.log10(4095**2 / squares.clamp(min=1e-300)), _IDENTICAL_DB)
 
 
-def _window_figures(suffix: str, pred: Volume, truth: Volume, body: Mask) -> dict[str, float]:
+def _window_figures(suffix: str, pred: Volume, truth: Volume, body: Mask, with_scales: bool) -> dict[str, float]:
     low, high = WINDOWS[suffix]
-    pred, truth, width = pred.clamp(low, high), truth.clamp(low, high), high - low
-    similarity, contrast = ssim_maps(pred, truth, width)
+    width = high - low
+    pred, truth = pred.clamp(low, high), truth.clamp(low, high)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for p, t, inside in _planes(pred, truth, body):
+        squares = (p - t).square_()
+        sums[0] += squares.sum(dtype=torch.float64).cpu()
+        sums[1] += squares.mul_(inside).sum(dtype=torch.float64).cpu()
+    error, body_error = (sums / torch.tensor([body.numel(), int(body.sum())])).tolist()
     margin = _WINDOW_SIZE // 2
     inner = body[:, margin:-margin, margin:-margin, margin:-margin]
-    figures = (
-        {}
-        if suffix
-        else {
-            "ms_ssim": _ms_ssim_from(float((contrast if _scales(pred) > 1 else similarity).mean()), pred, truth, width)
-        }
-    )
-    return figures | {
-        f"psnr{suffix}": psnr(pred, truth, width),
-        f"ssim{suffix}": float(similarity.mean()),
-        f"psnr{suffix}_body": psnr(pred[body], truth[body], width),
-        f"ssim{suffix}_body": float(similarity[inner].mean()),
+    sums, done = torch.zeros(3, dtype=torch.float64), 0
+    for similarity, contrast in ssim_planes(pred, truth, width):
+        inside = inner[:, done : done + similarity.shape[1]]
+        done += similarity.shape[1]
+        sums[:2] += torch.stack([x.sum(dtype=torch.float64) for x in (similarity, contrast)]).cpu()
+        sums[2] += similarity.mul_(inside).sum(dtype=torch.float64).cpu()
+    ssim, contrast_mean, body_ssim = (sums / torch.tensor([inner.numel(), inner.numel(), int(inner.sum())])).tolist()
+    scales = {"ms_ssim": _ms_ssim_from((ssim, contrast_mean), pred, truth, width)} if with_scales else {}
+    return scales | {
+        f"psnr{suffix}": _decibels(error, width),
+        f"ssim{suffix}": ssim,
+        f"psnr{suffix}_body": _decibels(body_error, width),
+        f"ssim{suffix}_body": body_ssim,
     }
 
 
 def _hu_figures(pred: Volume, truth: Volume, body: Mask) -> dict[str, float]:
-    figures = {"mae_hu": float((pred - truth).abs_().mean(dtype=torch.float64))}
-    there = truth[body]
-    error = (pred[body] - there).double()
-    inside = {"body": error, **{name: error[(there >= lo) & (there <= hi)] for name, (lo, hi) in TISSUES.items()}}
-    for name, values in inside.items():
-        figures[f"mae_hu_{name}"] = float(values.abs().mean())
-        figures[f"bias_hu_{name}"] = float(values.mean())
+    names = ("", "body", *TISSUES)
+    sums = {name: np.zeros(3) for name in names}  # |error|, error, voxels
+    for p, t, inside in _planes(pred, truth, body, window=HU_WINDOW):
+        error = p - t
+        sums[""] += float(error.abs().sum(dtype=torch.float64)), 0.0, error.numel()
+        error, there = error.masked_select(inside), t.masked_select(inside)
+        tissues = {name: (there >= low) & (there <= high) for name, (low, high) in TISSUES.items()}
+        parts = {"body": error, **{name: error.masked_select(mask) for name, mask in tissues.items()}}
+        for name, values in parts.items():
+            signed = float(values.sum(dtype=torch.float64))
+            sums[name] += float(values.abs_().sum(dtype=torch.float64)), signed, values.numel()
+    figures = {}
+    for name, (absolute, signed, count) in sums.items():
+        suffix = f"_{name}" if name else ""
+        figures[f"mae_hu{suffix}"] = absolute / count if count else math.nan
+        figures[f"bias_hu{suffix}"] = signed / count if count else math.nan
     return figures
 
 
 def _other_figures(pred: Volume, truth: Volume, body: Mask) -> dict[str, float]:
     low, high = DEFAULT_WINDOW
     pred, truth = pred.clamp(low, high), truth.clamp(low, high)
+    similarity = gradient_similarity(pred, truth, high - low)
+    in_body = sum(float(g.mul_(inside).sum(dtype=torch.float64)) for g, inside in _planes(similarity, body))
+    count = int(body.sum())
     return {
-        "gms_body": float(gradient_similarity(pred, truth, high - low)[body].mean()),
+        "gms_body": in_body / count if count else math.nan,
         "chirality_db": chirality_margin(pred, truth, high - low),
         "legacy_x2ct_psnr": legacy_x2ct_psnr(pred, truth),
     }
@@ -404,14 +483,14 @@ class ReconstructionMetric(RegressionMetric):
                 f"{tuple(truth.shape)}; both must be (1, N, N, N) on one grid, N at least {_WINDOW_SIZE}."
             )
         spacing = [float(s) for s in truth.pixdim] if isinstance(truth, MetaTensor) else self.spacing_mm
-        pred, truth = (x.detach().as_subclass(Tensor).float().clamp(*HU_WINDOW) for x in (pred, truth))
+        pred, truth = (x.detach().as_subclass(Tensor).float() for x in (pred, truth))
         wanted = set(self.figures)
         body = body_mask(truth)
         found: dict[str, float] = {}
         for suffix in WINDOWS:
             names = {name for name in _WINDOW_NAMES if name.replace("_body", "")[4:] == suffix}
             if wanted & (names if suffix else {*names, "ms_ssim"}):
-                found |= _window_figures(suffix, pred, truth, body)
+                found |= _window_figures(suffix, pred, truth, body, not suffix and "ms_ssim" in wanted)
         if wanted & set(_HU_NAMES):
             found |= _hu_figures(pred, truth, body)
         if wanted & set(_OTHER_NAMES):

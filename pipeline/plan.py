@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -102,10 +102,17 @@ class Settings:
         if self.checkpointing is not None:
             changes["checkpointing"] = self.checkpointing
         if self.xray_channels is not None:
-            *earlier, groups = config.encoder_norm_groups
-            changes["encoder_channels"] = (*config.encoder_channels[:-1], self.xray_channels)
-            changes["encoder_norm_groups"] = (*earlier, group_count(self.xray_channels, groups))
+            changes.update(xray_channels(config, self.xray_channels))
         return config.with_overrides(changes)
+
+
+def xray_channels(config: CascadeConfig, channels: int) -> dict[str, tuple[int, ...]]:
+    """What to change in a configuration so that the X-ray encoder's last level has so many channels."""
+    *earlier, groups = config.encoder_norm_groups
+    return {
+        "encoder_channels": (*config.encoder_channels[:-1], channels),
+        "encoder_norm_groups": (*earlier, group_count(channels, groups)),
+    }
 
 
 @dataclass(frozen=True)
@@ -170,10 +177,17 @@ class Plan:
         return asdict(self)
 
 
+Inside = Callable[[Any, Any, Any], int]
+
+
 class StorageTracker(TorchDispatchMode):
     """Follows the memory of all tensors that operations make while it is entered, and counts their FLOPs.
 
     Views share their storage, which is counted once, when it first appears, until Python and autograd drop it.
+
+    Args:
+        inside: given an operation and its arguments, the most bytes that it allocates while it runs, its results
+            included; by default none but these.
 
     Attributes:
         live: bytes in use.
@@ -182,8 +196,9 @@ class StorageTracker(TorchDispatchMode):
         section: under which name peaks, growth and FLOPs are booked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inside: Inside | None = None) -> None:
         super().__init__()
+        self.inside = inside
         self.live = self.peak = self.flops = 0
         self.section = ""
         self.section_peak: dict[str, int] = defaultdict(int)
@@ -194,6 +209,7 @@ class StorageTracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and look at what it made."""
         kwargs = kwargs or {}
+        while_running = self.live + self.inside(func, args, kwargs) if self.inside else 0
         result = func(*args, **kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -202,8 +218,9 @@ class StorageTracker(TorchDispatchMode):
             flops = formula(*args, **kwargs, out_val=result)
             self.flops += flops
             self.section_flops[self.section] += flops
-        self.peak = max(self.peak, self.live)
-        self.section_peak[self.section] = max(self.section_peak[self.section], self.live)
+        most = max(self.live, while_running)
+        self.peak = max(self.peak, most)
+        self.section_peak[self.section] = max(self.section_peak[self.section], most)
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -228,24 +245,22 @@ class TrainingStep:
     """Network, default loss, optimiser and a random batch, as the bundle's ``train.yaml`` puts them together.
 
     Args:
-        settings: what to build.
+        config: of the network.
+        batch: samples.
+        precision: as :class:`Settings` has it.
         device: where.
-
-    Raises:
-        InputError: as :meth:`Settings.config`.
     """
 
-    def __init__(self, settings: Settings, device: torch.device | str = "cpu") -> None:
-        config = settings.config()
+    def __init__(self, config: CascadeConfig, batch: int, precision: str, device: torch.device | str = "cpu") -> None:
         with torch.device(device):  # not .to(device), which cannot move fake weights
             self.network = ProgressiveCascade(config)
-        self.inferer = AutocastInferer(torch.device(device).type, settings.precision)
+        self.inferer = AutocastInferer(torch.device(device).type, precision)
         self.optimizer = clip_gradients(
             torch.optim.AdamW(self.network.parameters(), lr=1e-4, weight_decay=1e-4), max_norm=1.0
         )
         views, size = len(config.geometry.views), config.geometry.grid.size
-        self.image = torch.rand(settings.batch, views, *config.geometry.detector_size, device=device)
-        self.label = torch.rand(settings.batch, 1, size, size, size, device=device)
+        self.image = torch.rand(batch, views, *config.geometry.detector_size, device=device)
+        self.label = torch.rand(batch, 1, size, size, size, device=device)
 
     def settle(self) -> None:
         """Make the gradients and the optimiser's state, so that the next step is like all later ones."""
@@ -294,14 +309,26 @@ def _parts(network: ProgressiveCascade) -> list[tuple[str, list[nn.Module]]]:
     return [*parts, ("head", [head])]
 
 
-class _Sections:
-    """Tells the tracker which part runs: by module hooks going forward, by gradient hooks coming back."""
+@runtime_checkable
+class HasSection(Protocol):
+    """What is told which part runs."""
 
-    def __init__(self, tracker: StorageTracker, network: ProgressiveCascade) -> None:
+    section: str
+
+
+class Sections:
+    """Tells the tracker which part runs: by module hooks going forward, by gradient hooks coming back.
+
+    Args:
+        tracker: that is told.
+        network: whose parts they are.
+    """
+
+    def __init__(self, tracker: HasSection, network: ProgressiveCascade) -> None:
         self.tracker = tracker
         self.parts = _parts(network)
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
-        self.phase = ""
+        self.phase = ""  # until one begins, no part is noted: validation runs the network too
         following = [name for name, _ in self.parts[1:]] + ["loss"]
         self.handles = []
         for (name, modules), after in zip(self.parts, following, strict=True):
@@ -314,6 +341,11 @@ class _Sections:
         """Note the phase; loss and optimiser are sections of their own."""
         self.phase = phase
         self.tracker.section = {"forward": self.parts[0][0], "backward": "loss"}.get(phase, phase)
+
+    def remove(self) -> None:
+        """Take the hooks off again."""
+        for handle in self.handles:
+            handle.remove()
 
     def _entered(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -345,17 +377,32 @@ class _Sections:
         return hook
 
 
-@functools.lru_cache(maxsize=256)
 def plan_network(settings: Settings) -> Plan:
     """Trace one reconstruction and one training step (not the first: gradients and moments are there already).
 
     Raises:
         InputError: as :meth:`Settings.config`.
     """
+    config = settings.config()
+    rows, _ = config.geometry.detector_size
+    resolved = replace(settings, size=config.geometry.grid.size, detector=rows, checkpointing=config.checkpointing)
+    return replace(plan_config(config, settings.batch, settings.precision), settings=resolved)
+
+
+@functools.lru_cache(maxsize=256)
+def plan_config(config: CascadeConfig, batch: int, precision: str, inside: Inside | None = None) -> Plan:
+    """:func:`plan_network` for a configuration that need not have a name (its plan's settings then have none).
+
+    Args:
+        config: of the network.
+        batch: samples per step.
+        precision: as :class:`Settings` has it.
+        inside: what operations allocate inside themselves, see :class:`StorageTracker`.
+    """
     loss = WeightedLoss()  # its window is computed, so it is made with real tensors
     # autocast for a GPU that is not there would switch itself off; the CPU's keeps the same types, fp16 too
-    with FakeTensorMode(), StorageTracker() as tracker:
-        step = TrainingStep(settings)
+    with FakeTensorMode(), StorageTracker(inside) as tracker:
+        step = TrainingStep(config, batch, precision)
         network = step.network
         parameters = sum(parameter.numel() for parameter in network.parameters())
 
@@ -367,7 +414,7 @@ def plan_network(settings: Settings) -> Plan:
         state = [t for values in step.optimizer.state.values() for t in values.values() if isinstance(t, Tensor)]
         state_bytes = sum(t.untyped_storage().nbytes() for t in state)
 
-        sections = _Sections(tracker, network)
+        sections = Sections(tracker, network)
         for booked in (tracker.section_peak, tracker.section_flops, tracker.section_growth):
             booked.clear()
         resting = tracker.peak = tracker.live
@@ -400,10 +447,8 @@ def plan_network(settings: Settings) -> Plan:
             step_flops=tracker.section_flops[name],
         )
 
-    config = network.config
-    rows, _ = config.geometry.detector_size
     return Plan(
-        settings=replace(settings, size=config.geometry.grid.size, detector=rows, checkpointing=config.checkpointing),
+        settings=Settings("", batch, precision, len(config.geometry.views)),
         parameters=parameters,
         forward_flops=forward_flops,
         step_flops=step_flops,
@@ -519,7 +564,7 @@ def measure_throughput(settings: Settings) -> float:
         plan = plan_network(small)
         if size <= full.grid.size and needed_bytes(plan) <= memory and plan.step_flops <= most_flops:
             break
-    step, loss = TrainingStep(small, device), WeightedLoss()
+    step, loss = TrainingStep(small.config(), 1, precision, device), WeightedLoss()
     seconds = 0.0
     for _ in range(2):
         start = time.perf_counter()
@@ -546,7 +591,8 @@ def checkpoint_metrics(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _size(number: int) -> str:
+def size_text(number: int) -> str:
+    """Bytes in MiB or GiB."""
     return f"{number / 2**30:.2f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:.1f} MiB"
 
 
@@ -597,8 +643,8 @@ def stage_table(plan: Plan) -> TableText:
             str(s.blocks or ""),
             str(s.growth or ""),
             f"{s.parameters:,}" if s.parameters else "",
-            _size(s.kept_bytes) if s.kept_bytes > 0 else "",
-            _size(s.peak_bytes),
+            size_text(s.kept_bytes) if s.kept_bytes > 0 else "",
+            size_text(s.peak_bytes),
             _flops(s.forward_flops) if s.forward_flops else "",
         )
         for s in plan.stages
@@ -614,8 +660,8 @@ def stage_table(plan: Plan) -> TableText:
 def totals(plan: Plan, memory_bytes: int | None, epoch_seconds: float | None, samples: int) -> list[str]:
     """Sentences below the stage table."""
     lines = [
-        f"parameters {plan.parameters:,}; optimiser state {_size(plan.optimizer_state_bytes)}",
-        f"peak: {_size(plan.forward_peak_bytes)} reconstructing, {_size(plan.step_peak_bytes)} in a training step",
+        f"parameters {plan.parameters:,}; optimiser state {size_text(plan.optimizer_state_bytes)}",
+        f"peak: {size_text(plan.forward_peak_bytes)} reconstructing, {size_text(plan.step_peak_bytes)} in a step",
         f"{_flops(plan.forward_flops)} forward, {_flops(plan.step_flops)} per training step",
     ]
     if epoch_seconds is not None:
@@ -623,17 +669,19 @@ def totals(plan: Plan, memory_bytes: int | None, epoch_seconds: float | None, sa
     if memory_bytes is None:
         return lines
     need, settings = needed_bytes(plan), plan.settings
-    margin = f"{100 * ALLOCATOR_MARGIN:.0f} % and {_size(CONTEXT_BYTES)} of margin"
+    margin = f"{100 * ALLOCATOR_MARGIN:.0f} % and {size_text(CONTEXT_BYTES)} of margin"
     if need <= memory_bytes:
         batch = largest_batch(settings, memory_bytes)
-        lines.append(f"fits {_size(memory_bytes)}: needs {_size(need)} with {margin}; largest batch that fits: {batch}")
+        lines.append(
+            f"fits {size_text(memory_bytes)}: needs {size_text(need)} with {margin}; largest batch that fits: {batch}"
+        )
         return lines
-    lines.append(f"does not fit {_size(memory_bytes)}: needs {_size(need)} with {margin}")
+    lines.append(f"does not fit {size_text(memory_bytes)}: needs {size_text(need)} with {margin}")
     change = cheapest_change(settings, memory_bytes)
     if change is None:
         lines.append("nothing tried makes it fit: bf16, batch 1, checkpointing, fewer X-ray channels")
     else:
-        lines.append(f"cheapest change that makes it fit: {change[0]} ({_size(needed_bytes(change[1]))})")
+        lines.append(f"cheapest change that makes it fit: {change[0]} ({size_text(needed_bytes(change[1]))})")
     lines.append(f"largest batch that fits as it is: {largest_batch(settings, memory_bytes)}")
     return lines
 
@@ -657,8 +705,8 @@ def comparison_table(
                 name,
                 f"{plan.settings.size}³",
                 f"{plan.parameters:,}",
-                _size(plan.forward_peak_bytes),
-                _size(plan.step_peak_bytes),
+                size_text(plan.forward_peak_bytes),
+                size_text(plan.step_peak_bytes),
                 _flops(plan.forward_flops),
                 _flops(plan.step_flops),
                 "–" if seconds is None else _duration(seconds),

@@ -15,20 +15,22 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from drr2ct.pipeline.checkpoint import versions
 from drr2ct.pipeline.datalist import PARTS, split_patients, write_datalist
@@ -44,6 +46,7 @@ from drr2ct.pipeline.dicom_series import (
     walk_files,
 )
 from drr2ct.pipeline.export import DISCLAIMER, write_volume
+from drr2ct.pipeline.progress import tracked
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
@@ -53,6 +56,8 @@ from drr2ct.transforms.volume import HU_WINDOW
 
 _COLUMNS = ("patient", "source", "slices", "voxel_mm", "kernel", "used", "reason")
 _KEY_CHECK = b"drr2ct key check"
+_MANY_FILES = 5000
+"""From so many files on, starting processes to read their headers takes less time than it saves."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class PrepareSettings:
 
     def __post_init__(self) -> None:
         if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            raise InputError(f"split fractions {self.fractions} must be three positive numbers that sum to 1.")
+            raise InputError(f"split fractions {self.fractions} do not fit; give three positive numbers that sum to 1.")
         if self.png_bits not in (8, 16):
             raise InputError(f"PNG has 8 or 16 bits per pixel, not {self.png_bits}.")
         if self.key is not None and len(self.key) < 16:
@@ -92,7 +97,9 @@ class PrepareSettings:
         try:
             re.compile(self.patient_pattern or "")
         except re.error as error:
-            raise InputError(f"patient pattern {self.patient_pattern!r} is no regular expression ({error}).") from error
+            raise InputError(
+                f"patient pattern {self.patient_pattern!r} is no regular expression ({error}); repair or quote it."
+            ) from error
 
     def describe(self) -> dict[str, Any]:
         """Plain types, without the key; what provenance holds and a resumed run must agree with."""
@@ -151,10 +158,31 @@ def _folder_name(patient: str, key: bytes | None) -> str:
     return safe if safe == patient else f"{safe or 'patient'}-{hashlib.sha256(patient.encode()).hexdigest()[:6]}"
 
 
+def _inspect(path: Path, source: Path, patient_pattern: str | None) -> Header | Candidate | None:
+    return file_candidate(path, source, patient_pattern) if is_volume_file(path) else read_header(str(path))
+
+
+def _inspect_all(
+    paths: Sequence[Path], source: Path, patient_pattern: str | None, workers: int
+) -> Iterator[Header | Candidate | None]:
+    inspect = partial(_inspect, source=source, patient_pattern=patient_pattern)
+    if workers == 1 or len(paths) < _MANY_FILES:
+        yield from map(inspect, paths)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_worker) as pool:
+        yield from pool.map(inspect, paths, chunksize=100)
+
+
 def find_candidates(
-    source: Path, patient_pattern: str | None = None, on_file: Callable[[], None] | None = None
+    source: Path, patient_pattern: str | None = None, workers: int = 1, console: Console | None = None
 ) -> list[Candidate]:
     """Every CT candidate below ``source``, usable or not; each has a patient.
+
+    Args:
+        source: the tree.
+        patient_pattern: see ``patient_of_file``.
+        workers: processes that read headers, if there are many.
+        console: for progress; silent without.
 
     Raises:
         InputError: if the folder does not exist, or holds neither DICOM nor volume files.
@@ -162,18 +190,18 @@ def find_candidates(
     if not source.is_dir():
         raise InputError(f"source {source} is not a folder; give the folder that holds the studies.")
     unreadable: list[OSError] = []
+    console = console or Console(quiet=True)
+    with console.status(f"listing {source}"):
+        paths = list(walk_files(source, unreadable.append))
+    inspected = tracked(_inspect_all(paths, source, patient_pattern, workers), len(paths), console, "files' headers")
     headers: list[Header] = []
     found: list[Candidate] = []
-    for path in walk_files(source, unreadable.append):
-        if on_file is not None:
-            on_file()
-        if is_volume_file(path):
-            found.append(file_candidate(path, source, patient_pattern))
-        elif isinstance(header := read_header(str(path)), Header):
-            headers.append(header)
-        elif header is not None:
-            found.append(header)
-    found += [Candidate("", ("", ""), (str(e.filename),), False, reason=e.strerror or "unreadable") for e in unreadable]
+    for result in inspected:
+        if isinstance(result, Header):
+            headers.append(result)
+        elif result is not None:
+            found.append(result)
+    found += [_unreadable(error) for error in unreadable]
     found += dicom_candidates(headers)
     if not found:
         raise InputError(f"source {source} holds no DICOM, NIfTI, NRRD or MHA files; check the path.")
@@ -183,6 +211,11 @@ def find_candidates(
         return candidate if candidate.patient else replace(candidate, patient=top)
 
     return sorted(map(named, found), key=lambda candidate: (candidate.patient, preference(candidate)))
+
+
+def _unreadable(error: OSError) -> Candidate:
+    reason = f"{(error.strerror or 'unreadable').lower()}; repair the link or its permissions"
+    return Candidate("", ("", ""), (str(error.filename),), False, reason=reason)
 
 
 def plan_jobs(candidates: Sequence[Candidate], source: Path, settings: PrepareSettings) -> list[Job]:
@@ -250,7 +283,7 @@ def make_patient(job: Job, dest: Path, settings: PrepareSettings) -> Outcome:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             shutil.rmtree(partial, ignore_errors=True)
             raise InputError(
-                f"the disk of {dest} is full; free space and give the same command again: finished patients are kept."
+                f"the disk of {dest} is full; finished patients are kept: free space and give the same command again."
             ) from error
         error_text = _without_paths(str(error), job.candidates[0])
     except Exception as error:  # one bad patient must not stop the others
@@ -328,6 +361,23 @@ def _estimated_bytes(job: Job, settings: PrepareSettings) -> int:
     return int(1.2 * sum(Path(path).stat().st_size for path in best.files)) + 6 * pixels
 
 
+def _begin_worker() -> None:
+    """One thread for each process, and an end with its parent: else one that outlives it would go on writing.
+
+    Ctrl-C reaches all processes of a terminal; the parent's answer to it is enough.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def run_jobs(jobs: Sequence[Job], dest: Path, settings: PrepareSettings, workers: int) -> Iterator[Outcome]:
     """Make patients in several processes; one that takes its process down is tried once more alone, then failed."""
     if workers == 1:
@@ -339,14 +389,14 @@ def run_jobs(jobs: Sequence[Job], dest: Path, settings: PrepareSettings, workers
     while queue or suspects:
         alone = not queue
         count, spawn = 1 if alone else workers, get_context("spawn")
-        with ProcessPoolExecutor(count, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ProcessPoolExecutor(count, spawn, initializer=_begin_worker) as pool:
             running: dict[Future[Outcome], Job] = {}
             try:
                 while running or (suspects if alone else queue):
                     waiting = suspects if alone else queue
                     while waiting and len(running) < count:
-                        job = waiting.pop(0)
-                        running[pool.submit(make_patient, job, dest, settings)] = job
+                        running[pool.submit(make_patient, waiting[0], dest, settings)] = waiting[0]
+                        waiting.pop(0)  # not before: a broken pool takes no job
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         outcome = future.result()
                         del running[future]
@@ -393,14 +443,12 @@ def prepare(
     if source.resolve() == dest.resolve() or source.resolve() in dest.resolve().parents:
         raise InputError(f"the data set {dest} would lie inside its source {source}; choose another folder.")
     _check_dest(dest, settings)
-    with Progress(TextColumn("{task.description}"), MofNCompleteColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("reading headers", total=None)
-        candidates = find_candidates(source, settings.patient_pattern, lambda: progress.advance(task))
+    candidates = find_candidates(source, settings.patient_pattern, workers, console)
     jobs = plan_jobs(candidates, source, settings)
     if not jobs:
         raise InputError(
             f"source {source} holds no usable CT; the first of {len(candidates)} left out, "
-            f"{os.path.relpath(candidates[0].source, source)}: {candidates[0].reason}."
+            f"{os.path.relpath(candidates[0].source, source)}, is: {candidates[0].reason}."
         )
     stray = sorted(
         path.parent.name for path in dest.glob("*/*.json") if path.stem == path.parent.name
@@ -417,7 +465,7 @@ def prepare(
         _failure_file(dest, job.name).unlink(missing_ok=True)
     seconds: dict[str, float] = defaultdict(float)
     failed = 0
-    for outcome in _with_progress(run_jobs(mine, dest, settings, workers), len(mine), console):
+    for outcome in tracked(run_jobs(mine, dest, settings, workers), len(mine), console, "patients"):
         failed += bool(outcome.error)
         for step, value in outcome.seconds.items():
             seconds[step] += value
@@ -427,6 +475,10 @@ def prepare(
     ready = [job for job in jobs if is_ready(dest, job)]
     if complete:
         _finish(dest, source, settings, jobs, ready, candidates, report, console)
+        if world == 1:  # what a run killed while it wrote left behind; of several ranks, one may be writing
+            for path in dest.glob(".*"):
+                if re.fullmatch(r"\.[0-9a-f]{32}\..+", path.name):
+                    path.unlink()
     return Summary(len(ready), len(mine) - failed, failed, complete, dict(seconds))
 
 
@@ -463,23 +515,6 @@ def _check_space(dest: Path, jobs: Sequence[Job], settings: PrepareSettings) -> 
             f"{len(jobs)} patients need about {needed / 1e9:.3g} GB in {dest}, where {free / 1e9:.3g} GB are free; "
             "free space or choose another disk."
         )
-
-
-def _with_progress(outcomes: Iterator[Outcome], total: int, console: Console) -> Iterator[Outcome]:
-    """Pass outcomes on; show how many are done, the rate and the time left."""
-    began = said = time.monotonic()
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
-        task = progress.add_task("patients", total=total, rate="")
-        for done, outcome in enumerate(outcomes, 1):
-            now = time.monotonic()
-            per_minute = 60 * done / (now - began)
-            progress.update(task, advance=1, rate=f"{per_minute:.1f} per minute")
-            if not console.is_terminal and now - said > 10:  # in a log file, a line now and then
-                said = now
-                left = (total - done) / per_minute
-                console.print(f"{done}/{total} patients, {per_minute:.1f} per minute, {left:.0f} min left")
-            yield outcome
 
 
 def _finish(
@@ -533,14 +568,15 @@ def _write_report(
     candidates: Sequence[Candidate],
     report: str | Path | None,
 ) -> None:
-    used: set[str | None] = set()
+    used: dict[str, Sequence[str]] = {}
     refused: dict[str, str] = {}
     for job in jobs:
         try:
             record = records.get(job.name) or json.loads(_failure_file(dest, job.name).read_text())
         except (OSError, ValueError):
             continue
-        used.add(record.get("used"))
+        if "used" in record:
+            used[record["used"]] = record["notes"]
         refused |= record["refused"]
         if "error" in record:
             refused.setdefault(_shown(job.candidates[0].files[0], source, settings.key), record["error"])
@@ -563,6 +599,6 @@ def _write_report(
                     "×".join(f"{v:.4g}" for v in candidate.voxel_mm),
                     candidate.kernel,
                     "yes" if first in used else "no",
-                    "; ".join(candidate.notes) if first in used else reason,
+                    "; ".join(used.get(first, ())) or reason,
                 ]
             )

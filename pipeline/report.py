@@ -33,11 +33,12 @@ from monai.data import MetaTensor
 from rich.console import Console
 from rich.progress import Progress
 
+from drr2ct.networks import CascadeConfig, ProgressiveCascade
 from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
 from drr2ct.pipeline.datalist import PARTS, load_datalist
 from drr2ct.pipeline.evaluation import compare_all, read_patients, summarise_all
 from drr2ct.pipeline.figures import DISPLAY_WINDOW, ERROR_RANGE, save_figure
-from drr2ct.pipeline.metrics import DEFAULT_WINDOW, TISSUES
+from drr2ct.pipeline.metrics import DEFAULT_WINDOW, SURFACE_TOLERANCE_MM, TISSUES, WINDOWS
 from drr2ct.pipeline.reconstruction import place_on_grid
 from drr2ct.pipeline.report_figures import Curves, curve_figure, planes_figure, radiographs_figure
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
@@ -436,6 +437,39 @@ def _duration(seconds: float) -> str:
 _HEADLINE = (("psnr", "PSNR (dB)"), ("ssim", "SSIM"), ("mae_hu", "MAE (HU)"), ("psnr_body", "PSNR in body (dB)"))
 
 
+_MEASURES = {
+    "psnr": ("PSNR", "dB"), "ssim": ("SSIM", ""), "mae_hu": ("Mean absolute error", "HU"), "bias_hu": ("Bias", "HU"),
+    "dice": ("Dice overlap", ""), "nsd": (f"Surface within {SURFACE_TOLERANCE_MM:g} mm (NSD)", ""),
+    "hd95": ("95 % surface distance", "mm"),
+}  # fmt: skip
+_NAMED = {
+    "ms_ssim": "Multi-scale SSIM",
+    "gms_body": "Gradient similarity (sharpness), body",
+    "chirality_db": "Margin over the mirror image (dB)",
+    "legacy_x2ct_psnr": "PSNR as older tables have it (X2CT, not comparable; dB)",
+    "reprojection_mae": "Reprojection error (line integrals)",
+    "reprojection_bias": "Reprojection bias (line integrals)",
+}
+
+
+def figure_name(figure: str) -> str:
+    """A column of the tables in words, with its window or place and its unit."""
+    if figure in _NAMED:
+        return _NAMED[figure]
+    rest = next((m for m in _MEASURES if figure == m or figure.startswith(f"{m}_")), None)
+    if rest is None:
+        return figure
+    words, unit = _MEASURES[rest]
+    details = []
+    for part in figure.removeprefix(rest).split("_"):
+        if f"_{part}" in WINDOWS and part:
+            low, high = WINDOWS[f"_{part}"]
+            details.append(f"{low:.0f} … {high:.0f} HU".replace("-", "−"))
+        elif part:
+            details.append(part)
+    return ", ".join([words, *details]) + (f" ({unit})" if unit else "")
+
+
 def _mean(figures: Figures, name: str) -> float:
     values = [v for row in figures.values() if not math.isnan(v := row.get(name, math.nan))]
     return sum(values) / len(values) if values else math.nan
@@ -458,7 +492,7 @@ def statistics_table(run: Run) -> Table:
     rows = []
     for name, s in (summarise_all(run.figures) if run.figures else {}).items():
         values = (_value(s.mean, name), _interval(s.low, s.high, name), _value(s.std, name.replace("bias", "")))
-        rows.append((name, *values, _value(s.median, name), _value(s.worst, name), s.worst_patient))
+        rows.append((figure_name(name), *values, _value(s.median, name), _value(s.worst, name), s.worst_patient))
     return Table(columns, rows, text=(0, 6))
 
 
@@ -489,6 +523,7 @@ _COMPARED = (
     "test MAE (HU)",
     "voxel (mm)",
     "grid",
+    "parameters",
     "peak memory (GiB)",
     "epochs",
     "training time",
@@ -509,12 +544,19 @@ def comparison_table(runs: Sequence[Run]) -> Table:
                 *(_value(_mean(run.figures, name), name) for name in ("psnr", "ssim", "mae_hu")),
                 f"{run.geometry.grid.spacing_mm:.2f}",
                 f"{size}³ = {size**3 / 1e6:.1f} million",
+                _parameters(run),
                 NOT_MEASURED if math.isnan(memory) else f"{memory:.1f}",
                 NOT_MEASURED if math.isnan(epochs) else f"{epochs:.0f}",
                 _duration(run.seconds_until(math.inf)) if run.epochs else NOT_MEASURED,
             )
         )
     return Table(("run", "network", *_COMPARED), rows, text=(0, 1), ours=(runs[0].label,))
+
+
+def _parameters(run: Run) -> str:
+    with torch.device("meta"):  # counted, not allocated
+        network = ProgressiveCascade(CascadeConfig.from_dict(run.description["config"]))
+    return f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} million"
 
 
 def decision_table(runs: Sequence[Run]) -> Table:
@@ -577,17 +619,34 @@ def robustness_table(run: Run) -> Table:
 
     def cell(row: Mapping[str, str], name: str) -> str:
         text = row.get(name) or ""
+        if name == "psnr_change" and row["condition"] == "grid":
+            return "another task"
         if name == "patients" or not re.fullmatch(r"[-+\d.e]+", text):
             return text or NOT_MEASURED
-        return _value(float(text), name)
+        value = _value(float(text), name)
+        return f"+{value}" if name == "psnr_change" and float(text) > 0 else value
 
-    def condition(row: Mapping[str, str]) -> str:
-        value = (row.get("value") or "").replace("-", "−")
-        return f"{row['condition']} {value} {row.get('unit') or ''}".replace("_", " ").strip()
-
-    body = [(condition(row), *(cell(row, n) for n in columns)) for row in rows]
+    body = [(_condition(row), *(cell(row, n) for n in columns)) for row in rows]
     titles = {**dict(_HEADLINE), "psnr_change": "change of PSNR (dB)"}
     return Table(("condition", *(titles.get(name, name) for name in columns)), body)
+
+
+_CONDITIONS = {
+    "clean": "X-rays as rendered",
+    "view_angle": "last view turned by {}°",
+    "photons": "noise of {} photons per pixel",
+    "blur": "detector blur, σ {} mm",
+    "exposure": "exposure × {}",
+    "grid": "judged on {}³ voxels",
+}
+
+
+def _condition(row: Mapping[str, str]) -> str:
+    name, value, unit = (row.get(key) or "" for key in ("condition", "value", "unit"))
+    if name not in _CONDITIONS:
+        return f"{name} {value} {unit}".replace("_", " ").strip()
+    number = f"{float(value):,.10g}".replace(",", "\u202f").replace("-", "−") if value else ""
+    return _CONDITIONS[name].format(f"+{number}" if name == "view_angle" and float(value) > 0 else number)
 
 
 def geometry_tables(geometry: BiplanarGeometry) -> tuple[Table, Table]:

@@ -328,7 +328,7 @@ class BiplanarGeometry:
         except FileNotFoundError as error:
             raise InputError(f"geometry file {path} does not exist.") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"geometry file {path} is not JSON ({error}).") from error
+            raise InputError(f"geometry file {path} is not JSON ({error}); give a geometry.json.") from error
         if not isinstance(data, dict):
             raise InputError(f"geometry file {path} does not hold a JSON object.")
         return cls.from_dict(data)

@@ -4,8 +4,11 @@ What a file's numbers mean is declared, not guessed:
 
 - ``line_integral``: they are line integrals; floating-point as they are, 16-bit integers × ``1 / PNG_COUNTS``.
 - ``transmission``: they are proportional to the X-ray intensity I at the detector; −ln(I / I₀).
-- ``display``: a picture in which dense is bright; 0…full scale is mapped linearly onto 0…``DISPLAY_MAXIMUM``. This is
-  what 8-bit exports of earlier systems are, and an approximation.
+- ``display``: a picture in which dense is bright. With the training set's statistics its histogram is matched with
+  theirs; without, 0…full scale is mapped linearly onto 0…``DISPLAY_MAXIMUM``. The latter is what 8-bit exports of
+  earlier systems are, and an approximation.
+
+DICOM's modality LUT applies to all three; its VOI LUT or window only to ``display``.
 
 Arrays are (rows, columns) with row 0 cranial. NIfTI files hold (columns, rows[, views]) with index 0 of the second
 axis cranial, whatever their affine: it is the order in which ITK and 3D Slicer store an image.
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +26,41 @@ import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from PIL import Image
 from torch import Tensor
 
-from drr2ct.transforms.attenuation import transmission_to_line_integral
+from drr2ct.transforms.attenuation import (
+    LINE_INTEGRAL_SCALE,
+    transmission_to_line_integral,
+    unattenuated_intensity,
+)
+from drr2ct.transforms.detector import (
+    Acquisition,
+    find_collimation,
+    pixel_size_on_detector,
+    place_on_detector,
+    states_pitch,
+)
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry, View
+from drr2ct.transforms.radiograph_files import Pixels, decode
+from drr2ct.transforms.radiograph_intensity import (
+    correlation,
+    match_quantiles,
+    median_difference,
+    quantiles_for_field,
+    thumbnail,
+)
+from drr2ct.transforms.radiograph_views import check_upright, check_view_order, turn_upright
 from drr2ct.transforms.validation import InputError, existing_file
 
 INTENSITIES = ("line_integral", "transmission", "display")
+
+FITS = ("detector", "pitch")
 
 PNG_COUNTS = 4096.0
 """Integer counts per unit of line integral in 16-bit files: they reach 16, more than any patient."""
@@ -43,28 +68,12 @@ PNG_COUNTS = 4096.0
 DISPLAY_MAXIMUM = 8.0
 """Line integral at full scale of a ``display`` image: about that of a thick lateral chest."""
 
-SWAP_MARGIN = 0.15
-"""How far :func:`pa_score` must contradict the declared views before they are refused as swapped."""
-
-_VIEW_POSITIONS = {"PA": (0.0,), "AP": (180.0,), "LL": (90.0,), "RL": (-90.0,), "LAT": (90.0, -90.0)}
-_CODECS = "install pylibjpeg with pylibjpeg-libjpeg and pylibjpeg-openjpeg, or python-gdcm"
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    """Decoded numbers, their range if they are integers, and what the file says about itself."""
-
-    values: np.ndarray
-    low: float
-    high: float
-    bits: int | None  # per sample; None for floating-point or calibrated numbers
-    metadata: dict[str, Any]
-    dark_is_high: bool = False  # MONOCHROME1, MINISWHITE
-    counts_fall: bool | None = None  # DICOM: do higher numbers mean less X-ray intensity?
+POLARITY_MARGIN = 0.2
+"""How much better an inverted picture must correlate with the training set's mean image to be taken as inverted."""
 
 
 def read_radiograph(
-    path: str | Path, intensity: str, unattenuated: float | None = None
+    path: str | Path, intensity: str, unattenuated: float | str | None = None
 ) -> tuple[Float[Tensor, "rows columns"], dict[str, Any]]:
     """Read one radiograph as line integrals (dimensionless, float32).
 
@@ -75,23 +84,29 @@ def read_radiograph(
     Args:
         path: greyscale PNG, TIFF (8, 16 bit, floating-point), JPEG, DICOM (CR, DX) or NIfTI with one slice.
         intensity: what the numbers mean; see the module.
-        unattenuated: I₀ for ``transmission``, in the file's numbers; by default the full scale of the type (1 for
-            floating-point files). Zeros count as half a count.
+        unattenuated: I₀ for ``transmission``, in the file's numbers, or ``estimate`` for what
+            :func:`~drr2ct.transforms.attenuation.unattenuated_intensity` finds in the image; by default the full
+            scale of the type (1 for floating-point files). Zeros count as half a count.
 
     Returns:
-        The image, and metadata: ``filename_or_obj``, ``format``, ``intensity``, and where the file has them
-        ``pixel_spacing_mm`` (rows, columns; at the detector), ``view_position``, ``photometric_interpretation``.
+        The image, and metadata: ``filename_or_obj``, ``intensity``, what
+        :class:`~drr2ct.transforms.radiograph_files.Pixels` lists, and ``assumptions``, a list of sentences.
 
     Raises:
         InputError: if the file is missing, empty, damaged, no greyscale picture, has several frames, is constant,
             holds NaN or infinity, or its type does not fit the declared intensity.
     """
-    pixels = _decode(existing_file(path, "radiograph"))
+    return _line_integrals(_read(path, intensity), path, intensity, unattenuated)
+
+
+def _read(path: str | Path, intensity: str) -> Pixels:
+    """One decoded image."""
+    _check_intensity(intensity)
+    pixels = decode(existing_file(path, "radiograph"), intensity == "display")
     if pixels.values.ndim != 2:
         shape = "×".join(map(str, pixels.values.shape))
         raise InputError(f"radiograph {path} has {shape} samples instead of rows × columns; export one 2-D image.")
-    metadata = {"filename_or_obj": str(path), "intensity": intensity, **pixels.metadata}
-    return _line_integrals(pixels, path, intensity, unattenuated), metadata
+    return pixels
 
 
 def write_radiograph(
@@ -137,99 +152,46 @@ def write_radiograph(
         raise InputError(f"{path}: radiographs are written as .nii.gz or .png.")
 
 
-def check_view_position(metadata: Mapping[str, Any], view: View) -> None:
-    """Compare DICOM's View Position (PA, AP, LL, RL, LAT) with the view's gantry angle; unknown ones pass.
-
-    Raises:
-        InputError: if they contradict each other by more than 45°.
-    """
-    position = str(metadata.get("view_position") or "").upper()
-    angles = _VIEW_POSITIONS.get(position)
-    if angles and all(abs(math.remainder(view.gantry_angle_deg - a, 360)) > 45 for a in angles):
-        raise InputError(
-            f"radiograph {metadata['filename_or_obj']} is marked {position}, but view {view.name} looks from "
-            f"{view.gantry_angle_deg:g}° (0 is PA, 90 left lateral); check the order of the files."
-        )
-
-
-def pa_score(image: Float[Tensor, "rows columns"]) -> float:
-    """How much a chest image looks frontal: higher for PA than for lateral, by comparison only.
-
-    The sum of two cues that are independent of exposure and patient size when two views of a patient are compared:
-    the logarithm of the attenuation's spread across columns (a chest is wider than deep), and the correlation of the
-    detail in each row with its mirror image about the best midline (a lateral chest is less symmetric).
-    """
-    small = F.interpolate(image[None, None], size=(128, 128), mode="area")[0, 0].double().clamp(min=0)
-    columns = torch.arange(128, dtype=torch.float64)
-    mass = small.sum(dim=0) / small.sum()
-    spread = ((columns - (mass * columns).sum()).square() * mass).sum().sqrt() / 128
-    local = F.avg_pool2d(small[None, None], (1, 33), stride=1, padding=(0, 16), count_include_pad=False)[0, 0]
-    detail, body = small - local, small > 0.05 * small.max()
-    symmetry = -1.0
-    for midline in range(48, 81):
-        half = min(midline, 128 - midline)
-        left, right = (slice(midline - half, midline), slice(midline, midline + half))
-        both = (body[:, left] & body[:, right].flip(1)).double()
-        count = both.sum(dim=1, keepdim=True).clamp(min=1)
-        a, b = (
-            (half_image - (half_image * both).sum(dim=1, keepdim=True) / count) * both
-            for half_image in (detail[:, left], detail[:, right].flip(1))
-        )
-        symmetry = max(symmetry, ((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-9)).item())
-    return symmetry + math.log(max(spread.item(), 1e-9))
-
-
-def check_view_order(images: Float[Tensor, "views rows columns"], geometry: BiplanarGeometry, names: str) -> None:
-    """Refuse a PA and a lateral chest image that were exchanged; other pairs of angles pass unchecked.
-
-    Args:
-        images: line integrals, in the order of ``geometry.views``.
-        geometry: the declared views.
-        names: the files, for the message.
-
-    Raises:
-        InputError: if the view declared lateral looks clearly more frontal than the one declared PA.
-    """
-
-    def near(view: View, *angles: float) -> bool:
-        return any(abs(math.remainder(view.gantry_angle_deg - a, 360)) < 20 for a in angles)
-
-    scores = {
-        kind: [
-            (pa_score(image) + math.log(view.pixel_pitch_mm / view.source_to_detector_mm), view.name)
-            for image, view in zip(images, geometry.views, strict=True)
-            if near(view, *angles)
-        ]
-        for kind, angles in (("frontal", (0.0, 180.0)), ("lateral", (90.0, -90.0)))
-    }
-    for frontal, frontal_name in scores["frontal"]:
-        for lateral, lateral_name in scores["lateral"]:
-            if lateral - frontal > SWAP_MARGIN:
-                raise InputError(
-                    f"radiographs {names} look exchanged: the one for view {lateral_name} is the more frontal; give "
-                    f"{frontal_name} first where the geometry does, or switch this check off (check_order=False)."
-                )
-
-
 class LoadRadiographsd(MapTransform):
     """Load the radiographs of a patient as line integrals (views, rows, columns), on the geometry's detector.
 
     The value under a key is a list of files in the order of ``geometry.views``, or one file: of a single view, or a
-    NIfTI stack of all views (columns, rows, views). Images of another size are resampled (anti-aliased) if they have
-    the detector's aspect ratio; they are taken to cover the detector from edge to edge.
+    NIfTI stack of all views (columns, rows, views). What was assumed about them is put into the sample under
+    ``assumptions`` (one string, a sentence a line, so that it collates) and into the images' metadata (a list).
+
+    ``fit="detector"`` is for images made for the geometry, such as stored DRRs: they are taken to cover the detector
+    from edge to edge, and resampled (anti-aliased) if they have another size of the same aspect ratio.
+    ``fit="pitch"`` is for acquired radiographs, each of its own size: they are scaled by their pixel pitch and
+    distances so that the isocentre's plane keeps its size
+    (:func:`~drr2ct.transforms.detector.pixel_size_on_detector`), and centred on the detector; what they do not cover
+    is taken as unattenuated. Without a pitch their height spans the detector.
 
     Args:
         keys: keys of the file names.
         geometry: the views.
         intensity: what the files' numbers mean; see :func:`read_radiograph`.
-        unattenuated: I₀ for ``transmission``.
-        vertical_flip: the stored images come feet first.
-        check_order: refuse a PA and a lateral view that look exchanged (:func:`check_view_order`).
+        unattenuated: I₀ for ``transmission``, a number or ``estimate``; see :func:`read_radiograph`.
+        vertical_flip: the stored images come feet first; those that state their orientation are not turned by this.
+        check_order: refuse a PA and a lateral view that look exchanged (:func:`check_view_order`) and, with
+            statistics, images that look turned.
         allow_missing_keys: leave a sample without the key as it is.
+        fit: ``detector`` or ``pitch``.
+        pixel_spacing_mm: edge length of the files' pixels at the detector, for ``pitch``: one number, or one for each
+            view. Like the distances, it takes precedence over the files' headers.
+        source_to_detector_mm: distance from the source to the detector the files were taken with, likewise.
+        source_to_isocentre_mm: distance from the source to the middle of the patient, likewise.
+        crop_collimation: take collimated borders (:func:`~drr2ct.transforms.detector.find_collimation`, or the
+            DICOM header's rectangle) as unattenuated.
+        opposite_side: accept AP for PA and a right for a left lateral.
+        inverted: for ``display``: dense is dark (True) or bright (False) in the picture as the file shows it. By
+            default it is bright, unless the inverted picture looks more like the training set's.
+        statistics: of the training set's radiographs
+            (:func:`~drr2ct.transforms.radiograph_intensity.radiograph_statistics`): for ``display``, for
+            ``transmission`` without air to estimate I₀ from, and to find turned images.
 
     Raises:
         InputError: as :func:`read_radiograph`, and for a wrong number of files, a size with another aspect ratio,
-            pixels that are not square, or a DICOM View Position that contradicts the view.
+            pixels that are not square, or a DICOM View Position or Patient Orientation that contradicts the view.
     """
 
     def __init__(
@@ -237,74 +199,194 @@ class LoadRadiographsd(MapTransform):
         keys: KeysCollection,
         geometry: BiplanarGeometry,
         intensity: str,
-        unattenuated: float | None = None,
+        unattenuated: float | str | None = None,
         vertical_flip: bool = False,
         check_order: bool = True,
         allow_missing_keys: bool = False,
+        fit: str = "detector",
+        pixel_spacing_mm: float | Sequence[float | None] | None = None,
+        source_to_detector_mm: float | Sequence[float | None] | None = None,
+        source_to_isocentre_mm: float | Sequence[float | None] | None = None,
+        crop_collimation: bool = False,
+        opposite_side: bool = False,
+        inverted: bool | None = None,
+        statistics: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         _check_intensity(intensity)
+        if fit not in FITS:
+            raise InputError(f"radiographs are fitted by {' or '.join(FITS)}, not by {fit!r}.")
+        if statistics is not None and len(statistics["views"]) != len(geometry.views):
+            raise InputError(
+                f"the training set's statistics are of {len(statistics['views'])} views, the geometry has "
+                f"{len(geometry.views)}; take both from the same checkpoint."
+            )
+        count = len(geometry.views)
+        self.stated = [
+            Acquisition(*values)
+            for values in zip(
+                _for_views(pixel_spacing_mm, count, "pixel_spacing_mm"),
+                _for_views(source_to_detector_mm, count, "source_to_detector_mm"),
+                _for_views(source_to_isocentre_mm, count, "source_to_isocentre_mm"),
+                strict=True,
+            )
+        ]
         self.geometry = geometry
         self.intensity = intensity
         self.unattenuated = unattenuated
         self.vertical_flip = vertical_flip
         self.check_order = check_order
+        self.fit = fit
+        self.crop_collimation = crop_collimation
+        self.opposite_side = opposite_side
+        self.inverted = inverted
+        self.statistics = statistics
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The sample with its radiographs."""
         sample = dict(data)
         for key in self.key_iterator(sample):
             sample[key] = self._load(sample[key])
+            sample["assumptions"] = "\n".join(sample[key].meta["assumptions"])
         return sample
 
     def _load(self, files: str | Path | Sequence[str | Path]) -> MetaTensor:
         paths = [files] if isinstance(files, (str, Path)) else list(files)
         views = self.geometry.views
         if len(paths) == 1 and len(views) > 1:
-            images = self._load_stack(paths[0])
+            read = self._read_stack(paths[0])
+            paths = paths * len(views)
         elif len(paths) == len(views):
-            read = [read_radiograph(path, self.intensity, self.unattenuated) for path in paths]
-            images = []
-            for (image, metadata), view in zip(read, views, strict=True):
-                check_view_position(metadata, view)
-                spacing = metadata.get("pixel_spacing_mm")
-                if spacing and abs(spacing[0] / spacing[1] - 1) > 0.01:
-                    raise InputError(
-                        f"radiograph {metadata['filename_or_obj']} has pixels of {spacing[0]:g}×{spacing[1]:g} mm; "
-                        "resample it to square pixels."
-                    )
-                images.append(image)
+            read = [_read(path, self.intensity) for path in paths]
         else:
             wanted = ", ".join(view.name for view in views)
             raise InputError(f"{len(paths)} radiographs ({_names(paths)}) for the {len(views)} views {wanted}.")
-        for image, path in zip(images, paths * len(images), strict=False):
-            if image.shape != images[0].shape:
-                raise InputError(
-                    f"radiograph {path} has {_size(image.shape)} pixels, {paths[0]} has {_size(images[0].shape)}; "
-                    "all views need the same size."
-                )
-        stack = self._on_detector(torch.stack(images), paths)
+        notes: list[str] = []
+        images = []
+        for index, (pixels, path) in enumerate(zip(read, paths, strict=True)):
+            image, found = self._view(index, pixels, path)
+            images.append(image)
+            notes += found
+        if self.fit == "pitch":
+            stack = torch.stack(images)
+            notes.append("The central ray is taken to meet the middle of each radiograph.")
+        else:
+            for image, path in zip(images, paths, strict=True):
+                if image.shape != images[0].shape:
+                    raise InputError(
+                        f"radiograph {path} has {_size(image.shape)} pixels, {paths[0]} has {_size(images[0].shape)}; "
+                        "all views need the same size."
+                    )
+            stack = self._on_detector(torch.stack(images), paths)
         if self.vertical_flip:
-            stack = stack.flip(1)
+            stated = ["patient_orientation" in pixels.metadata for pixels in read]
+            stack = torch.stack([image if s else image.flip(0) for image, s in zip(stack, stated, strict=True)])
         if self.check_order:
-            check_view_order(stack, self.geometry, _names(paths))
-        names = [str(path) for path in (paths if len(paths) == len(views) else paths * len(views))]
-        return MetaTensor(stack, meta={"filename_or_obj": names})
+            check_view_order(stack, self.geometry, _names(list(dict.fromkeys(paths))))
+            if self.statistics is not None:
+                templates = [np.asarray(view["thumbnail"], dtype=np.float32) for view in self.statistics["views"]]
+                check_upright(stack, templates, self.geometry, [str(path) for path in paths])
+        meta = {"filename_or_obj": [str(path) for path in paths], "assumptions": list(dict.fromkeys(notes))}
+        return MetaTensor(stack, meta=meta)
 
-    def _load_stack(self, path: str | Path) -> list[Float[Tensor, "rows columns"]]:
-        pixels = _decode(existing_file(path, "radiographs"))
+    def _read_stack(self, path: str | Path) -> list[Pixels]:
+        pixels = decode(existing_file(path, "radiographs"), self.intensity == "display")
         views = len(self.geometry.views)
         if pixels.values.ndim != 3 or pixels.values.shape[0] != views:
             raise InputError(f"{path} is one file but not a NIfTI stack of {views} views; give one file for each view.")
-        return [
-            _line_integrals(
-                _Pixels(values, pixels.low, pixels.high, pixels.bits, pixels.metadata),
-                path,
-                self.intensity,
-                self.unattenuated,
+        return [replace(pixels, values=values) for values in pixels.values]
+
+    def _view(self, index: int, pixels: Pixels, path: str | Path) -> tuple[Float[Tensor, "rows columns"], list[str]]:
+        """One view upright, on its detector if that is how it is fitted, and what was assumed."""
+        view, stated, name = self.geometry.views[index], self.stated[index], Path(path).name
+        notes: list[str] = []
+        rows, columns = pixels.values.shape
+        margins = (0, 0, 0, 0)
+        if self.crop_collimation:
+            top, bottom, left, right = pixels.metadata.get("collimation") or find_collimation(pixels.values)
+            if (top, bottom, left, right) != (0, rows, 0, columns):
+                pixels = replace(pixels, values=pixels.values[top:bottom, left:right])
+                margins = (left, columns - right, top, rows - bottom)
+                notes.append(
+                    f"{name} is collimated: rows {top} to {bottom - 1} and columns {left} to {right - 1} of "
+                    f"{_size((rows, columns))} were used."
+                )
+        image, metadata = _line_integrals(pixels, path, self.intensity, self.unattenuated)
+        notes += metadata["assumptions"]
+        spacing = metadata.get("pixel_spacing_mm")
+        if self.fit == "detector" and spacing and abs(spacing[0] / spacing[1] - 1) > 0.01:
+            raise InputError(
+                f"radiograph {path} has pixels of {spacing[0]:g}×{spacing[1]:g} mm; resample it to square pixels."
             )
-            for values in pixels.values
-        ]
+
+        def place(image: Float[Tensor, "rows columns"]) -> tuple[Float[Tensor, "r c"], list[str]]:
+            # where nothing says how large a pixel is, what is left after cropping is all there is
+            if any(margins) and (self.fit == "detector" or states_pitch(metadata, stated)):
+                image = F.pad(image, margins)
+            upright, found = turn_upright(image, metadata, view, self.opposite_side)
+            if self.fit == "detector":
+                return upright, found
+            # the header's pitch goes with the stored rows and columns
+            transposed = turn_upright(torch.zeros(1, 2), metadata, view, self.opposite_side)[0].shape == (2, 1)
+            pitched = {**metadata, "pixel_spacing_mm": spacing[::-1]} if spacing and transposed else metadata
+            size, assumed = pixel_size_on_detector(pitched, view, (upright.shape[0], upright.shape[1]), stated)
+            return _resampled(upright, view, size), [*found, *assumed]
+
+        placed, found = place(image)
+        airless = self.intensity == "transmission" and metadata.get("air_seen") is False
+        if self.statistics is not None and airless:
+            covered = place(torch.ones_like(image))[0] > 0.5
+            usual = quantiles_for_field(self.statistics["views"][index], float(covered.float().mean()))
+            missing = median_difference(usual, placed / LINE_INTEGRAL_SCALE, covered) * LINE_INTEGRAL_SCALE
+            if missing > 0:  # the brightest part of a patient cannot be brighter than air
+                placed = placed + missing * covered
+                notes.append(
+                    f"{name}: {missing:.2f} was added to its line integrals, so that their median is that of the "
+                    "training radiographs."
+                )
+        if self.intensity == "display":
+            covered = place(torch.ones_like(image))[0] > 0.5
+            placed, found = self._picture_to_line_integrals(index, placed / DISPLAY_MAXIMUM, covered, found, name)
+        return placed, notes + found
+
+    def _picture_to_line_integrals(
+        self,
+        index: int,
+        picture: Float[Tensor, "rows columns"],
+        covered: Bool[Tensor, "rows columns"],
+        notes: list[str],
+        name: str,
+    ) -> tuple[Float[Tensor, "rows columns"], list[str]]:
+        """A picture from 0 to 1 in which dense is bright, or, if it is found to be so, dark."""
+        candidates = {False: picture, True: (1 - picture) * covered}
+        if self.statistics is None:
+            inverted = bool(self.inverted)
+            result = candidates[inverted] * DISPLAY_MAXIMUM
+            how = (
+                "without the training set's distribution its range was mapped linearly onto line integrals from 0 to "
+                f"{DISPLAY_MAXIMUM:g}"
+            )
+        else:
+            stored = self.statistics["views"][index]
+            quantiles = quantiles_for_field(stored, float(covered.float().mean()))
+            matched = {
+                turned: match_quantiles(candidate, quantiles, covered) for turned, candidate in candidates.items()
+            }
+            if self.inverted is None:
+                template = np.asarray(stored["thumbnail"], dtype=np.float32)
+                as_it_is, turned = (
+                    correlation(thumbnail(m.flip(0) if self.vertical_flip else m), template) for m in matched.values()
+                )
+                inverted = turned > as_it_is + POLARITY_MARGIN
+            else:
+                inverted = self.inverted
+            result = matched[inverted] * LINE_INTEGRAL_SCALE
+            how = "its histogram was matched with that of the training radiographs"
+        notes = [*notes, f"{name} is a picture: {how}."]
+        if inverted:
+            reason = "as stated" if self.inverted else "because it looks more like the training radiographs so"
+            notes.append(f"{name} was inverted, {reason}.")
+        return result, notes
 
     def _on_detector(
         self, images: Float[Tensor, "views rows columns"], paths: Sequence[str | Path]
@@ -316,9 +398,23 @@ class LoadRadiographsd(MapTransform):
         if rows * size[1] != columns * size[0]:
             raise InputError(
                 f"radiograph {paths[0]} has {_size((rows, columns))} pixels, the geometry's detector {_size(size)}; "
-                "crop it to that aspect ratio or give the geometry it was acquired with."
+                "crop it to that aspect ratio, or scale it by its own pitch (fit=pitch)."
             )
         return F.interpolate(images[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
+
+
+def _for_views(value: float | Sequence[float | None] | None, count: int, name: str) -> list[float | None]:
+    """One value for each view."""
+    values = [value] * count if value is None or isinstance(value, (int, float)) else list(value)
+    if len(values) != count:
+        raise InputError(f"{name} has {len(values)} values for {count} views; give one, or one for each view.")
+    return values
+
+
+def _resampled(image: Float[Tensor, "rows columns"], view: View, pixel_mm: tuple[float, float]) -> Tensor:
+    """On the view's detector; untouched if it is that detector already."""
+    same = image.shape == view.detector_size and all(abs(mm / view.pixel_pitch_mm - 1) < 1e-5 for mm in pixel_mm)
+    return image if same else place_on_detector(image, view, pixel_mm)
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -335,9 +431,12 @@ def _check_intensity(intensity: str) -> None:
 
 
 def _line_integrals(
-    pixels: _Pixels, path: str | Path, intensity: str, unattenuated: float | None
-) -> Float[Tensor, "rows columns"]:
-    _check_intensity(intensity)
+    pixels: Pixels, path: str | Path, intensity: str, unattenuated: float | str | None
+) -> tuple[Float[Tensor, "rows columns"], dict[str, Any]]:
+    """The image, and its metadata with what was assumed."""
+    facts = {name: value for name, value in pixels.metadata.items() if name != "notes"}
+    assumptions = [f"{note}." for note in pixels.metadata.get("notes", ())]
+    metadata = {"filename_or_obj": str(path), "intensity": intensity, **facts, "assumptions": assumptions}
     values = pixels.values.astype(np.float64)
     if not np.isfinite(values).all():
         raise InputError(f"radiograph {path} holds NaN or infinite values; export it again.")
@@ -356,148 +455,46 @@ def _line_integrals(
             raise InputError(f"radiograph {path} is not a picture from 0 to 1; declare line_integral or transmission.")
         values = (values - pixels.low) / (pixels.high - pixels.low) * DISPLAY_MAXIMUM
     else:
-        full = pixels.high if unattenuated is None else float(unattenuated)
-        if not (math.isfinite(full) and full > 0):
-            raise InputError(f"the unattenuated intensity {full:g} for radiograph {path} must be positive.")
-        if unattenuated is None and values.max() > full:
-            raise InputError(
-                f"radiograph {path} reaches {values.max():g}, more than its full scale of {full:g}; give the "
-                "unattenuated intensity."
-            )
+        full, note, air_seen = _unattenuated(pixels, values, path, unattenuated)
+        assumptions.append(note)
+        metadata["air_seen"] = air_seen
         smallest = 0.5 if pixels.bits is not None else full * 2.0**-17  # half a count; of 16 bits if there are none
-        return transmission_to_line_integral(torch.from_numpy(values), full, smallest).float()
-    return torch.from_numpy(values).float()
+        return transmission_to_line_integral(torch.from_numpy(values), full, smallest).float(), metadata
+    return torch.from_numpy(values).float(), metadata
 
 
-def _decode(path: Path) -> _Pixels:
-    if path.is_dir():
-        raise InputError(f"radiograph {path} is a folder; give one image file.")
-    with path.open("rb") as stream:
-        head = stream.read(132)
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        return _decode_nifti(path)
-    if head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
-        return _decode_dicom(path)
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return _decode_tiff(path)
-    return _decode_picture(path)
-
-
-def _plain(values: np.ndarray, path: Path, metadata: dict[str, Any], dark_is_high: bool = False) -> _Pixels:
-    """Numbers as a file's type gives them: integers up to 16 bits, or floating-point with a full scale of 1."""
-    if values.dtype.kind == "f":
-        return _Pixels(values, 0.0, 1.0, None, metadata, dark_is_high)
-    if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
-        raise InputError(f"radiograph {path} has pixels of type {values.dtype}; export 8 or 16 bits or float.")
-    bits = 8 * values.dtype.itemsize - (values.dtype.kind == "i")
-    if values.dtype.kind == "i" and values.min() < 0:
-        raise InputError(f"radiograph {path} has negative integers; export it as float line integrals.")
-    return _Pixels(values, 0.0, float(2**bits - 1), bits, metadata, dark_is_high)
-
-
-def _decode_picture(path: Path) -> _Pixels:
-    try:
-        with Image.open(path) as image:
-            mode, frames, kind = image.mode, getattr(image, "n_frames", 1), image.format
-            if mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
-                raise InputError(f"radiograph {path} has an alpha channel; export it as plain greyscale.")
-            if not (mode in ("L", "I", "F") or mode.startswith("I;16")):
-                raise InputError(f"radiograph {path} is a {mode} colour picture; export it as 8- or 16-bit greyscale.")
-            if frames != 1:
-                raise InputError(f"radiograph {path} has {frames} frames; export a single image.")
-            values = np.asarray(image)
-    except Image.UnidentifiedImageError as error:
-        raise InputError(f"radiograph {path} is not a PNG, TIFF, DICOM or NIfTI image.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"radiograph {path} is damaged or incomplete ({error}); export it again.") from error
-    if mode == "I":  # how Pillow holds some 16-bit PNGs
-        values = values.astype(np.uint16) if values.min() >= 0 and values.max() < 2**16 else values
-    return _plain(values, path, {"format": kind})
-
-
-def _decode_tiff(path: Path) -> _Pixels:
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            if len(tiff.pages) != 1:
-                raise InputError(f"radiograph {path} has {len(tiff.pages)} pages; export a single image.")
-            page = tiff.pages.first
-            if page.samplesperpixel != 1:
-                what = "an alpha channel" if page.extrasamples else "colour"
-                raise InputError(f"radiograph {path} has {what}; export it as plain greyscale.")
-            dark_is_high = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-            if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-                raise InputError(f"radiograph {path} has a colour palette; export it as plain greyscale.")
-            values = page.asarray()
-    except InputError:
-        raise
-    except Exception as error:  # tifffile passes on whatever its codecs raise
-        help_ = "install imagecodecs" if "imagecodecs" in str(error) else "export it again"
-        raise InputError(f"radiograph {path} cannot be decoded ({error}); {help_}.") from error
-    return _plain(values, path, {"format": "TIFF"}, dark_is_high)
-
-
-def _decode_nifti(path: Path) -> _Pixels:
-    try:
-        image: Any = nib.load(path)  # nibabel types it as a base class without these attributes
-        stored, spacing = np.asanyarray(image.dataobj), image.header.get_zooms()
-    except Exception as error:  # nibabel and gzip raise a dozen kinds for damaged files
-        raise InputError(f"radiograph {path} is not a readable NIfTI image ({error}); export it again.") from error
-    while stored.ndim > 2 and stored.shape[-1] == 1:
-        stored = stored[..., 0]
-    if stored.ndim not in (2, 3):
-        raise InputError(f"radiograph {path} is a NIfTI image of shape {image.shape}; one 2-D slice is needed.")
-    metadata = {"format": "NIfTI", "pixel_spacing_mm": (float(spacing[1]), float(spacing[0]))}
-    return _plain(stored.transpose(), path, metadata)
-
-
-def _decode_dicom(path: Path) -> _Pixels:
-    import pydicom
-    from pydicom.pixels import apply_modality_lut
-
-    try:
-        # a wrong suffix is enough to get here, so read nothing that is not DICOM
-        dataset = pydicom.dcmread(path)
-        frames = int(dataset.get("NumberOfFrames") or 1)
-    except Exception as error:  # pydicom raises many kinds for damaged files
-        raise InputError(f"radiograph {path} is not a readable DICOM file ({error}); export it again.") from error
-    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise InputError(f"DICOM file {path} has no pixel data; give the image itself.")
-    if frames != 1:
-        raise InputError(f"DICOM file {path} has {frames} frames; give a single radiograph (CR or DX).")
-    photometric = str(dataset.get("PhotometricInterpretation", ""))
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputError(f"DICOM file {path} is {photometric or 'of unknown colour'}, not greyscale.")
-    try:
-        stored = dataset.pixel_array
-        values = apply_modality_lut(stored, dataset)
-    except Exception as error:  # depends on the transfer syntax and the decoders that are installed
-        syntax = getattr(dataset.file_meta, "TransferSyntaxUID", None)
-        if syntax is not None and syntax.is_compressed:
-            raise InputError(
-                f"DICOM file {path} is compressed ({syntax.name}) and cannot be decoded; {_CODECS}."
-            ) from (error)
-        raise InputError(f"DICOM file {path} is damaged or incomplete ({error}); export it again.") from error
-    metadata: dict[str, Any] = {"format": "DICOM", "photometric_interpretation": photometric}
-    # at the detector if the file knows it; Pixel Spacing may have been corrected for magnification
-    spacing = dataset.get("ImagerPixelSpacing") or dataset.get("PixelSpacing")
-    if spacing:
-        metadata["pixel_spacing_mm"] = (float(spacing[0]), float(spacing[1]))
-    if dataset.get("ViewPosition"):
-        metadata["view_position"] = str(dataset.ViewPosition)
-    sign = dataset.get("PixelIntensityRelationshipSign")
-    counts_fall = None if sign is None else int(sign) < 0
-    if stored.dtype.kind == "f":
-        return _Pixels(values, 0.0, 1.0, None, metadata, photometric == "MONOCHROME1", counts_fall)
-    bits = int(dataset.BitsStored)
-    first = -(2 ** (bits - 1)) if int(dataset.PixelRepresentation) else 0
-    ends = np.array([first, first + 2**bits - 1], dtype=stored.dtype)
-    calibrated = values is not stored and not np.array_equal(values, stored)
-    low, high = sorted(float(x) for x in apply_modality_lut(ends, dataset))
-    if dataset.get("ModalityLUTSequence"):
-        entries = apply_modality_lut(np.arange(first, first + 2**bits, dtype=np.int64), dataset)
-        low, high = float(entries.min()), float(entries.max())
-    return _Pixels(values, low, high, None if calibrated else bits, metadata, photometric == "MONOCHROME1", counts_fall)
+def _unattenuated(
+    pixels: Pixels, values: np.ndarray, path: str | Path, wanted: float | str | None
+) -> tuple[float, str, bool]:
+    """I₀, how it was come by, and whether it can be relied on."""
+    name = Path(path).name
+    relationship = pixels.metadata.get("intensity_relationship")
+    if relationship in ("LOG", "DISP"):
+        raise InputError(
+            f"radiograph {path} has the Pixel Intensity Relationship {relationship}, so its numbers are not "
+            "proportional to the X-ray intensity; declare display."
+        )
+    if isinstance(wanted, str) and wanted != "estimate":
+        raise InputError(f"the unattenuated intensity of a radiograph is a number or 'estimate', not {wanted!r}.")
+    air_seen = True
+    if wanted == "estimate":
+        full, part, air_seen = unattenuated_intensity(torch.from_numpy(values))
+        note = (
+            f"{name}: the unattenuated intensity was estimated as {full:g} from the brightest {part:.1%} of the image"
+        )
+        if not air_seen:
+            note += ", which is not even: if the patient covers the whole detector, line integrals are too low"
+        note += "."
+    elif wanted is None:
+        full = pixels.high
+        note = f"{name}: the unattenuated intensity is taken to be the full scale of {full:g}."
+    else:
+        full, note = float(wanted), f"{name}: the unattenuated intensity is {float(wanted):g}, as stated."
+    if not (math.isfinite(full) and full > 0):
+        raise InputError(f"the unattenuated intensity {full:g} for radiograph {path} must be positive.")
+    if wanted is None and values.max() > full:
+        raise InputError(
+            f"radiograph {path} reaches {values.max():g}, more than its full scale of {full:g}; give the "
+            "unattenuated intensity."
+        )
+    return full, note, air_seen

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 import torch
 from jaxtyping import Float
 from monai.config import KeysCollection
-from monai.data import ITKReader, MetaTensor, NibabelReader
+from monai.data import MetaTensor, NibabelReader
 from monai.networks.layers import gaussian_1d, separable_filtering
 from monai.transforms import (
     InvertibleTransform,
@@ -41,13 +41,14 @@ GRID_MODES = ("cube", "resize")
 _KEPT_META = ("affine", "original_affine", "space", "spatial_shape", "original_channel_dim")
 _MIN_SLICES = 8
 _MAX_SPACING_MM = 20.0
+_NIFTI = NibabelReader()
 
 
 class LoadCT(Transform):
     """Read one CT in HU: NIfTI, NRRD, MHA/MHD, or a folder with one DICOM series.
 
-    MONAI's readers do the reading (nibabel for NIfTI, ITK for the rest); this adds the checks of :func:`check_ct`, and
-    records the isocentre.
+    MONAI's reader reads NIfTI, SimpleITK the rest (MONAI's ITK reader takes many seconds to load); this
+    adds the checks of :func:`check_ct`, and records the isocentre.
     """
 
     def __call__(self, path: str | Path, isocentre: Sequence[float] | None = None) -> MetaTensor:
@@ -64,19 +65,21 @@ class LoadCT(Transform):
             InputError: if there is no such file, it cannot be read, or it is not a CT in HU.
         """
         path = existing_file(path, "CT")
-        if path.is_dir():
-            _check_single_series(path)
-        reader = NibabelReader() if path.name.endswith((".nii", ".nii.gz")) else ITKReader()
         try:
-            array, meta = reader.get_data(reader.read(str(path)))
+            if path.name.endswith((".nii", ".nii.gz")):
+                array, meta = _NIFTI.get_data(_NIFTI.read(str(path)))
+            else:
+                array, meta = _from_itk(_read_series(path) if path.is_dir() else sitk.ReadImage(str(path)))
+        except InputError:
+            raise
         except (RuntimeError, OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
             raise InputError(
-                f"CT {path} cannot be read ({_reason(error)}); it may be truncated or of another type: "
+                f"CT {path} cannot be read ({_reason(error)}); it may be truncated or of another type; "
                 "copy or export it again."
             ) from error
         if array.ndim != 3:
             shape = "×".join(map(str, array.shape))
-            raise InputError(f"CT {path} has {array.ndim} dimensions ({shape}); a CT volume has three: extract one.")
+            raise InputError(f"CT {path} has {array.ndim} dimensions ({shape}); a CT volume has three; extract one.")
         image = MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32), meta)[None]
         # geometry only: headers of different formats do not stack in a batch, and may name the patient
         image.meta = {key: image.meta[key] for key in _KEPT_META if key in image.meta}
@@ -104,7 +107,19 @@ class LoadCTd(MapTransform):
         return item
 
 
-def _check_single_series(folder: Path) -> None:
+def _from_itk(image: sitk.Image) -> tuple[np.ndarray, dict[str, Any]]:
+    """Array with axes x, y, z and metadata as MONAI's readers give them; ITK's space is LPS."""
+    array = sitk.GetArrayFromImage(image).transpose()
+    affine = np.eye(4)
+    if image.GetDimension() == 3:
+        affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+        affine[:3, 3] = image.GetOrigin()
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    shape = np.asarray(array.shape)
+    return array, {"affine": affine, "original_affine": affine.copy(), "space": "RAS", "spatial_shape": shape}
+
+
+def _read_series(folder: Path) -> sitk.Image:
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if not series:
         raise InputError(f"CT folder {folder} holds no DICOM series; give the folder that contains the slices.")
@@ -112,6 +127,19 @@ def _check_single_series(folder: Path) -> None:
         raise InputError(
             f"CT folder {folder} holds {len(series)} DICOM series; keep the one to use in a folder of its own."
         )
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    image = sitk.ReadImage(names)
+    header = sitk.ImageFileReader()
+    for k, name in enumerate(names):
+        header.SetFileName(name)
+        header.ReadImageInformation()
+        off = np.subtract(header.GetOrigin(), image.TransformIndexToPhysicalPoint((0, 0, k)))
+        if np.abs(off).max() > 0.1 * image.GetSpacing()[2]:
+            raise InputError(
+                f"CT folder {folder} is no straight and even stack (see slice {Path(name).name}), slices may be "
+                "missing or tilted; drr2ct prepare says which."
+            )
+    return image
 
 
 def _reason(error: BaseException) -> str:
@@ -132,13 +160,16 @@ def check_ct(image: MetaTensor, what: str) -> None:
     """
     shape = "×".join(map(str, image.shape[1:]))
     if min(image.shape[1:]) < _MIN_SLICES:
-        raise InputError(f"{what} has only {min(image.shape[1:])} slices ({shape}); a CT volume is needed.")
+        count = min(image.shape[1:])
+        raise InputError(
+            f"{what} has only {count} slice{'s' * (count != 1)} ({shape}); a CT volume needs {_MIN_SLICES} or more."
+        )
     values = image.as_tensor()
     if not torch.isfinite(values).all():
         raise InputError(f"{what} contains NaN or infinite values; clean it or leave the patient out.")
     low, high = float(values.min()), float(values.max())
     if low == high:
-        raise InputError(f"{what} has the same value {low:g} everywhere.")
+        raise InputError(f"{what} has the same value {low:g} everywhere; leave the patient out or export it again.")
     if low > -500:
         raise InputError(
             f"{what} ranges from {low:g} to {high:g}, so it holds no air in Hounsfield units (−1000); "
@@ -152,7 +183,7 @@ def check_ct(image: MetaTensor, what: str) -> None:
             f"{what} has an affine that maps no volume (spacing {spacing.round(3)} mm); repair its header."
         )
     if max(spacing) > _MAX_SPACING_MM:
-        raise InputError(f"{what} has voxels of {spacing.round(2)} mm; no CT has that: check the units of its header.")
+        raise InputError(f"{what} has voxels of {spacing.round(2)} mm; no CT has that; check the units of its header.")
 
 
 def bounding_box_centre(image: MetaTensor) -> Float[np.ndarray, 3]:

@@ -45,7 +45,8 @@
   };
 
   try {
-    for (const name of ["truth", "prediction"]) {
+    // a page may show the prediction alone
+    for (const name of ["truth", "prediction"].filter((name) => byId(`canvas-${name}`))) {
       const viewer = new Niivue({
         isRadiologicalConvention: true,
         backColor: [0, 0, 0, 1],
@@ -63,9 +64,11 @@
       viewers[name] = viewer;
     }
     const [first, second] = Object.values(viewers);
-    first.broadcastTo([second], { "2d": true, "3d": true });
-    second.broadcastTo([first], { "2d": true, "3d": true });
-    for (const viewer of [first, second]) {
+    if (second) {
+      first.broadcastTo([second], { "2d": true, "3d": true });
+      second.broadcastTo([first], { "2d": true, "3d": true });
+    }
+    for (const viewer of Object.values(viewers)) {
       viewer.onLocationChange = () => {
         if (!moving) show([...viewer.scene.crosshairPos]);
       };

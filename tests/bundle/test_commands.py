@@ -88,7 +88,7 @@ def test_a_data_set_that_cannot_be_used(command, tmp_path: Path, case: str) -> N
         (lambda path: write_nifti(path, np.zeros((9, 9), np.float32)), "2 dimensions"),
         (lambda path: write_nifti(path, (chest() + 1000) / 8), "no air in Hounsfield units"),
         (lambda path: write_nifti(path, np.where(chest() > 400, np.nan, chest())), "NaN"),
-        (lambda path: write_nifti(path, chest()[:, :, :1]), "only 1 slices"),
+        (lambda path: write_nifti(path, chest()[:, :, :1]), "only 1 slice"),
     ],
 )
 def test_a_ct_that_cannot_be_used_is_named(command, tmp_path: Path, spoil, says: str) -> None:

@@ -44,7 +44,7 @@ def test_best_checkpoints_are_those_of_the_csv(run: Path) -> None:
         assert description["metrics"][name] == pytest.approx(float(best[name]), rel=1e-4)
     assert read_checkpoint(run / "checkpoints" / "last.pt")["description"]["epoch"] == 2
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
-        "last.pt", "best_loss.pt", "best_psnr.pt", "best_ssim.pt",
+        "last.pt", "previous.pt", "best_loss.pt", "best_psnr.pt", "best_ssim.pt",
     }  # fmt: skip
 
 

@@ -254,12 +254,13 @@ for name, options in {EXPORTED}:
 
 def test_onnx_export() -> None:
     onnx = pytest.importorskip("onnx")
-    reference = pytest.importorskip("onnx.reference")
+    onnxruntime = pytest.importorskip("onnxruntime")
     network = thin().eval()
     x = radiographs(network)
     model = convert_to_onnx(network, [x], opset_version=18, dynamo=False)
     onnx.checker.check_model(model)
-    (y,) = reference.ReferenceEvaluator(model).run(None, {model.graph.input[0].name: x.numpy()})
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {model.graph.input[0].name: x.numpy()})
     assert torch.allclose(torch.from_numpy(y), network(x), atol=1e-4)
 
 

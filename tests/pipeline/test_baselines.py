@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,23 @@ def test_backprojection_keeps_the_sides():
     hu = torch.full((1, 24, 24, 24), -1000.0)
     hu[:, 18:21, 4:7, 2:5] = 1000.0
     made = backproject(render_drr(hu, GEOMETRY, GEOMETRY.grid.affine()) / LINE_INTEGRAL_SCALE, GEOMETRY)[0]
+    peak = torch.tensor(torch.unravel_index(made.argmax(), made.shape))
+    assert (peak - torch.tensor([19, 5, 3])).abs().max() <= 1
+
+
+def test_backprojection_into_a_box_that_is_no_cube():
+    """Mode resize: voxels differ in size by axis, and the line integrals come from that box."""
+    box = (200.0, 150.0, 100.0)
+    affine = np.diag([box[0] / 24, box[1] / 24, -box[2] / 24, 1])
+    affine[:3, 3] = -affine.diagonal()[:3] * 11.5
+    water = torch.zeros(1, 24, 24, 24)
+    image = render_drr(water, GEOMETRY, affine) / LINE_INTEGRAL_SCALE
+    middle = (slice(None), *(slice(6, -6),) * 3)
+    assert backproject(image, GEOMETRY, box)[middle].mean().item() == pytest.approx(0, abs=40)
+    assert backproject(image, GEOMETRY)[middle].mean().item() < -150  # taken for the cube, it is too thin
+    spot = torch.full((1, 24, 24, 24), -1000.0)
+    spot[:, 18:21, 4:7, 2:5] = 1000.0
+    made = backproject(render_drr(spot, GEOMETRY, affine) / LINE_INTEGRAL_SCALE, GEOMETRY, box)[0]
     peak = torch.tensor(torch.unravel_index(made.argmax(), made.shape))
     assert (peak - torch.tensor([19, 5, 3])).abs().max() <= 1
 

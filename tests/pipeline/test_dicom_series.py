@@ -61,7 +61,7 @@ REFUSED = {
     "missing slices": ({"skip": (5, 6)}, "2 slices are missing, the first after z = 90 mm"),
     "uneven": ({"change": uneven}, "uneven slice spacing, 7 to 13 mm"),
     "two phases": ({"change": two_phases}, "two different slices at one position"),
-    "one slice": ({"values": chest(SHAPE)[:, :, :1]}, "only 1 slices"),
+    "one slice": ({"values": chest(SHAPE)[:, :, :1]}, "only 1 slice"),
     "no pixels": ({"change": without("PixelData")}, "DICOM without pixels"),
     "no position": ({"change": without("ImagePositionPatient")}, "no Image Position"),
     "zero spacing": ({"change": put(PixelSpacing=[0, 0])}, "pixel spacing 0×0 mm"),
@@ -85,8 +85,8 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, name: str) -> None:
         ("a.dcm", b"", "empty file"),
         ("a.dcm", b"not dicom at all" * 20, "no DICM mark"),
         ("a.nii.gz", b"", "empty file"),
-        ("a.nii.gz", b"wrong magic" * 50, "header cannot be read"),
-        ("a.nrrd", b"wrong magic" * 50, "header cannot be read"),
+        ("a.nii.gz", b"wrong magic" * 50, "header that cannot be read"),
+        ("a.nrrd", b"wrong magic" * 50, "header that cannot be read"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
@@ -100,7 +100,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, reas
     [
         (np.zeros((8, 8, 8, 3), np.float32), None, "4 dimensions"),
         (np.zeros((20, 20, 20), np.uint8), None, "label map"),
-        (np.zeros((20, 20, 1), np.float32), None, "only 1 slices"),
+        (np.zeros((20, 20, 1), np.float32), None, "only 1 slice"),
     ],
 )
 def test_volume_files_are_judged_by_their_header(
@@ -143,7 +143,7 @@ def test_a_series_that_mixes_orientations_is_taken_apart(tmp_path: Path) -> None
     write_series(tmp_path / "a", change=mix)
     usable, other = find_candidates(tmp_path)
     assert (usable.reason, usable.slices) == ("", SHAPE[2] - 3)
-    assert other.reason == "coronal, not axial"
+    assert other.reason.startswith("coronal, not axial")
 
 
 def test_compressed_pixels_without_a_decoder_say_what_to_install(tmp_path: Path) -> None:

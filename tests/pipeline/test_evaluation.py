@@ -7,7 +7,7 @@ import torch
 from ignite.engine import Engine
 
 from drr2ct.networks import create_network
-from drr2ct.pipeline.checkpoint import describe, write_checkpoint
+from drr2ct.pipeline.checkpoint import describe
 from drr2ct.pipeline.evaluation import (
     PatientTable,
     compare_evaluations,
@@ -16,17 +16,48 @@ from drr2ct.pipeline.evaluation import (
 )
 from drr2ct.pipeline.metrics import FigureHandler, ReconstructionMetric
 from drr2ct.transforms.validation import InputError
-from tests.files import write_nifti
+from tests.files import chest, write_nifti
 
 
-def test_leakage_is_refused(tmp_path):
-    network = create_network("cascade64")
-    lists = {"training": [{"patient": "a"}, {"patient": "b"}], "validation": [{"patient": "c"}]}
-    content = {"network": {}, "description": describe(network, "cascade64", "cube", lists)}
-    path = write_checkpoint(tmp_path / "last.pt", content)
-    refuse_leakage(path, [{"patient": "c"}, {"patient": "d"}])
-    with pytest.raises(InputError, match=r"trained on 1 of the 2 patients.*\(b\)"):
-        refuse_leakage(path, [{"patient": "b"}, {"patient": "d"}])
+def description(**training: str) -> dict:
+    items = [{"patient": name, **({"label": path} if path else {})} for name, path in training.items()]
+    lists = {"training": items, "validation": [{"patient": "c"}]}
+    return describe(create_network("cascade64"), "cascade64", "cube", lists)
+
+
+def test_leakage_is_refused():
+    about = description(a="", b="")
+    refuse_leakage("last.pt", about, [{"patient": "c"}, {"patient": "d"}])
+    with pytest.raises(InputError, match=r"last.pt was trained on 1 of the 2 patients.*\(b\)"):
+        refuse_leakage("last.pt", about, [{"patient": "b"}, {"patient": "d"}])
+
+
+@pytest.mark.parametrize(
+    "recorded", ["lidc/LIDC-IDRI-0001", "C:\\cts\\LIDC-IDRI-0001", "LIDC-IDRI-0001.nii.gz", "lidc-idri-0001"]
+)
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"patient": "LIDC-IDRI-0001"},
+        {"patient": "test-1", "label": "/other/LIDC-IDRI-0001/ct.nii.gz"},
+        {"patient": "test-1", "label": "/flat/LIDC-IDRI-0001.nrrd"},
+    ],
+)
+def test_leakage_under_another_path(recorded, item):
+    with pytest.raises(InputError, match="trained on 1 of the 2"):
+        refuse_leakage("last.pt", description(**{recorded: ""}), [item, {"patient": "LIDC-IDRI-00010"}])
+
+
+def test_leakage_of_a_renamed_ct(tmp_path):
+    first = write_nifti(tmp_path / "a" / "a.nii.gz", chest(seed=1))
+    other = write_nifti(tmp_path / "b" / "b.nii.gz", chest(seed=2))
+    copied = tmp_path / "test" / "someone.nii.gz"
+    copied.parent.mkdir()
+    copied.write_bytes(first.read_bytes())
+    about = description(a=str(first))
+    refuse_leakage("last.pt", about, [{"patient": "b", "label": str(other)}])
+    with pytest.raises(InputError, match=r"\(someone\)"):
+        refuse_leakage("last.pt", about, [{"patient": "someone", "label": str(copied)}])
 
 
 def evaluate(folder, shifts):
@@ -48,7 +79,8 @@ def test_tables_and_summary(tmp_path):
     evaluate(tmp_path, {"a": 10.0, "b": 30.0, "a_": 20.0})
     lines = (tmp_path / "patients.csv").read_text().splitlines()
     assert lines[0] == "patient,psnr,mae_hu,mae_hu_bone"
-    assert lines[2].split(",")[2:] == ["30", ""]  # no bone, no figure
+    assert [line.split(",")[0] for line in lines[1:]] == ["a", "a_", "b", "mean"]
+    assert lines[3].split(",")[2:] == ["30", ""]  # no bone, no figure
     assert lines[-1].split(",")[0] == "mean" and lines[-1].split(",")[2] == "20"
     patients = json.loads((tmp_path / "patients.json").read_text())["patients"]
     assert patients[0]["patient"] == "a" and patients[0]["figures"]["mae_hu_bone"] is None
@@ -78,6 +110,39 @@ def test_segmentations_of_files(tmp_path):
     heart, liver = compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
     assert heart["dice"] == pytest.approx(7 / 8) and heart["hd95"] == pytest.approx(10.0)
     assert liver["dice"] == 0.0 and (tmp_path / "out.csv").read_text().splitlines()[2] == "p,liver,0,0,"
-    write_nifti(tmp_path / "made/p/liver.nii.gz", mask[1:])
-    with pytest.raises(InputError, match="different voxels"):
+
+
+def test_a_true_mask_on_other_voxels_is_put_on_those_of_the_prediction(tmp_path):
+    mask = np.zeros((16, 16, 16), np.uint8)
+    mask[4:12, 4:10, 6:12] = 1
+    affine = np.diag([10.0, 10, 10, 1])
+    # the same voxels, counted from the other end of x, and cropped in y
+    flipped = affine @ np.array([[-1, 0, 0, 15], [0, 1, 0, 2], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    write_nifti(tmp_path / "true/p/heart.nii.gz", mask[::-1, 2:].copy(), flipped)
+    write_nifti(tmp_path / "made/p/heart.nii.gz", np.roll(mask, 1, axis=2), affine)
+    (row,) = compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    assert row["dice"] == pytest.approx(5 / 6) and row["hd95"] == pytest.approx(10.0)
+    # twice as fine a truth: each of its voxel centres lies within one of the prediction
+    half = np.diag([5.0, 5, 5, 1])
+    half[:3, 3] = -2.5
+    fine = mask.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    write_nifti(tmp_path / "true/p/heart.nii.gz", fine, half)
+    write_nifti(tmp_path / "made/p/heart.nii.gz", mask, affine)
+    (row,) = compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    assert row["dice"] == row["nsd"] == 1.0 and row["hd95"] == 0.0
+
+
+def test_masks_that_cannot_be_compared_are_refused(tmp_path):
+    mask = np.zeros((8, 8, 8), np.uint8)
+    mask[2:6, 2:6, 2:6] = 1
+    far = np.diag([10.0, 10, 10, 1])
+    far[:3, 3] = 500
+    write_nifti(tmp_path / "true/p/heart.nii.gz", mask)
+    write_nifti(tmp_path / "made/p/heart.nii.gz", mask, far)
+    with pytest.raises(InputError, match="do not overlap in patient space"):
         compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    (tmp_path / "made/p/heart.nii.gz").write_bytes(b"no mask")
+    with pytest.raises(InputError, match="cannot be read"):
+        compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    with pytest.raises(InputError, match="holds no <patient>"):
+        compare_segmentations(tmp_path / "made", tmp_path / "nowhere", tmp_path / "out.csv")

@@ -18,6 +18,7 @@ from drr2ct.pipeline.plan import (
     needed_bytes,
     parse_bytes,
     parse_rate,
+    plan_config,
     plan_network,
     run_plan,
 )
@@ -54,6 +55,28 @@ def test_backward_of_a_small_graph():
         z.backward(torch.empty(256))
         # x, z and x's gradient; y went with the graph
         assert tracker.live == 3 * KB
+
+
+def test_what_operations_allocate_inside_counts_while_they_run():
+    def inside(func, args, kwargs):
+        return 5 * KB if func.overloadpacket is torch.ops.aten.exp else 0
+
+    with FakeTensorMode(), StorageTracker(inside) as tracker:
+        a = torch.empty(256)
+        tracker.section = "exp"
+        b = a.exp()
+        tracker.section = "after"
+        c = b + a
+    assert (tracker.live, tracker.peak) == (3 * KB, 6 * KB)
+    assert tracker.section_peak == {"": KB, "exp": 6 * KB, "after": 3 * KB}
+    assert c.shape == a.shape
+
+
+def test_a_configuration_is_planned_without_a_name():
+    plan = plan_config(SMALL.config(), SMALL.batch, SMALL.precision)
+    named = plan_network(SMALL)
+    assert (plan.step_peak_bytes, plan.stages) == (named.step_peak_bytes, named.stages)
+    assert (named.settings.network, named.settings.size, named.settings.checkpointing) == ("cascade64", 32, False)
 
 
 def test_flops_of_a_product():

@@ -21,6 +21,7 @@ from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
 from tests.files import chest, write_nifti
 from tests.pipeline.dicom_files import SHAPE, write_series
+from tests.pipeline.test_dicom_series import put
 
 GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(16), detector_size=16)
 
@@ -60,6 +61,23 @@ def test_a_nested_tree_becomes_a_data_set(tmp_path: Path) -> None:
     reasons = [(Path(row["source"]).name, row["used"], row["reason"]) for row in series_table(dest / "series.csv")][:3]
     assert [r[:2] for r in reasons] == [("thin", "yes"), ("short", "no"), ("tilted", "no")]
     assert "more slices" in reasons[1][2] and "gantry tilt" in reasons[2][2]
+
+
+def test_the_worked_example_of_the_documentation(tmp_path: Path) -> None:
+    source, dest = tmp_path / "LIDC-IDRI", tmp_path / "lidc"
+    series = {
+        "LIDC-IDRI-0001/01-01-2000-NA-NA-30178/3000566.000000-NA-03192": {},
+        "LIDC-IDRI-0001/01-01-2000-NA-NA-35511/3000923.000000-NA-62357": {"change": put(Modality="DX"), "study": "2"},
+        "LIDC-IDRI-0002/01-01-2000-NA-NA-98329/3000522.000000-NA-04919": {"skip": (6,)},
+    }
+    for path, arguments in series.items():
+        write_series(source / path, patient=path.split("/")[0], spacing=(1.0, 1.0, 2.5), **arguments)
+    assert run(source, dest).ready == 1
+    page = (Path(__file__).parents[2] / "docs" / "your-data.md").read_text(encoding="utf-8")
+    rows = series_table(dest / "series.csv")
+    assert len(rows) == 3
+    for row in rows:
+        assert f"| {row['patient']} | {row['source']} | {row['used']} | {row['reason']} |" in page
 
 
 def test_nothing_of_the_header_but_geometry_is_copied(tmp_path: Path) -> None:

@@ -21,11 +21,14 @@ from rich.console import Console
 
 from drr2ct.networks import create_network
 from drr2ct.pipeline.checkpoint import describe, write_checkpoint
+from drr2ct.pipeline.metrics import FIGURES, REPROJECTION_FIGURES
 from drr2ct.pipeline.report import (
     NOT_MEASURED,
     choose_patients,
+    comparison_table,
     decision_table,
     encode_volume,
+    figure_name,
     load_cases,
     milestones_table,
     open_run,
@@ -150,6 +153,32 @@ def test_robustness_is_read_where_it_lies(tmp_path: Path):
     (run / "robustness").mkdir()
     (run / "robustness" / "robustness.csv").write_text("condition,value,unit,patients,psnr\nangle,5,degree,3,20.123\n")
     assert robustness_table(open_run(run)).rows == [("angle 5 degree", "3", "20.12")]
+    (run / "robustness" / "robustness.csv").write_text(
+        "condition,value,unit,patients,psnr,psnr_change\nclean,,,3,20,0\nview_angle,-5,deg,3,19,-1\n"
+        "photons,10000,per pixel,3,20.5,0.5\ngrid,16,voxels,3,23,\n"
+    )
+    assert robustness_table(open_run(run)).rows == [
+        ("X-rays as rendered", "3", "20.00", "0.00"),
+        ("last view turned by −5°", "3", "19.00", "−1.00"),
+        ("noise of 10\u202f000 photons per pixel", "3", "20.50", "+0.50"),
+        ("judged on 16³ voxels", "3", "23.00", "another task"),
+    ]
+
+
+def test_every_figure_has_a_name_in_words():
+    names = {figure: figure_name(figure) for figure in (*FIGURES, *REPROJECTION_FIGURES)}
+    assert len(set(names.values())) == len(names)
+    assert not [name for name in names.values() if "_" in name]
+    assert names["psnr"] == "PSNR (dB)" and names["psnr_narrow_body"] == "PSNR, −1024 … 1024 HU, body (dB)"
+    assert names["mae_hu_bone"] == "Mean absolute error, bone (HU)"
+
+
+def test_comparison_counts_voxels_and_parameters(tmp_path: Path):
+    table = comparison_table([open_run(make_run(tmp_path))])
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    network = create_network("cascade64", geometry=GEOMETRY)
+    assert row["parameters"] == f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} million"
+    assert row["grid"].startswith("32³") and row["voxel (mm)"] == "11.25" and row["epochs"] == "12"
 
 
 def test_a_stored_prediction_on_the_grid_is_taken_as_it_is(tmp_path: Path):

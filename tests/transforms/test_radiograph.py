@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pydicom
 import pytest
@@ -11,17 +13,17 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
+from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import render_drr
-from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
 from drr2ct.transforms.radiograph import (
     DISPLAY_MAXIMUM,
     LoadRadiographsd,
-    check_view_order,
-    check_view_position,
-    pa_score,
     read_radiograph,
     write_radiograph,
 )
+from drr2ct.transforms.radiograph_intensity import radiograph_statistics
+from drr2ct.transforms.radiograph_views import check_view_order, check_view_position, pa_score
 from drr2ct.transforms.validation import InputError
 
 GEOMETRY = BiplanarGeometry.from_angles(detector_size=(24, 24))
@@ -406,3 +408,223 @@ def test_other_angles_are_not_judged():
     images = render_drr(hu, BiplanarGeometry.from_angles(grid, detector_size=128), grid.affine())
     oblique = BiplanarGeometry.from_angles(grid, (0.0, 45.0), names=["a", "b"], detector_size=128)
     check_view_order(images.flip(0), oblique, "a.png, b.png")
+
+
+def test_dicom_windows_apply_to_display_alone(tmp_path):
+    stored = (ramp() / ramp().max() * 4000).round().numpy()
+    window = {"WindowCenter": 2000.5, "WindowWidth": 2001, "PixelIntensityRelationshipSign": 1}
+    path = save_dicom(tmp_path / "a.dcm", stored, 12, **window)
+    shown, metadata = read_radiograph(path, "display")
+    expected = np.clip((stored - 1000) / 2000, 0, 1) * DISPLAY_MAXIMUM
+    np.testing.assert_allclose(shown, expected, atol=1e-4)
+    assert any("window (centre 2000.5, width 2001)" in note for note in metadata["assumptions"])
+    assert any("contradict" in note for note in metadata["assumptions"])  # MONOCHROME2, but higher is more X-ray
+    plain = save_dicom(tmp_path / "b.dcm", stored, 12, PixelIntensityRelationshipSign=1)
+    for intensity in ("line_integral", "transmission"):
+        torch.testing.assert_close(read_radiograph(path, intensity)[0], read_radiograph(plain, intensity)[0])
+    inverted = save_dicom(tmp_path / "c.dcm", 4095 - stored, 12, PhotometricInterpretation="MONOCHROME1",
+                          WindowCenter=4095 - 2000.5 + 1, WindowWidth=2001)  # fmt: skip
+    np.testing.assert_allclose(read_radiograph(inverted, "display")[0], expected, atol=2e-3)
+    wrong = save_dicom(tmp_path / "d.dcm", stored, 12, WindowCenter=2000, WindowWidth=0)
+    with pytest.raises(InputError, match="unusable VOI LUT or window"):
+        read_radiograph(wrong, "display")
+
+
+@pytest.mark.parametrize("depth", [8, 12])
+def test_dicom_voi_lookup_table(tmp_path, depth):
+    """Also 8-bit tables of more than 256 entries, and input outside the table."""
+    stored = (ramp() / ramp().max() * 4000).round().numpy().astype(int)
+    table = (np.sqrt(np.arange(3000) / 2999) * (2**depth - 1)).astype("<u2")
+    item = pydicom.Dataset()
+    item.LUTDescriptor = [3000, 500, depth]
+    item.add_new("LUTData", "OW", table.tobytes())
+    path = save_dicom(tmp_path / "a.dcm", stored, 12, VOILUTSequence=[item], WindowCenter=1, WindowWidth=2)
+    shown = read_radiograph(path, "display")[0]
+    expected = table[(stored - 500).clip(0, 2999)] / (2**depth - 1) * DISPLAY_MAXIMUM
+    np.testing.assert_allclose(shown, expected, rtol=1e-5)
+
+
+def test_dicom_acquisition(tmp_path):
+    view = pydicom.Dataset()
+    view.CodeValue, view.CodingSchemeDesignator = "399173006", "SCT"
+    path = save_dicom(
+        tmp_path / "a.dcm", ramp().numpy() * 99, ImagerPixelSpacing=[0.2, 0.2], PixelSpacing=[0.17, 0.17],
+        DistanceSourceToDetector=1800, DistanceSourceToPatient=1500, ViewCodeSequence=[view], ImageLaterality="L",
+        PatientOrientation=["P", "F"], CollimatorShape="RECTANGULAR", CollimatorUpperHorizontalEdge=3,
+        CollimatorLowerHorizontalEdge=20, CollimatorLeftVerticalEdge=1, CollimatorRightVerticalEdge=24,
+    )  # fmt: skip
+    metadata = read_radiograph(path, "display")[1]
+    expected = {
+        "pixel_spacing_mm": (0.2, 0.2),
+        "pixel_spacing_plane": "detector",
+        "source_to_detector_mm": 1800.0,
+        "source_to_isocentre_mm": 1500.0,
+        "view_position": "LL",
+        "laterality": "L",
+        "patient_orientation": ("P", "F"),
+        "collimation": (2, 20, 0, 24),
+    }
+    assert metadata.items() >= expected.items()
+    for tags, plane in (
+        ({"PixelSpacing": [0.2, 0.2]}, "unstated"),
+        ({"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "GEOMETRY"}, "patient"),
+    ):
+        path = save_dicom(tmp_path / "b.dcm", ramp().numpy() * 99, **tags)
+        assert read_radiograph(path, "display")[1]["pixel_spacing_plane"] == plane
+    path = save_dicom(tmp_path / "c.dcm", ramp().numpy() * 99, DistanceSourceToDetector=0, ImagerPixelSpacing=[0, 0])
+    assert not {"source_to_detector_mm", "pixel_spacing_mm"} & read_radiograph(path, "display")[1].keys()
+
+
+def test_logarithmic_numbers_are_no_transmission(tmp_path):
+    path = save_dicom(tmp_path / "a.dcm", ramp().numpy() * 99, PixelIntensityRelationship="LOG")
+    with pytest.raises(InputError, match="Relationship LOG"):
+        read_radiograph(path, "transmission")
+
+
+def test_unattenuated_intensity_is_estimated_from_the_air(tmp_path):
+    p = ramp(60, 60) / 4
+    p[:, :12] = 0
+    noise = torch.randn(60, 60, generator=torch.Generator().manual_seed(0)) * 0.005
+    counts = (3600 * torch.exp(-p) * (1 + noise)).round().numpy()
+    path = save_dicom(tmp_path / "a.dcm", counts, 12)
+    image, metadata = read_radiograph(path, "transmission", "estimate")
+    torch.testing.assert_close(image, p, rtol=0, atol=0.04)
+    assert "not even" not in metadata["assumptions"][0] and "estimated as 3" in metadata["assumptions"][0]
+    covered = save_dicom(tmp_path / "b.dcm", counts[:, 12:], 12)
+    assert "not even" in read_radiograph(covered, "transmission", "estimate")[1]["assumptions"][0]
+    assert "full scale of 4095" in read_radiograph(path, "transmission")[1]["assumptions"][0]
+    with pytest.raises(InputError, match="'estimate', not 'guess'"):
+        read_radiograph(path, "transmission", "guess")
+
+
+def chest_radiographs():
+    """Line integrals of a chest on the detector of a hospital, and on that of a trained network."""
+    hu, grid = chest()
+    trained = BiplanarGeometry.from_angles(grid, detector_size=96)
+    hospital = BiplanarGeometry(
+        VolumeGrid(64, 300.0),
+        tuple(
+            View(name, angle, 1350.0, 1600.0, (430, 400), 1.0)
+            for name, angle in (("pa", 0.0), ("lat", 90.0))
+        ),
+    )  # fmt: skip
+    return (render_drr(hu, g, grid.affine()) for g in (hospital, trained))
+
+
+def test_a_hospitals_radiographs_become_the_line_integrals_of_the_trained_geometry(tmp_path):
+    """DX files of another size, pitch and distance: raw counts exactly, display-processed pictures nearly."""
+    acquired, expected = chest_radiographs()
+    geometry = BiplanarGeometry.from_angles(chest()[1], detector_size=96)
+    statistics = radiograph_statistics([{"image": expected / LINE_INTEGRAL_SCALE}])
+    tags = {"ImagerPixelSpacing": [1.0, 1.0], "DistanceSourceToDetector": 1600, "DistanceSourceToPatient": 1350}
+    raw, shown = [], []
+    for image, position in zip(acquired.numpy(), ("PA", "LL"), strict=True):
+        counts = np.rint(3900 * np.exp(-image))
+        raw.append(save_dicom(tmp_path / f"raw{position}.dcm", counts, 12, ViewPosition=position, **tags))
+        curve = 1 / (1 + np.exp(-4 * (image / image.max() - 0.4)))
+        picture = np.rint((curve - curve.min()) / np.ptp(curve) * 4095)
+        shown.append(
+            save_dicom(
+                tmp_path / f"{position}.dcm", 4095 - picture, 12, ViewPosition=position,
+                PhotometricInterpretation="MONOCHROME1", **tags,
+            )
+        )  # fmt: skip
+    inner = slice(16, 80)  # what the hospital's detector covers
+    for files, options, mean, correlation in (
+        (raw, {"intensity": "transmission", "unattenuated": 3900}, 0.06, 0.998),
+        (raw, {"intensity": "transmission", "unattenuated": "estimate"}, 0.12, 0.998),
+        (shown, {"intensity": "display", "statistics": statistics}, 0.35, 0.985),
+    ):
+        images = load(files, geometry, fit="pitch", check_order=True, **options)
+        for got, truth in zip(images.as_tensor()[:, inner, inner], expected[:, inner, inner], strict=True):
+            assert float((got - truth).abs().mean()) < mean
+            assert np.corrcoef(got.flatten(), truth.flatten())[0, 1] > correlation
+
+
+def test_without_air_the_training_set_says_what_is_missing(tmp_path):
+    _, expected = chest_radiographs()
+    geometry = BiplanarGeometry.from_angles(chest()[1], detector_size=96)
+    statistics = radiograph_statistics([{"image": expected / LINE_INTEGRAL_SCALE}])
+    inner = expected[:, 28:68, 28:68]  # within the body
+    pitch = geometry.views[0].pixel_pitch_mm
+    files = [
+        save_dicom(tmp_path / f"{i}.dcm", np.rint(60000 * np.exp(-image)), ImagerPixelSpacing=[pitch, pitch])
+        for i, image in enumerate(inner.numpy())
+    ]
+    options = {"intensity": "transmission", "fit": "pitch", "unattenuated": "estimate"}
+    without = load(files, geometry, **options).as_tensor()[:, 28:68, 28:68]
+    images = load(files, geometry, statistics=statistics, **options)
+    assert sum("was added" in note for note in images.meta["assumptions"]) == 2
+    for got, less, truth in zip(images.as_tensor()[:, 28:68, 28:68], without, inner, strict=True):
+        assert float((less - truth).mean()) < -1  # the brightest part of the lungs was taken for air
+        assert abs(float((got - truth).mean())) < 0.5
+    assert images[:, :27].abs().max() == 0
+
+
+def test_an_inverted_picture_is_noticed_and_turned(tmp_path):
+    _, expected = chest_radiographs()
+    geometry = BiplanarGeometry.from_angles(chest()[1], detector_size=96)
+    statistics = radiograph_statistics([{"image": expected / LINE_INTEGRAL_SCALE}])
+    files, wrong = [], []
+    for name, image in zip(("pa", "lat"), expected, strict=True):
+        picture = (image / image.max() * 255).round().numpy().astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+        Image.fromarray(255 - picture).save(tmp_path / f"{name}_wrong.png")
+        files.append(tmp_path / f"{name}.png")
+        wrong.append(tmp_path / f"{name}_wrong.png")
+    options = {"intensity": "display", "fit": "pitch", "statistics": statistics}
+    right, turned = load(files, geometry, **options), load(wrong, geometry, **options)
+    torch.testing.assert_close(turned.as_tensor(), right.as_tensor(), rtol=0, atol=0.05)
+    assert sum("was inverted" in note for note in turned.meta["assumptions"]) == 2
+    assert not any("was inverted" in note for note in right.meta["assumptions"])
+    torch.testing.assert_close(load(wrong, geometry, inverted=True, **options).as_tensor(), turned.as_tensor())
+    as_stated = load(wrong, geometry, inverted=False, **options)
+    assert np.corrcoef(as_stated[0].flatten(), right[0].flatten())[0, 1] < 0
+    plain = load(wrong, geometry, intensity="display", inverted=True)
+    torch.testing.assert_close(plain.as_tensor(), load(files, geometry, intensity="display").as_tensor())
+
+
+@pytest.mark.parametrize("pitch", [None, 1.0])
+def test_collimation_becomes_air(tmp_path, pitch):
+    """It stays in place where the pitch is known; without one, what is left after cropping spans the detector."""
+    picture = (ramp(120, 120) * 5 + 40 * torch.rand(120, 120, generator=torch.Generator().manual_seed(0))).numpy()
+    picture = (picture / picture.max() * 200).astype(np.uint8)
+    picture[:30] = 255
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    geometry = BiplanarGeometry(VolumeGrid(16, 60.0), (View("pa", 0.0, 1500, 1800, (120, 120), 1.0),))
+    options = {"intensity": "display", "fit": "pitch", "pixel_spacing_mm": pitch}
+    loaded = load(tmp_path / "a.png", geometry, crop_collimation=True, **options)
+    assert re.match(r"a.png is collimated: rows 3[0-2] to 119 and columns 0 to 119", loaded.meta["assumptions"][0])
+    if pitch:
+        assert loaded[0, :30].abs().max() == 0
+        torch.testing.assert_close(loaded[0, 33:], load(tmp_path / "a.png", geometry, **options)[0, 33:])
+    else:
+        assert loaded[0, :, 60].min() > 0 and loaded[0, :, :10].abs().max() > 0
+    untouched = load(tmp_path / "a.png", geometry, **options)
+    assert untouched[0, :29].min() > 7.9
+
+
+def test_assumptions_are_collected_and_stored_drrs_have_none(tmp_path, pair):
+    sample = LoadRadiographsd("image", GEOMETRY, "line_integral", check_order=False)({"image": pair})
+    assert sample["assumptions"] == "" and sample["image"].meta["assumptions"] == []
+    sample = LoadRadiographsd("image", GEOMETRY, "line_integral", check_order=False, fit="pitch")({"image": pair})
+    sentences = sample["assumptions"].split("\n")
+    assert sentences == sample["image"].meta["assumptions"] and len(sentences) == 3
+    assert sentences[0].startswith("pa.png does not state its pixel pitch")
+    assert all(sentence.endswith(".") for sentence in sentences)
+    # same detector, so nothing is resampled
+    torch.testing.assert_close(sample["image"], load(pair), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fit": "width"}, "not by 'width'"),
+        ({"pixel_spacing_mm": [0.1, 0.1, 0.1]}, "3 values for 2 views"),
+        ({"pixel_spacing_mm": -1.0}, "must be positive"),
+        ({"statistics": {"views": [{}]}}, "same checkpoint"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(InputError, match=message):
+        LoadRadiographsd("image", GEOMETRY, "display", **options)

@@ -208,7 +208,7 @@ def _empty_folder(path: Path) -> Path:
         (lambda p: (p / "e.nii.gz").touch() or p / "e.nii.gz", "empty file"),
         (lambda p: write_nifti(p / "f.nii.gz", np.zeros((9, 9, 9, 3), np.float32)), "4 dimensions"),
         (lambda p: write_nifti(p / "f.nii.gz", np.zeros((9, 9), np.float32)), "2 dimensions"),
-        (lambda p: write_nifti(p / "f.nii.gz", chest()[:, :, :1]), "only 1 slices"),
+        (lambda p: write_nifti(p / "f.nii.gz", chest()[:, :, :1]), "only 1 slice"),
         (lambda p: write_nifti(p / "f.nii.gz", (chest() + 1000) / 8), "rescale slope and intercept"),
         (lambda p: write_nifti(p / "f.nii.gz", np.full((9, 9, 9), -1000, np.float32)), "same value"),
         (lambda p: _nan(p / "f.nii.gz"), "NaN"),

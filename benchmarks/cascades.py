@@ -1,0 +1,337 @@
+"""Networks trained side by side for equal time: which choices earn their place. A table and a plot.
+
+python benchmarks/cascades.py --output DIR [--cts DIR] [--seconds 600] [--threads 2] [--clock wall|cpu]
+    [--variants mean broadcast cascade64 …] [--folds PATIENT …] [--seed 0]
+
+Without --cts: a cohort of variations of the sample CT; the curve is measured on validation patients, the final figure
+on test patients. With --cts, a folder of patient folders, which the sample joins: leave one patient out; training on
+variations of all the others, the final figure on the one left out, undeformed; for each in turn, mean and spread.
+Every training and fold that is finished stays in DIR and is not repeated, so the command goes on where it was stopped.
+
+All train on a 64³ grid from two 128² radiographs with the bundle's loss, optimiser and batch of one; the learning rate
+falls by a cosine over the time. --clock cpu counts core-seconds over --threads instead of wall time: for a machine that
+others use too. Only training counts, measuring does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from monai.metrics import PSNRMetric
+from monai.utils import set_determinism
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from drr2ct.networks import create_network, network_config
+from drr2ct.networks.cascade import StageConfig
+from drr2ct.networks.losses import DEFAULT_TERMS, ReprojectionLoss, WeightedLoss
+from drr2ct.networks.ssim import SeparableSSIMMetric
+from drr2ct.pipeline.cohort import CohortPlan, write_cohort
+from drr2ct.pipeline.datalist import find_patients, load_datalist
+from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE, sample_ct
+from drr2ct.pipeline.metrics import DEFAULT_WINDOW, InWindow
+from drr2ct.pipeline.precision import choose_precision
+from drr2ct.transforms import files_to_samples
+from drr2ct.transforms.files import replacing, write_json
+from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+
+GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(GRID_SIZE), detector_size=DETECTOR_SIZE)
+CURVE_POINTS = 12
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is trained: a named network with overrides, and its loss."""
+
+    about: str
+    network: str = "cascade64"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    terms: Callable[[], dict[str, Any]] = lambda: dict(DEFAULT_TERMS)
+    learning_rate: float = 5e-4
+
+    def build(self) -> torch.nn.Module:
+        """The network on the benchmark's geometry, with random weights."""
+        return create_network(self.network, geometry=GEOMETRY, **self.overrides)
+
+
+_DIRECT = network_config("direct256")
+_DRAFT = network_config("direct256_draft")
+_LIGHT = network_config("cascade64")
+_REPROJECTION = {"reprojection": (0.1, ReprojectionLoss(GEOMETRY))}
+
+VARIANTS = {
+    "cascade64": Variant("ours as it is by default"),
+    "broadcast": Variant(
+        "ours with the direct lifting: stacked views, features repeated along one axis",
+        overrides={"lift": "broadcast", "fuse": "after", "encoder_norm_groups": (8, 8, 8, 8)},
+    ),
+    "fuse-after": Variant("ours, radiographs taken in after the dense blocks", overrides={"fuse": "after"}),
+    "transformer": Variant("ours with two transformer blocks at 16³", overrides={"transformer_layers": 2}),
+    "no-head": Variant(
+        "ours with a third stage at 64³ instead of the sub-voxel head",
+        overrides={
+            "head_scale": 1,
+            "stages": (*_LIGHT.stages, StageConfig(16, growth=8, layers=2, lift_channels=8)),
+        },
+    ),
+    "reprojection": Variant(
+        "ours with the reprojection loss, weight 0.1", terms=lambda: {**DEFAULT_TERMS, **_REPROJECTION}
+    ),
+    "direct256": Variant("direct256 cut to 64³: the draft with its three memory fixes", "direct256"),
+    "draft": Variant("direct256_draft cut to 64³", "direct256_draft"),
+    "draft-fix-xray": Variant(
+        "the draft with 128 X-ray channels",
+        "direct256_draft",
+        {"encoder_channels": _DIRECT.encoder_channels, "encoder_norm_groups": _DIRECT.encoder_norm_groups},
+    ),
+    "draft-fix-stage4": Variant(
+        "the draft without dense blocks in stage 4",
+        "direct256_draft",
+        {"stages": (*_DRAFT.stages[:3], _DIRECT.stages[3])},
+    ),
+    "draft-fix-refinement": Variant(
+        "the draft with the plain refinement",
+        "direct256_draft",
+        {"refinement_blocks": 0, "refinement": _DIRECT.refinement},
+    ),
+}
+MEAN = "mean"
+"""The mean training volume: no network."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Radiographs (n, views, H, W), CTs (n, 1, N, N, N) on the network's scale."""
+
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def read(cls, items: list[dict[str, Any]]) -> Samples:
+        """Through the bundle's own chain."""
+        to_sample = files_to_samples(GEOMETRY, keep_metadata=False)
+        samples = [to_sample(item) for item in items]
+        return cls(torch.stack([s["image"] for s in samples]), torch.stack([s["label"] for s in samples]))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What one training sees, what draws its curve, and what it is judged on."""
+
+    name: str
+    training: Samples
+    validation: Samples | None
+    test: Samples
+
+
+def cohort_fold(folder: Path, training: int, seed: int) -> Fold:
+    """Variations of the sample CT."""
+    root = folder / "cohort"
+    write_cohort(root, CohortPlan((sample_ct(),), GEOMETRY, training, 8, 16, seed=seed))
+    return Fold("cohort", *(Samples.read(load_datalist(root, part)) for part in ("training", "validation", "test")))
+
+
+def patient_folds(cts_dir: Path, folder: Path, training: int, seed: int, chosen: list[str] | None) -> Iterator[Fold]:
+    """One fold per real patient; ``training`` variations of all the others together."""
+    sample = sample_ct()
+    cts = {item["patient"]: Path(item["label"]) for item in find_patients(cts_dir)} | {sample.parent.name: sample}
+    if unknown := set(chosen or ()) - cts.keys():
+        raise SystemExit(f"--folds: {', '.join(sorted(unknown))} is not among the patients {', '.join(cts)}.")
+    each = math.ceil(training / (len(cts) - 1))
+    # one cohort per patient, shared by the folds
+    for number, (patient, ct) in enumerate(cts.items()):
+        plan = CohortPlan((ct,), GEOMETRY, each, 0, 0, seed=seed * len(cts) + number)
+        write_cohort(folder / "cohorts" / patient, plan)
+    variations = {p: Samples.read(load_datalist(folder / "cohorts" / p, "training")) for p in cts}
+    for patient, ct in cts.items():
+        if chosen and patient not in chosen:
+            continue
+        others = [variations[other] for other in cts if other != patient]
+        together = Samples(torch.cat([s.images for s in others]), torch.cat([s.labels for s in others]))
+        yield Fold(patient, together, None, Samples.read([{"patient": patient, "label": str(ct)}]))
+
+
+def predict(network: torch.nn.Module, images: Tensor) -> Tensor:
+    """One by one, in the precision that training uses."""
+    network.eval()
+    with torch.no_grad(), autocast():
+        return torch.cat([network(image[None]).float() for image in images])
+
+
+def autocast() -> torch.autocast:
+    """As the bundle's inferer on a CPU."""
+    bf16 = choose_precision(torch.device("cpu")) == "bf16"
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16)
+
+
+def figures(prediction: Tensor, labels: Tensor) -> dict[str, float]:
+    """Mean over patients of PSNR (dB) and SSIM over the default window, and MAE (HU)."""
+    window = InWindow(DEFAULT_WINDOW)
+    pairs = window([{"pred": p, "label": t} for p, t in zip(prediction, labels, strict=True)])
+    inside = [torch.stack(list(values)) for values in pairs]
+    psnr = PSNRMetric(max_val=window.width)(*inside).mean()
+    ssim = SeparableSSIMMetric(spatial_dims=3, data_range=window.width)(*inside).mean()
+    mae = (inside[0] - inside[1]).abs().mean()
+    return {"psnr": float(psnr), "ssim": float(ssim), "mae_hu": float(mae)}
+
+
+def train(variant: Variant, fold: Fold, seconds: float, clock: Callable[[], float], seed: int) -> dict[str, Any]:
+    """Train for ``seconds`` and measure; returns what the table and the plot need."""
+    set_determinism(seed, use_deterministic_algorithms=False)
+    network = variant.build()
+    loss = WeightedLoss(variant.terms())
+    optimizer = torch.optim.AdamW(network.parameters(), variant.learning_rate, weight_decay=1e-4)
+    curve: list[tuple[float, float]] = []
+    used, steps = 0.0, 0
+    order: list[int] = []
+    while used < seconds:
+        began = clock()
+        done = used / seconds
+        rate = variant.learning_rate * min(1.0, max(done, 1e-3) / 0.02) * (1 + math.cos(math.pi * done)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = rate + 1e-6
+        order = order or torch.randperm(len(fold.training.images)).tolist()
+        index = order.pop()
+        network.train()
+        with autocast():
+            prediction = network(fold.training.images[index : index + 1])
+        value = loss(prediction.float(), fold.training.labels[index : index + 1])
+        if not torch.isfinite(value):
+            raise SystemExit(f"{variant.about}: the loss is not finite after {steps} steps.")
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        steps += 1
+        used += clock() - began
+        if fold.validation is not None and used >= seconds * (len(curve) + 1) / CURVE_POINTS:
+            prediction = predict(network, fold.validation.images)
+            curve.append((used, figures(prediction, fold.validation.labels)["psnr"]))
+    prediction = predict(network, fold.test.images)
+    parameters = sum(p.numel() for p in network.parameters())
+    return {**figures(prediction, fold.test.labels), "steps": steps, "parameters": parameters, "curve": curve}
+
+
+def mean_volume(fold: Fold) -> dict[str, Any]:
+    """The mean training volume as everybody's reconstruction."""
+    mean = fold.training.labels.mean(dim=0, keepdim=True)
+    return {**figures(mean.expand_as(fold.test.labels), fold.test.labels), "steps": 0, "parameters": 0, "curve": []}
+
+
+def print_table(results: dict[str, dict[str, dict[str, Any]]], console: Console, title: str) -> None:
+    """Variants by mean PSNR over the folds; the gain is over the mean volume of the same folds."""
+    table = Table(title=title)
+    for column in ("variant", "folds", "PSNR dB", "spread", "gain dB", "worst gain", "SSIM", "MAE HU", "steps", "Mpar"):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for name, folds in results.items():
+        rows = list(folds.values())
+        psnr = np.array([row["psnr"] for row in rows])
+        gains = np.array([row["psnr"] - results[MEAN][fold]["psnr"] for fold, row in folds.items()])
+        others = [float(np.mean([row[key] for row in rows])) for key in ("ssim", "mae_hu", "steps", "parameters")]
+        table.add_row(
+            name,
+            str(len(rows)),
+            f"{psnr.mean():.2f}",
+            f"{psnr.std(ddof=1):.2f}" if len(rows) > 1 else "",
+            f"{gains.mean():+.2f}",
+            f"{gains.min():+.2f}",
+            f"{others[0]:.3f}",
+            f"{others[1]:.0f}",
+            f"{others[2]:.0f}",
+            f"{others[3] / 1e6:.2f}",
+        )
+    console.print(table)
+
+
+def plot(results: dict[str, dict[str, dict[str, Any]]], path: Path, unit: str) -> None:
+    """PSNR against time, where there are curves; else the gain of every fold."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    curves = {name: row["curve"] for name, folds in results.items() for row in folds.values() if row["curve"]}
+    if curves:
+        for name, curve in curves.items():
+            axes.plot(*zip(*curve, strict=True), "-o", markersize=3, label=name)
+        axes.set(xlabel=f"training time, {unit}", ylabel="validation PSNR, dB")
+    else:
+        for name, folds in results.items():
+            if name != MEAN:
+                gains = [row["psnr"] - results[MEAN][fold]["psnr"] for fold, row in folds.items()]
+                axes.plot(list(folds), gains, "o-", label=name)
+        axes.axhline(0, color="grey", linewidth=1)
+        axes.tick_params(axis="x", rotation=30)
+        axes.set(ylabel="PSNR above the mean training volume, dB")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--cts", type=Path, help="folder of real CTs: leave one patient out")
+    parser.add_argument("--seconds", type=float, default=600.0, help="of training, for each")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--variants", nargs="+", default=[MEAN, *VARIANTS], choices=[MEAN, *VARIANTS])
+    parser.add_argument("--folds", nargs="+", help="with --cts: patients to leave out; all by default")
+    parser.add_argument("--training", type=int, default=288, help="variations to train on")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    console = Console()
+
+    def core_seconds() -> float:
+        return time.process_time() / arguments.threads
+
+    clock = time.monotonic if arguments.clock == "wall" else core_seconds
+    settings = {key: getattr(arguments, key) for key in ("seconds", "threads", "clock", "training", "seed")}
+    claim = arguments.output / "settings.json"
+    if claim.exists() and json.loads(claim.read_text()) != settings:
+        parser.error(f"{arguments.output} holds results with other settings ({claim}); choose another folder")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_json(claim, settings)
+
+    if arguments.cts:
+        folds = patient_folds(arguments.cts, arguments.output, arguments.training, arguments.seed, arguments.folds)
+    else:
+        folds = iter([cohort_fold(arguments.output, arguments.training, arguments.seed)])
+    for fold in folds:
+        for name in dict.fromkeys([MEAN, *arguments.variants]):
+            path = arguments.output / "results" / name / f"{fold.name}.json"
+            if path.exists():
+                continue
+            if name == MEAN:
+                row = mean_volume(fold)
+            else:
+                row = train(VARIANTS[name], fold, arguments.seconds, clock, arguments.seed)
+            write_json(path, row)
+            console.print(f"{fold.name}  {name}: {row['psnr']:.2f} dB after {row['steps']} steps", highlight=False)
+
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in (MEAN, *VARIANTS):
+        rows = {p.stem: json.loads(p.read_text()) for p in sorted((arguments.output / "results" / name).glob("*.json"))}
+        if rows:
+            results[name] = rows
+    unit = "s" if arguments.clock == "wall" else f"core-seconds on {arguments.threads}"
+    title = f"{arguments.seconds:.0f} s of training each ({arguments.clock} clock, {arguments.threads} threads)"
+    print_table(results, console, title)
+    plot(results, arguments.output / "cascades.png", unit)
+    for name in results:
+        if name != MEAN:
+            console.print(f"{name}: {VARIANTS[name].about}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Seconds per sample, by part: from files, from the cache, and with augmentation; and what a GPU asks for.
+
+python benchmarks/loading.py [--ct FILE] [--size 256] [--detector 512] [--throughput "50 TFLOP/s"] [--json FILE]
+
+On one core, the best of several repetitions. Cold: after the entry was dropped from the page cache, where the system
+lets it go. What a GPU asks for is planned: the FLOPs of cascade256's training step over the stated throughput.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import list_data_collate
+from monai.transforms import Compose, RandAffine, RandSmoothDeform
+from rich.console import Console
+from rich.table import Table
+
+from drr2ct.pipeline.bundle import bundle_file
+from drr2ct.pipeline.cache import AugmentedDataset, CachedDataset, decoded, read_entry
+from drr2ct.pipeline.plan import Settings, parse_rate, plan_network
+from drr2ct.transforms.augmentation import RandQuantumNoised, RandWarpAndRenderd, warp
+from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+from drr2ct.transforms.preprocessing import files_to_samples
+
+SAMPLE = Path(__file__).resolve().parents[1] / "pipeline/sample/lidc-idri-0001/lidc-idri-0001.nii.gz"
+
+
+def seconds(work: Callable[[], Any], repetitions: int) -> float:
+    best = float("inf")
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def dropped_from_page_cache(path: Path) -> bool:
+    """Whether the file has gone; some file systems keep it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.preadv(handle, [bytearray(2**20)], path.stat().st_size // 2, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
+def monai_warp(size: int, spacing: float) -> Compose:
+    """The warp of ``drr2ct.pipeline.cohort``."""
+    affine = RandAffine(
+        prob=1.0,
+        rotate_range=(np.radians(6.0),) * 3,
+        scale_range=(0.12,) * 3,
+        translate_range=(12.0 / spacing,) * 3,
+        mode="bilinear",
+        padding_mode="border",
+    )
+    smooth = RandSmoothDeform(
+        spatial_size=(size,) * 3,
+        rand_size=(5,) * 3,
+        prob=1.0,
+        field_mode="trilinear",
+        align_corners=True,
+        def_range=0.1,
+        grid_mode="bilinear",
+        grid_padding_mode="border",
+        grid_align_corners=True,
+    )
+    return Compose([affine, smooth])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ct", type=Path, default=SAMPLE)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--detector", type=int, default=512)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--throughput", default="50 TFLOP/s", help="of the GPU that trains")
+    parser.add_argument("--folder", type=Path, help="for the cache; a temporary one by default")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+
+    geometry = BiplanarGeometry.from_angles(VolumeGrid(arguments.size), detector_size=arguments.detector)
+    item = {"patient": "patient", "label": str(arguments.ct)}
+    rows: list[tuple[str, float]] = []
+    n = arguments.repetitions
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, Console().status("measuring"):
+        steps = files_to_samples(geometry).transforms
+        sample: Any = item
+        for step in steps:
+            step(sample)  # loads libraries
+            rows.append((f"files: {type(step).__name__}", seconds(lambda: step(sample), 2)))  # noqa: B023
+            sample = step(sample)
+        rows.append(("files, all", sum(value for _, value in rows)))
+
+        cached = CachedDataset([item], files_to_samples(geometry), folder)
+        first = cached[0]
+        (entry,) = Path(folder).glob("*.pt")
+        rows.append(("cache: read and check", seconds(lambda: read_entry(entry), n)))
+        stored = read_entry(entry)
+        rows.append(("cache: to float32", seconds(lambda: decoded(stored), n)))
+        rows.append(("cached sample", seconds(lambda: cached[0], n)))
+        loader_set = AugmentedDataset(cached)
+        rows.append(("cached sample in a batch", seconds(lambda: list_data_collate([loader_set[0]]), n)))
+        cold = [seconds(lambda: cached[0], 1) for _ in range(3) if dropped_from_page_cache(entry)]
+        if cold:
+            rows.append(("cached sample, cold", min(cold)))
+
+        label, affine = first["label"].as_tensor(), np.asarray(first["label"].affine)
+        draw = np.random.default_rng(0)
+        field = draw.uniform(-18, 18, (3, 5, 5, 5))
+        rows.append(("augmentation: warp", seconds(lambda: warp(label, affine, np.eye(3), np.ones(3), field), 2)))
+        warping = RandWarpAndRenderd("label", geometry)
+        rows.append(("augmentation: warp and render", seconds(lambda: warping(first), 2)))
+        both = monai_warp(arguments.size, geometry.grid.spacing_mm)
+        rows.append(("the same warp by two transforms of MONAI's", seconds(lambda: both(label), 1)))
+        noise = RandQuantumNoised("image")
+        rows.append(("augmentation: noise", seconds(lambda: noise(first), n)))
+
+    size, detector, load = arguments.size, arguments.detector, os.getloadavg()[0]
+    table = Table(title=f"seconds per sample on one core, {size}³, {detector}² (load {load:.1f})")
+    table.add_column("part")
+    table.add_column("s", justify="right")
+    for name, value in rows:
+        table.add_row(name, f"{value:.3f}")
+    console = Console()
+    console.print(table)
+    found = dict(rows)
+    step_flops = plan_network(Settings("cascade256")).step_flops
+    wanted = step_flops / parse_rate(arguments.throughput)
+    cores = found["cached sample in a batch"] / wanted
+    warped = (found["cached sample in a batch"] + 0.5 * found["augmentation: warp and render"]) / wanted
+    console.print(
+        f"a step of cascade256 ({step_flops / 1e12:.2f} TFLOP) takes {wanted:.3f} s at {arguments.throughput}: "
+        f"{cores:.1f} cores keep up from the cache, {warped:.1f} with {bundle_file('configs/augmentation.yaml').name}",
+        highlight=False,
+    )
+    if arguments.json:
+        content = {"seconds": found, "gpu_seconds": wanted, "load": load}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

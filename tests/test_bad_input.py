@@ -1,0 +1,1248 @@
+"""Every row of docs/bad-input.md: what is given, what is said, and that nothing is lost.
+
+The page is made of the cases below: ``python -m tests.test_bad_input`` writes it, a test compares it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+import torch
+from PIL import Image
+from pydicom.uid import HTJ2KLossless, JPEGLSLossless, generate_uid
+
+from drr2ct.networks import create_network
+from drr2ct.pipeline.checkpoint import describe, read_checkpoint, write_checkpoint
+from drr2ct.transforms import LoadCT, render_drr, write_radiograph
+from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+from tests.bundle.conftest import SMALL, command  # noqa: F401  # a fixture
+from tests.files import chest, write_nifti
+from tests.pipeline.dicom_files import SHAPE, write_series
+
+PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"
+REFUSED, LEFT_OUT, USED = "refused", "left out", "used"
+
+Command = Callable[..., tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the page.
+
+    Args:
+        given: what the user has.
+        make: writes it; each section says where.
+        says: the whole message, … for what varies; empty if nothing is said.
+        happens: refused, left out (the others are made), or used.
+        also: looks at the result of what is used.
+    """
+
+    given: str
+    make: Callable[..., Any]
+    says: str
+    happens: str = REFUSED
+    also: Callable[[Path], None] | None = None
+
+
+def parametrize(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.given) for case in cases])
+
+
+def matches(message: str, says: str) -> bool:
+    return re.fullmatch(".*".join(map(re.escape, says.split("…"))), message.strip()) is not None
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every file and link below a folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[str(path)] = f"-> {path.readlink()}"
+        elif path.is_file():
+            found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def assert_refused(result: tuple[int, str], says: str) -> None:
+    status, message = result
+    assert status == 2, message
+    lines = [line for line in message.splitlines() if line.strip()]
+    assert len(lines) == 1 and matches(lines[0], f"drr2ct: {says}"), message
+
+
+def assert_nothing_half_written(folder: Path) -> None:
+    left = [str(p) for p in folder.rglob(".*") if p.name != ".failed"] if folder.exists() else []
+    assert left == []
+
+
+# --------------------------------------------------------------------------- prepare: what lies in SOURCE
+
+VOLUME = (20, 18, 16)
+
+
+def put(**values: object) -> Callable[[pydicom.Dataset, int], None]:
+    def change(data: pydicom.Dataset, k: int) -> None:
+        for name, value in values.items():
+            setattr(data, name, value)
+
+    return change
+
+
+def volume(values: Any, affine: np.ndarray | None = None, name: str = "bad.nii.gz") -> Callable[[Path], Path]:
+    return lambda source: write_nifti(source / name, values, affine)
+
+
+def series(**arguments: Any) -> Callable[[Path], Path]:
+    return lambda source: write_series(source / "bad", **{"patient": "bad", **arguments})
+
+
+def content(name: str, data: bytes) -> Callable[[Path], object]:
+    return lambda source: (source / name).write_bytes(data)
+
+
+def with_value(value: float, dtype: Any = np.float32) -> np.ndarray:
+    values = chest(VOLUME)
+    values[8:10, 8, 8] = value
+    return values.astype(dtype)
+
+
+def cut(source: Path) -> None:
+    path = write_nifti(source / "bad.nii.gz", chest(VOLUME))
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def cut_header(source: Path) -> None:
+    path = next(write_series(source / "bad", patient="bad").glob("*-7.dcm"))
+    path.write_bytes(path.read_bytes()[:700])
+
+
+def zero_spacing(source: Path) -> None:
+    image = nib.Nifti1Image(chest(VOLUME), None)
+    image.header.set_sform(np.diag([0.0, 1, 1, 1]), code=1)  # nibabel itself refuses to make an image of it
+    image.to_filename(source / "bad.nii.gz")
+
+
+def compress(data: pydicom.Dataset, k: int) -> None:
+    data.file_meta.TransferSyntaxUID = HTJ2KLossless
+    data.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f" * 40])
+    data["PixelData"].VR = "OB"
+
+
+def no_pixels(data: pydicom.Dataset, k: int) -> None:
+    del data.PixelData
+
+
+def short_pixels(data: pydicom.Dataset, k: int) -> None:
+    if k == 4:
+        data.PixelData = data.PixelData[:-100]
+
+
+def uneven(data: pydicom.Dataset, k: int) -> None:
+    data.ImagePositionPatient = [-180, -160, 50 + 10 * k + (3 if k == 7 else 0)]
+
+
+def two_phases(data: pydicom.Dataset, k: int) -> None:
+    data.ImagePositionPatient = [-180, -160, 50 + 10 * (k // 2)]
+
+
+def duplicates(source: Path) -> None:
+    folder = write_series(source / "bad", patient="bad")
+    for path in sorted(folder.iterdir())[:3]:
+        shutil.copy(path, folder / f"copy-{path.name}")
+
+
+def mixed(source: Path) -> None:
+    """Two series of a patient in one folder, with clashing file names of the PACS."""
+    write_series(source / "1", patient="bad", series="1")
+    write_series(source / "2", chest(SHAPE)[::-1, ::-1, :9], patient="bad", series="2")
+    (source / "bad").mkdir()
+    for number, path in enumerate(sorted([*(source / "1").iterdir(), *(source / "2").iterdir()])):
+        path.rename(source / "bad" / f"I{number:03d}")
+    (source / "1").rmdir()
+    (source / "2").rmdir()
+
+
+def detached(source: Path) -> None:
+    image = sitk.GetImageFromArray(chest(VOLUME).transpose(2, 1, 0))
+    sitk.WriteImage(image, str(source / "bad.mhd"))
+    (source / "bad.raw").unlink()
+
+
+def archive(source: Path) -> None:
+    with zipfile.ZipFile(source / "bad.zip", "w") as file:
+        file.writestr("../../evil.nii.gz", b"x")
+
+
+def loop(source: Path) -> None:
+    write_nifti(source / "bad" / "bad.nii.gz", chest(VOLUME))
+    (source / "bad" / "round").symlink_to(source)
+
+
+def dangling(source: Path) -> None:
+    (source / "bad.nii.gz").symlink_to(source / "gone.nii.gz")
+
+
+def made(name: str = "bad") -> Callable[[Path], nib.Nifti1Image]:
+    return lambda dest: nib.load(dest / name / f"{name}.nii.gz")
+
+
+def same_affine(affine: np.ndarray) -> Callable[[Path], None]:
+    def check(dest: Path) -> None:
+        image = made()(dest)
+        np.testing.assert_allclose(image.affine, affine, atol=1e-5)
+        np.testing.assert_allclose(image.get_fdata(), chest(VOLUME).round(), atol=1)
+
+    return check
+
+
+def clipped(dest: Path) -> None:
+    assert made()(dest).get_fdata().max() == 3071
+
+
+def sixteen_slices(dest: Path) -> None:
+    assert made()(dest).shape == SHAPE
+
+
+ANISOTROPIC = np.diag([0.5, 0.5, 10, 1])
+LEFT_HANDED = np.diag([-5.0, 5, 5, 1])
+OBLIQUE = np.array([[4.0, -3, 0, 0], [3, 4, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]])
+_UNREADABLE = "a header that cannot be read, truncated or of another type; copy it again"
+
+SOURCES = [
+    Case("an empty DICOM file", content("bad.dcm", b""), "an empty file; copy it again", LEFT_OUT),
+    Case("an empty NIfTI file", content("bad.nii.gz", b""), "an empty file; copy it again", LEFT_OUT),
+    Case(
+        "a file called .dcm that is something else (wrong magic)",
+        content("bad.dcm", b"not dicom at all" * 20),
+        "not DICOM (no DICM mark); copy it again",
+        LEFT_OUT,
+    ),
+    Case("a NIfTI file with the wrong magic", content("bad.nii.gz", b"wrong magic" * 50), _UNREADABLE, LEFT_OUT),
+    Case("an NRRD file with the wrong magic", content("bad.nrrd", b"wrong magic" * 50), _UNREADABLE, LEFT_OUT),
+    Case(
+        "a slice cut within its header",
+        cut_header,
+        "1 slice is missing, the first after z = … mm; download the series again",
+        LEFT_OUT,
+    ),
+    Case(
+        "a truncated gzip file",
+        cut,
+        "the CT cannot be read (…); it may be truncated or of another type; copy or export it again",
+        LEFT_OUT,
+    ),
+    Case(
+        "an MHD header without its raw file",
+        detached,
+        "the CT cannot be read (…); it may be truncated or of another type; copy or export it again",
+        LEFT_OUT,
+    ),
+    Case("DICOM without pixels", series(change=no_pixels), "DICOM without pixels; download the series again", LEFT_OUT),
+    Case(
+        "DICOM with truncated pixels",
+        series(change=short_pixels),
+        "truncated pixel data in …-4.dcm; copy it again",
+        LEFT_OUT,
+    ),
+    Case(
+        "compressed DICOM without a decoder for it",
+        series(change=compress),
+        "slice … is compressed (High-Throughput JPEG 2000 …) and cannot be decoded; install pylibjpeg with "
+        "pylibjpeg-libjpeg and pylibjpeg-openjpeg, or python-gdcm, or decompress the files",
+        LEFT_OUT,
+    ),
+    Case(
+        "a radiograph among the CTs", series(change=put(Modality="DX")), "modality DX, not CT; nothing to do", LEFT_OUT
+    ),
+    Case(
+        "a localiser",
+        series(change=put(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])),
+        "a localiser; nothing to do",
+        LEFT_OUT,
+    ),
+    Case(
+        "a coronal reformat",
+        series(change=put(ImageOrientationPatient=[1, 0, 0, 0, 0, -1])),
+        "coronal, not axial; use the series it was made from",
+        LEFT_OUT,
+    ),
+    Case(
+        "an enhanced multi-frame file",
+        series(change=put(NumberOfFrames=2)),
+        "an enhanced multi-frame file; convert it to single slices or NIfTI (dcm2niix does)",
+        LEFT_OUT,
+    ),
+    Case(
+        "a gantry tilt",
+        series(lean=2.0),
+        "gantry tilt of 11.3°, so the slices are sheared; resample them to an upright stack first",
+        LEFT_OUT,
+    ),
+    Case(
+        "a gantry tilt in the header only",
+        series(change=put(GantryDetectorTilt=15)),
+        "gantry tilt of 15° in a header whose slices are upright; correct whichever is wrong",
+        LEFT_OUT,
+    ),
+    Case(
+        "missing slices",
+        series(skip=(5, 6)),
+        "2 slices are missing, the first after z = 90 mm; download the series again",
+        LEFT_OUT,
+    ),
+    Case(
+        "uneven slices",
+        series(change=uneven),
+        "uneven slice spacing, 7 to 13 mm; resample the series evenly first",
+        LEFT_OUT,
+    ),
+    Case(
+        "two phases in one series",
+        series(change=two_phases),
+        "two different slices at one position, so phases or reconstructions share the series; "
+        "give each its own Series Instance UID",
+        LEFT_OUT,
+    ),
+    Case("exact copies of slices", duplicates, "3 duplicate slices dropped; …", USED, sixteen_slices),
+    Case(
+        "several series mixed in one folder, files without suffix",
+        mixed,
+        "another series of the patient is preferred (more slices, softer kernel, or original)",
+        USED,
+        sixteen_slices,
+    ),
+    Case(
+        "zero spacing, DICOM",
+        series(change=put(PixelSpacing=[0, 0])),
+        "pixel spacing 0×0 mm is not usable; repair the header",
+        LEFT_OUT,
+    ),
+    Case("zero spacing, NIfTI", zero_spacing, "voxel spacing 0×1×1 mm is not usable; repair the header", LEFT_OUT),
+    Case("a CT of 1 slice", volume(chest(VOLUME)[:, :, :1]), "only 1 slice; give a CT of 8 or more", LEFT_OUT),
+    Case("4-D", volume(np.zeros((9, 9, 9, 3), np.float32)), "4 dimensions (9×9×9×3); extract one volume", LEFT_OUT),
+    Case(
+        "a label map",
+        volume(np.zeros(VOLUME, np.uint8)),
+        "8-bit numbers, a label map or a picture; give the CT in HU",
+        LEFT_OUT,
+    ),
+    Case(
+        "NaN",
+        volume(with_value(np.nan)),
+        "the CT contains NaN or infinite values; clean it or leave the patient out",
+        LEFT_OUT,
+    ),
+    Case(
+        "infinite HU",
+        volume(with_value(np.inf)),
+        "the CT contains NaN or infinite values; clean it or leave the patient out",
+        LEFT_OUT,
+    ),
+    Case(
+        "a constant volume",
+        volume(np.full(VOLUME, -1000, np.int16)),
+        "the CT has the same value -1000 everywhere; leave the patient out or export it again",
+        LEFT_OUT,
+    ),
+    Case(
+        "numbers that are not HU",
+        volume(chest(VOLUME) + 1024),
+        "the CT ranges from … to …, so it holds no air in Hounsfield units (−1000); "
+        "apply rescale slope and intercept first",
+        LEFT_OUT,
+    ),
+    Case("metal above 3071 HU", volume(with_value(20000)), "…; 2 voxels above 3071 HU clipped", USED, clipped),
+    Case(
+        "3000 slices",
+        volume(np.repeat(chest((12, 12, 30)), 100, axis=2), np.diag([20.0, 20, 0.1, 1])),
+        "",
+        USED,
+        lambda dest: made()(dest).shape == (12, 12, 3000) or pytest.fail("slices were lost"),
+    ),
+    Case("0.5×0.5×10 mm", volume(chest(VOLUME), ANISOTROPIC), "slices 10 mm apart", USED, same_affine(ANISOTROPIC)),
+    Case("an oblique affine", volume(chest(VOLUME), OBLIQUE), "", USED, same_affine(OBLIQUE)),
+    Case("a left-handed affine", volume(chest(VOLUME), LEFT_HANDED), "", USED, same_affine(LEFT_HANDED)),
+    Case(
+        "names with spaces and Unicode",
+        lambda source: write_nifti(source / "bad" / "Müller 患者 7" / "ct.nii.gz", chest(VOLUME)),
+        "slices 10 mm apart",
+        USED,
+        lambda dest: made("Müller 患者 7")(dest).get_fdata(),
+    ),
+    Case(
+        "a Patient ID that is a path (../../evil)",
+        series(patient="../../evil"),
+        "slices 10 mm apart",
+        USED,
+        lambda dest: made(next(dest.glob("*evil-*")).name)(dest).get_fdata(),
+    ),
+    Case("an archive", archive, "an archive; unpack it first", LEFT_OUT),
+    Case("a link to a folder above it", loop, "slices 10 mm apart", USED),
+    Case(
+        "a link to itself",
+        lambda source: (source / "bad.nii.gz").symlink_to(source / "bad.nii.gz"),
+        "too many levels of symbolic links; repair the link or its permissions",
+        LEFT_OUT,
+    ),
+    Case("a link to nowhere", dangling, "no such file or directory; repair the link or its permissions", LEFT_OUT),
+]
+
+
+def table(dest: Path) -> list[dict[str, str]]:
+    with (dest / "series.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+PREPARE = ("--detector", 16, "--fov-mm", 360, "--workers", 1)
+
+
+@parametrize(SOURCES)
+def test_sources(command: Command, tmp_path: Path, case: Case) -> None:  # noqa: F811
+    source, dest = tmp_path / "source", tmp_path / "a" / "b" / "set"
+    write_nifti(source / "sound.nii.gz", chest(VOLUME), np.diag([9.0, 9, 4, 1]))
+    case.make(source)
+    before = snapshot(source)
+    status, message = command("prepare", source, dest, *PREPARE)
+    assert status == 0 and "Traceback" not in message, message
+    assert snapshot(source) == before
+    rows = [row for row in table(dest) if row["source"].startswith("bad")]
+    used = {True: "yes", False: "no"}[case.happens == USED]
+    assert any(row["used"] == used for row in rows)
+    # what is noted of the used one, or why another was not
+    assert any(matches(row["reason"], case.says) for row in rows), [row["reason"] for row in rows]
+    assert str(tmp_path) not in " ".join(row["reason"] for row in rows)
+    patients = {path.name for path in dest.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    assert len(patients) == (2 if case.happens == USED else 1) and "sound" in patients
+    for name in patients:
+        suffixes = (
+            ".json",
+            ".nii.gz",
+            *(f"_{view}_drr.{kind}" for view in ("pa", "lat") for kind in ("nii.gz", "png")),
+        )
+        assert {path.name for path in (dest / name).iterdir()} == {f"{name}{suffix}" for suffix in suffixes}
+    assert_nothing_half_written(dest)
+    assert not (tmp_path / "evil.nii.gz").exists() and not (tmp_path.parent / "evil.nii.gz").exists()
+    if case.also is not None:
+        case.also(dest)
+
+
+# --------------------------------------------------------------------------- prepare: the command
+
+
+def sound_source(root: Path) -> Path:
+    return write_nifti(root / "source" / "p.nii.gz", chest(VOLUME)).parent
+
+
+def occupied(root: Path) -> list[object]:
+    (root / "set").mkdir()
+    (root / "set" / "thesis.txt").write_text("precious")
+    return [sound_source(root), root / "set"]
+
+
+def a_file(root: Path) -> list[object]:
+    (root / "set").write_text("precious")
+    return [sound_source(root), root / "set"]
+
+
+def only(name: str, data: bytes) -> Callable[[Path], list[object]]:
+    def make(root: Path) -> list[object]:
+        (root / "source").mkdir()
+        (root / "source" / name).write_bytes(data)
+        return [root / "source", root / "set"]
+
+    return make
+
+
+def option(*options: object, **files: bytes) -> Callable[[Path], list[object]]:
+    def make(root: Path) -> list[object]:
+        for name, data in files.items():
+            (root / name).write_bytes(data)
+        return [sound_source(root), root / "set", *(root / o if o in files else o for o in options)]
+
+    return make
+
+
+REQUESTS = [
+    Case(
+        "SOURCE that does not exist",
+        lambda root: [root / "source", root / "set"],
+        "source … is not a folder; give the folder that holds the studies.",
+    ),
+    Case(
+        "SOURCE without a CT file",
+        only("notes.txt", b"notes"),
+        "source … holds no DICOM, NIfTI, NRRD or MHA files; check the path.",
+    ),
+    Case(
+        "SOURCE with unusable files only",
+        only("a.dcm", b""),
+        "source … holds no usable CT; the first of 1 left out, a.dcm, is: an empty file; copy it again.",
+    ),
+    Case(
+        "DEST is a folder that holds something else",
+        occupied,
+        "… is not empty and holds no data set made by this command; choose another folder.",
+    ),
+    Case("DEST is a file", a_file, "… is a file; give a folder for the data set."),
+    Case(
+        "DEST inside SOURCE",
+        lambda root: [sound_source(root), root / "source" / "set"],
+        "the data set … would lie inside its source …; choose another folder.",
+    ),
+    Case(
+        "a key that is too short",
+        option("--key-file", "key", key=b"secret"),
+        "the key for patients' names is shorter than 16 bytes and can be guessed; make a longer one.",
+    ),
+    Case(
+        "fractions that do not sum to 1",
+        option("--split", 0.5, 0.5, 0.5),
+        "split fractions (0.5, 0.5, 0.5) do not fit; give three positive numbers that sum to 1.",
+    ),
+    Case(
+        "a pattern that is no regular expression",
+        option("--patient-pattern", "(p"),
+        "patient pattern '(p' is no regular expression (…); repair or quote it.",
+    ),
+    Case(
+        "a geometry that is not JSON",
+        option("--geometry", "views", views=b"{"),
+        "geometry file … is not JSON (…); give a geometry.json.",
+    ),
+]
+
+
+@parametrize(REQUESTS)
+def test_requests(command: Command, tmp_path: Path, case: Case) -> None:  # noqa: F811
+    arguments = case.make(tmp_path)
+    before = snapshot(tmp_path)
+    assert_refused(command("prepare", *arguments), case.says)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_named_pipe_in_the_tree_is_not_opened(command: Command, tmp_path: Path) -> None:  # noqa: F811
+    source = sound_source(tmp_path)
+    os.mkfifo(source / "pipe.dcm")
+    assert command("prepare", source, tmp_path / "set", *PREPARE)[0] == 0
+
+
+def as_typed(*arguments: object, under: Sequence[object] = ()) -> tuple[int, str]:
+    """In a process of its own, as the console script."""
+    words = [*under, Path(sys.executable).with_name("drr2ct"), *arguments]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stderr
+
+
+NO_PERMISSION = Case(
+    "a folder and a file without permission",
+    lambda source: (source / "bad").chmod(0),
+    "permission denied; repair the link or its permissions",
+    LEFT_OUT,
+)
+
+
+@pytest.mark.slow
+def test_no_permission(tmp_path: Path) -> None:
+    source, dest = tmp_path / "source", tmp_path / "set"
+    write_nifti(source / "sound.nii.gz", chest(VOLUME))
+    write_series(source / "bad", patient="bad")
+    write_nifti(source / "bad too.nii.gz", chest(VOLUME)).chmod(0)
+    NO_PERMISSION.make(source)
+    bounded: list[object] = []
+    if os.geteuid() == 0:  # root may read everything, unless that is taken away
+        bounded = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may read everything, and there is no setpriv to take that away")
+    status, message = as_typed("prepare", source, dest, *PREPARE, under=bounded)
+    (source / "bad").chmod(0o755)
+    assert status == 0, message
+    reasons = {row["source"]: row["reason"] for row in table(dest)}
+    assert reasons["bad"] == NO_PERMISSION.says
+    assert reasons["bad too.nii.gz"] == "no permission to read the file; change its mode"
+    assert (dest / "sound" / "sound.nii.gz").exists()
+
+
+# --------------------------------------------------------------------------- prepare --check
+
+
+GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(32), detector_size=128)
+
+
+def asymmetric(seed: int) -> np.ndarray:
+    """With a liver and a breastbone: the crude chest is too much alike from all sides."""
+    values = chest(seed=seed)
+    values[18:30, 8:20, 2:10] = 60
+    values[17:20, 25:28, 8:22] = 700
+    return values
+
+
+def stored(change: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        root.mkdir()
+        GEOMETRY.save(root / "geometry.json")
+        path = write_nifti(root / "p" / "p.nii.gz", asymmetric(0))
+        images = change(list(render_drr(LoadCT()(path), GEOMETRY)))
+        for view, image in zip(GEOMETRY.views, images, strict=True):
+            write_radiograph(path.with_name(f"p_{view.name}_drr.nii.gz"), image)
+
+    return make
+
+
+_TURNED = "1 of 1 patients have radiographs that are stored"
+SETS = [
+    Case(
+        "PA and lateral exchanged",
+        stored(lambda views: views[::-1]),
+        "1 of 1 patients have two radiographs that are exchanged: rename their files.",
+    ),
+    Case(
+        "a mirrored lateral",
+        stored(lambda views: [views[0], views[1].flip(1)]),
+        f"{_TURNED} mirrored: turn them before training.",
+    ),
+    Case(
+        "radiographs turned by 180°",
+        stored(lambda views: [view.flip(0, 1) for view in views]),
+        f"{_TURNED} turned by 180°: turn them before training.",
+    ),
+    Case(
+        "radiographs stored feet first",
+        stored(lambda views: [view.flip(0) for view in views]),
+        f"{_TURNED} feet first: if all have, set feet_first to true.",
+    ),
+    Case(
+        "radiographs in other units",
+        stored(lambda views: [view * 3 for view in views]),
+        "1 of 1 patients have other problems; see check.csv.",
+    ),
+]
+
+
+@parametrize(SETS)
+def test_sets(command: Command, tmp_path: Path, case: Case) -> None:  # noqa: F811
+    root = tmp_path / "set"
+    case.make(root)
+    before = snapshot(root)
+    assert_refused(command("prepare", root, "--check"), case.says)
+    after = snapshot(root)
+    assert after.keys() - before.keys() == {str(root / "check.csv"), str(root / "contact-sheet.png")}
+    assert before.items() <= after.items()
+
+
+# --------------------------------------------------------------------------- train, evaluate
+
+
+def make_patients(root: Path, count: int = 3) -> Path:
+    for i in range(count):
+        write_nifti(root / f"p{i}" / f"p{i}.nii.gz", chest(VOLUME, seed=i))
+    return root
+
+
+def listing(text: str) -> Callable[[Path], object]:
+    return lambda root: (make_patients(root) / "dataset.json").write_text(text)
+
+
+def every_ct(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        for i in range(3):
+            path = make_patients(root) / f"p{i}" / f"p{i}.nii.gz"
+            path.unlink()
+            make(path)
+
+    return spoil
+
+
+def gap(root: Path) -> None:
+    for i in range(3):
+        (root / f"p{i}").mkdir()
+        write_series(root / f"p{i}" / "series", patient=f"p{i}", skip=(7,))
+
+
+DATA_SETS = [
+    Case(
+        "a data set that does not exist",
+        lambda root: root.rmdir(),
+        "data set folder … does not exist; set dataset_dir to a folder of patient folders.",
+    ),
+    Case(
+        "a data set without patients",
+        lambda root: None,
+        "data set folder … holds no patient; expected <patient>/<patient>.nii.gz (or .nii, .nrrd, .mha, .mhd, or a "
+        "DICOM folder) inside.",
+    ),
+    Case(
+        "fewer than 3 patients",
+        lambda root: make_patients(root, 2),
+        "2 patients are too few to split into training, validation and test; 3 or more are needed.",
+    ),
+    Case(
+        "a data list that is not JSON",
+        listing("{"),
+        "data list … is not a MONAI data list in JSON (…); write it again.",
+    ),
+    Case("a data list without patients", listing("{}"), "data list … has no patients under 'training'; add some."),
+    Case(
+        "a data list that names a missing file",
+        listing('{"training": [{"label": "a/a.nii.gz"}]}'),
+        "data list …: … does not exist; restore it or take it off the list.",
+    ),
+    Case(
+        "a data list that leads outside (../)",
+        listing('{"training": [{"label": "p0/../../secret.nii.gz", "patient": "a"}]}'),
+        "data list …: … lies outside the data set's folder; give paths inside it.",
+    ),
+    Case(
+        "a data list that leads outside (/etc)",
+        listing('{"training": [{"label": "/etc/passwd"}]}'),
+        "data list …: /etc/passwd lies outside the data set's folder; give paths inside it.",
+    ),
+    Case(
+        "a patient's name that is a path (../a)",
+        listing('{"training": [{"label": "p0/p0.nii.gz", "patient": "../a"}]}'),
+        "data list …: patient name '../a' cannot be a file name; rename it.",
+    ),
+    Case(
+        "a patient in two parts",
+        listing('{"training": [{"label": "p0/p0.nii.gz"}], "test": [{"label": "p0/p0.nii.gz"}]}'),
+        "data list …: patient p0 is in 'training' and in 'test'; keep one.",
+    ),
+    Case(
+        "a truncated CT in training",
+        every_ct(lambda path: write_nifti(path, chest(VOLUME)) and path.write_bytes(path.read_bytes()[:3000])),
+        "patient … cannot be read (CT … cannot be read (…); it may be truncated or of another type; copy or export it "
+        "again); repair or remove it, or set on_bad_sample to skip.",
+    ),
+    Case(
+        "a DICOM folder with a missing slice in training",
+        gap,
+        "patient … cannot be read (CT folder … is no straight and even stack (see slice …), slices may be missing or "
+        "tilted; drr2ct prepare says which); repair or remove it, or set on_bad_sample to skip.",
+    ),
+    Case(
+        "voxels of 900 mm (wrong units) in training",
+        every_ct(lambda path: write_nifti(path, chest(VOLUME), np.diag([900.0, 900, 900, 1]))),
+        "patient … cannot be read (CT … has voxels of [900. 900. 900.] mm; no CT has that; check the units of its "
+        "header); repair or remove it, or set on_bad_sample to skip.",
+    ),
+]
+
+TINY = [
+    part
+    for override in ("size=16", "detector_size=24", "num_workers=0", "precision=fp32", "train#trainer#max_epochs=1")
+    for part in ("--set", override)
+]
+
+
+@parametrize(DATA_SETS)
+def test_data_sets(command: Command, tmp_path: Path, case: Case) -> None:  # noqa: F811
+    root, out = tmp_path / "set", tmp_path / "out"
+    root.mkdir()
+    case.make(root)
+    before = snapshot(tmp_path)
+    result = command("train", root, "--output", out, "--network", "cascade64", *TINY)
+    assert_refused(result, case.says)
+    assert {path for path in snapshot(tmp_path) if not path.startswith(str(out))} == set(before)
+    assert not list(out.rglob("*.pt")) and not list((out / "cache").glob("*"))
+    assert_nothing_half_written(out)
+
+
+def test_patients_folders_may_be_links(tmp_path: Path) -> None:
+    from drr2ct.pipeline.datalist import find_patients, load_datalist, split_patients, write_datalist
+
+    make_patients(tmp_path / "disk")
+    root = tmp_path / "set"
+    root.mkdir()
+    for folder in (tmp_path / "disk").iterdir():
+        (root / folder.name).symlink_to(folder)
+    write_datalist(root, split_patients(find_patients(root)), "links")
+    assert load_datalist(root, "training")[0]["label"].startswith(str(root))
+
+
+# --------------------------------------------------------------------------- reconstruct, evaluate
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What works: a checkpoint with random weights, two radiographs, and an empty folder."""
+
+    checkpoint: Path
+    pa: Path
+    lateral: Path
+    folder: Path
+
+
+NETWORK_GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(16), detector_size=64)
+
+
+def write_network(path: Path, geometry: BiplanarGeometry = NETWORK_GEOMETRY) -> Path:
+    torch.manual_seed(0)
+    small = {key.split("#")[1]: value for key, value in SMALL.items() if key.startswith("network_def#")}
+    network = create_network("cascade64", geometry=geometry, **small)
+    about = describe(network, "cascade64", "cube", {"training": [{"patient": "trained"}]})
+    return write_checkpoint(path, {"network": network.state_dict(), "description": about})
+
+
+@pytest.fixture(scope="module")
+def sound_files(tmp_path_factory: pytest.TempPathFactory) -> Sound:
+    folder = tmp_path_factory.mktemp("sound")
+    path = write_nifti(folder / "ct" / "ct.nii.gz", asymmetric(3))
+    views = [folder / "pa.png", folder / "lat.png"]
+    for file, image in zip(views, render_drr(LoadCT()(path), NETWORK_GEOMETRY), strict=True):
+        write_radiograph(file, image)
+    return Sound(write_network(folder / "network.pt"), *views, folder)
+
+
+@pytest.fixture
+def sound(sound_files: Sound, tmp_path: Path) -> Iterator[Sound]:
+    before = snapshot(sound_files.folder)
+    yield Sound(sound_files.checkpoint, sound_files.pa, sound_files.lateral, tmp_path)
+    assert snapshot(sound_files.folder) == before
+
+
+def counts(sound: Sound) -> np.ndarray:
+    return np.asarray(Image.open(sound.pa)).astype(np.uint16)
+
+
+def picture(sound: Sound) -> np.ndarray:
+    values = counts(sound)
+    return (values / values.max() * 255).astype(np.uint8)
+
+
+def as_pa(write: Callable[[Path, Sound], object], name: str, *more: object) -> Callable[[Sound], list[object]]:
+    """A PA radiograph of another kind beside the sound lateral."""
+
+    def make(sound: Sound) -> list[object]:
+        path = sound.folder / name
+        write(path, sound)
+        return ["--pa", path, "--lateral", sound.lateral, *more]
+
+    return make
+
+
+def dicom(path: Path, pixels: np.ndarray | None, **tags: Any) -> Path:
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = tags.pop("syntax", pydicom.uid.ExplicitVRLittleEndian)
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+    data.Modality, data.PhotometricInterpretation, data.SamplesPerPixel = "DX", "MONOCHROME2", 1
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    if pixels is not None:
+        data.Rows, data.Columns = pixels.shape
+        compressed = data.file_meta.TransferSyntaxUID.is_compressed
+        raw = pixels.astype("<u2").tobytes()
+        data.PixelData = pydicom.encaps.encapsulate([raw]) if compressed else raw
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def bombs_target(sound: Sound) -> Path:
+    return sound.folder / "executed"
+
+
+class Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str, int]]:
+        return (os.mkdir, (str(self.target), 0o755))
+
+
+def checkpoint(make: Callable[[Path, Sound], object]) -> Callable[[Sound], list[object]]:
+    def write(sound: Sound) -> list[object]:
+        path = sound.folder / "c.pt"
+        make(path, sound)
+        return ["--pa", sound.pa, "--lateral", sound.lateral, "--checkpoint", path]
+
+    return write
+
+
+def plain_bomb(path: Path, sound: Sound) -> None:
+    import pickle
+
+    path.write_bytes(pickle.dumps(Bomb(bombs_target(sound))))
+
+
+def torch_bomb(path: Path, sound: Sound) -> None:
+    torch.save({**read_checkpoint(sound.checkpoint), "extra": Bomb(bombs_target(sound))}, path)
+
+
+def other_network(path: Path, sound: Sound) -> None:
+    data = read_checkpoint(sound.checkpoint)
+    data["description"]["config"]["volume_channels"] += 1
+    torch.save(data, path)
+
+
+def nan_nifti(path: Path, sound: Sound) -> None:
+    values = counts(sound).astype(np.float32) / 4096
+    values[3, 3] = np.nan
+    nib.save(nib.Nifti1Image(values.T, np.eye(4)), path)
+
+
+def film(path: Path, sound: Sound) -> None:
+    """Grey in the middle of a yellowish light box, as a telephone sees it."""
+    values = np.zeros((90, 90, 3), np.uint8)
+    values[:] = (240, 235, 210)
+    values[12:76, 14:78] = picture(sound)[..., None]
+    Image.fromarray(values).save(path)
+
+
+def spaced(sound: Sound) -> list[object]:
+    folder = sound.folder / "Müller 患者" / "x ray"
+    folder.mkdir(parents=True)
+    pa, lateral = (Path(shutil.copy(path, folder)) for path in (sound.pa, sound.lateral))
+    return ["--pa", pa, "--lateral", lateral, "--patient", "Müller 患者 7"]
+
+
+def exists(out: Path) -> None:
+    assert nib.load(out / "ct.nii.gz").shape == (16, 16, 16)
+
+
+_BOMB = "checkpoint … holds more than tensors and plain values; it was not loaded."
+
+RADIOGRAPHS = [
+    Case(
+        "a radiograph that does not exist",
+        as_pa(lambda path, sound: None, "none.png"),
+        "radiograph … does not exist; check the path.",
+    ),
+    Case(
+        "an empty radiograph",
+        as_pa(lambda path, sound: path.touch(), "a.png"),
+        "radiograph … is an empty file; export it again.",
+    ),
+    Case(
+        "a text file called .png",
+        as_pa(lambda path, sound: path.write_text("not a picture"), "a.png"),
+        "radiograph … is not a PNG, TIFF, DICOM or NIfTI image; export it as one.",
+    ),
+    Case(
+        "a truncated PNG",
+        as_pa(lambda path, sound: path.write_bytes(sound.pa.read_bytes()[:300]), "a.png"),
+        "radiograph … is damaged or incomplete (…); export it again.",
+    ),
+    Case(
+        "a truncated NIfTI radiograph",
+        as_pa(lambda path, sound: (nan_nifti(path, sound), path.write_bytes(path.read_bytes()[:200])), "a.nii.gz"),
+        "radiograph … is not a readable NIfTI image (…); export it again.",
+    ),
+    Case(
+        "a colour PNG",
+        as_pa(lambda path, sound: Image.fromarray(np.stack([picture(sound)] * 3, -1)).save(path), "a.png"),
+        "radiograph … is a … colour picture; export it as 8- or 16-bit greyscale.",
+    ),
+    Case(
+        "a photo of a film",
+        as_pa(film, "film.jpg", "--intensity", "display"),
+        "radiograph … is a … colour picture; export it as 8- or 16-bit greyscale.",
+    ),
+    Case(
+        "8 bits declared as line integrals",
+        as_pa(lambda path, sound: Image.fromarray(picture(sound)).save(path), "a.png"),
+        "radiograph … has 8 bits, too few for line integrals; declare display.",
+    ),
+    Case(
+        "a DICOM radiograph without pixels",
+        as_pa(lambda path, sound: dicom(path, None), "a.dcm"),
+        "DICOM file … has no pixel data; give the image itself.",
+    ),
+    Case(
+        "a DICOM radiograph in JPEG without a decoder for it",
+        as_pa(lambda path, sound: dicom(path, counts(sound), syntax=JPEGLSLossless), "a.dcm", "--intensity", "display"),
+        "DICOM file … is compressed (JPEG-LS …) and cannot be decoded; install pylibjpeg with pylibjpeg-libjpeg and "
+        "pylibjpeg-openjpeg, or python-gdcm.",
+    ),
+    Case(
+        "a DICOM film of many frames",
+        as_pa(lambda path, sound: dicom(path, counts(sound), NumberOfFrames=3), "a.dcm"),
+        "DICOM file … has 3 frames; give a single radiograph (CR or DX).",
+    ),
+    Case(
+        "a lateral DICOM given as PA",
+        as_pa(lambda path, sound: dicom(path, counts(sound), ViewPosition="LL"), "a.dcm", "--intensity", "display"),
+        "radiograph … is marked LL, but view pa looks from 0° (…; check the order of the files.",
+    ),
+    Case(
+        "NaN in a radiograph",
+        as_pa(nan_nifti, "a.nii.gz"),
+        "radiograph … holds NaN or infinite values; export it again.",
+    ),
+    Case(
+        "a black radiograph",
+        as_pa(lambda path, sound: Image.fromarray(np.zeros((64, 64), np.uint16)).save(path), "a.png"),
+        "radiograph … has the same value 0 everywhere; it shows nothing.",
+    ),
+    Case(
+        "PA and lateral exchanged at the command",
+        lambda sound: ["--pa", sound.lateral, "--lateral", sound.pa],
+        "radiographs …, … look exchanged: the one for view lat is the more frontal; …",
+    ),
+    Case(
+        "a patient's name that is a path",
+        lambda sound: ["--pa", sound.pa, "--lateral", sound.lateral, "--patient", "../evil"],
+        "radiographs: patient name '../evil' cannot be a file name; rename it.",
+    ),
+    Case(
+        "a folder as radiograph",
+        lambda sound: ["--pa", sound.folder, "--lateral", sound.lateral],
+        "radiograph … is a folder; give one image file.",
+    ),
+    Case(
+        "a checkpoint that does not exist",
+        checkpoint(lambda path, sound: None),
+        "checkpoint … does not exist; check the path.",
+    ),
+    Case(
+        "an empty checkpoint",
+        checkpoint(lambda path, sound: path.touch()),
+        "checkpoint … is an empty file; export it again.",
+    ),
+    Case(
+        "a truncated checkpoint",
+        checkpoint(lambda path, sound: path.write_bytes(sound.checkpoint.read_bytes()[:20000])),
+        "checkpoint … cannot be read; it is truncated or damaged: copy it again.",
+    ),
+    Case(
+        "a checkpoint that is a pickle bomb",
+        checkpoint(plain_bomb),
+        "checkpoint … cannot be read; it is truncated or damaged: copy it again.",
+    ),
+    Case("a pickle bomb inside a checkpoint of ours", checkpoint(torch_bomb), _BOMB),
+    Case(
+        "weights of another project",
+        checkpoint(lambda path, sound: torch.save({"state_dict": {}}, path)),
+        "checkpoint … was not written by drr2ct; give a file such as checkpoints/best_psnr.pt.",
+    ),
+    Case(
+        "a checkpoint whose weights are of another network",
+        checkpoint(other_network),
+        "checkpoint … is of another network (cascade64); use the network and overrides it was trained with.",
+    ),
+    Case("names with spaces and Unicode, radiographs", spaced, "", USED, exists),
+]
+
+
+@parametrize(RADIOGRAPHS)
+def test_radiographs(command: Command, sound: Sound, case: Case) -> None:  # noqa: F811
+    arguments = case.make(sound)
+    before = snapshot(sound.folder)
+    out = sound.folder / "out"
+    given = [*arguments, "--output", out / "ct.nii.gz"]
+    if "--checkpoint" not in arguments:
+        given += ["--checkpoint", sound.checkpoint]
+    status, message = command("reconstruct", *given)
+    assert not bombs_target(sound).exists(), "a checkpoint must never run code"
+    if case.happens == USED:
+        assert status == 0, message
+    else:
+        assert_refused((status, message), case.says)
+        assert not list(out.rglob("*ct*"))
+    assert before.items() <= snapshot(sound.folder).items()
+    assert_nothing_half_written(out)
+    if case.also is not None:
+        case.also(out)
+
+
+INVERTED = Case(
+    "an inverted DICOM picture (MONOCHROME1)",
+    lambda sound: (
+        dicom(sound.folder / "plain.dcm", counts(sound)),
+        dicom(sound.folder / "inverted.dcm", 65535 - counts(sound), PhotometricInterpretation="MONOCHROME1"),
+    ),
+    "",
+    USED,
+)
+
+
+def test_inverted(command: Command, sound: Sound) -> None:  # noqa: F811
+    volumes = []
+    for path in INVERTED.make(sound):
+        out = sound.folder / f"{path.stem}.nii.gz"
+        options = ("--lateral", path, "--intensity", "display", "--set", "check_order=false")
+        result = command("reconstruct", "--pa", path, *options, "--checkpoint", sound.checkpoint, "--output", out)
+        assert result[0] == 0, result
+        volumes.append(nib.load(out).get_fdata())
+    np.testing.assert_array_equal(*volumes)
+    assert volumes[0].std() > 0
+
+
+def other_geometry(sound: Sound) -> Path:
+    root = make_patients(sound.folder / "set")
+    geometry = BiplanarGeometry.from_angles(
+        VolumeGrid(16), detector_size=64, source_to_isocentre_mm=1200, source_to_detector_mm=1500
+    )
+    geometry.save(root / "geometry.json")
+    for i in range(3):
+        images = render_drr(LoadCT()(root / f"p{i}" / f"p{i}.nii.gz"), geometry)
+        for view, image in zip(geometry.views, images, strict=True):
+            write_radiograph(root / f"p{i}" / f"p{i}_{view.name}_drr.nii.gz", image)
+    return root
+
+
+OTHER_GEOMETRY = Case(
+    "a checkpoint of another geometry",
+    other_geometry,
+    "the radiographs of … were made with a source-to-isocentre distance of 1200 mm (view pa), but 1500 mm is needed; "
+    "use a checkpoint of that geometry, or prepare the set with this one (--geometry).",
+)
+
+
+def test_other_geometry(command: Command, sound: Sound) -> None:  # noqa: F811
+    root, out = OTHER_GEOMETRY.make(sound), sound.folder / "out"
+    before = snapshot(root)
+    assert_refused(command("evaluate", root, "--checkpoint", sound.checkpoint, "--output", out), OTHER_GEOMETRY.says)
+    assert snapshot(root) == before
+    assert not list(out.rglob("*.csv"))
+
+
+# --------------------------------------------------------------------------- full disks
+
+
+FULL = [
+    Case(
+        "a disk that fills up, prepare",
+        lambda root, disk: [
+            "prepare",
+            noisy(root),
+            disk / "set",
+            "--detector",
+            16,
+            "--workers",
+            1,
+        ],
+        "the disk of … is full; finished patients are kept: free space and give the same command again.",
+    ),
+    Case(
+        "a disk that fills up, train",
+        lambda root, disk: [
+            "train",
+            make_patients(root / "set"),
+            "--output",
+            disk / "out",
+            "--network",
+            "cascade64",
+            *TINY,
+        ],
+        "…the disk is full; …: free space, or set output_dir and cache_dir elsewhere, and give the same command again.",
+    ),
+]
+
+
+def noisy(root: Path) -> Path:
+    noise = np.random.default_rng(0).integers(-1000, 3000, (64, 64, 64), dtype=np.int16)
+    for i in range(4):
+        write_nifti(root / "source" / f"p{i}.nii.gz", noise)
+    return root / "source"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk is not permitted")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@parametrize(FULL)
+def test_full_disks(
+    command: Command,  # noqa: F811
+    tmp_path: Path,
+    small_disk: Path,
+    case: Case,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import drr2ct.pipeline.prepare as module
+
+    monkeypatch.setattr(module, "_check_space", lambda *args: None)  # it would have refused to begin
+    arguments = case.make(tmp_path, small_disk)
+    before = {path: value for path, value in snapshot(tmp_path).items() if not path.startswith(str(small_disk))}
+    assert_refused(command(*arguments), case.says)
+    after = snapshot(tmp_path)
+    assert before.items() <= after.items()
+    assert [path for path in after if re.search(r"/\.[0-9a-f]{32}\.", path)] == []
+    for path in small_disk.glob("set/p?/*.nii.gz"):
+        assert nib.load(path).get_fdata().size
+
+
+# --------------------------------------------------------------------------- the page
+
+
+SECTIONS = {
+    "`drr2ct prepare SOURCE DEST`: what lies in SOURCE": [*SOURCES, NO_PERMISSION],
+    "`drr2ct prepare SOURCE DEST`: what is asked for": REQUESTS,
+    "`drr2ct prepare DATASET --check`": SETS,
+    "`drr2ct train DATASET`": DATA_SETS,
+    "`drr2ct reconstruct` and `drr2ct evaluate`": [*RADIOGRAPHS, INVERTED, OTHER_GEOMETRY],
+    "Any command": FULL,
+}
+
+INTRODUCTION = """# Bad input
+
+What you get for input that cannot be used, or that looks as if it could not. Each row is a test; this page is made of
+them (`python -m tests.test_bad_input`). "…" stands for what varies: paths, names, what a library said.
+
+- **refused**: the command ends with status 2 and this one sentence; the output is as it was before.
+- **left out**: this reason stands in `series.csv`; the other patients are made.
+- **used**: it works; what is said stands in `series.csv`.
+
+Nothing is lost: input files are never changed, and no half-written file is left behind.
+"""
+
+
+def page() -> str:
+    lines = [INTRODUCTION]
+    for title, cases in SECTIONS.items():
+        lines += [f"## {title}", "", "| given | | what is said | what to do |", "|---|---|---|---|"]
+        for case in cases:
+            said, do = (case.says, "") if case.happens == USED else split_advice(case.says)
+            cells = [case.given, case.happens, said, do]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def split_advice(says: str) -> tuple[str, str]:
+    """What is said, and what to do about it: the part after the last semicolon or colon."""
+    parts = re.split(r"(?:; |: )(?=[^;:]*$)", says.rstrip("."), maxsplit=1)
+    return (parts[0], parts[1]) if len(parts) == 2 else (parts[0], "")
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m tests.test_bad_input"
+
+
+def test_the_page_has_what_it_promises() -> None:
+    cases = [case for cases in SECTIONS.values() for case in cases]
+    assert len(cases) >= 40 and len({case.given for case in cases}) == len(cases)
+    silent = [case.given for case in cases if case.happens != USED and not split_advice(case.says)[1]]
+    assert silent == [], "each says what to do"
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

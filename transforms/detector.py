@@ -1,0 +1,244 @@
+"""From the detector a radiograph was taken with to the detector of the geometry: scale, place, and collimation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Real
+from torch import Tensor
+
+from drr2ct.transforms.geometry import View
+from drr2ct.transforms.validation import InputError
+
+SIZE_LIMITS = (0.2, 5.0)
+"""An image must be at least and at most this many times as large as the geometry's detector, or its pitch is wrong."""
+
+_TONE = 0.06
+"""Spread within a collimated line, and difference between such lines, as a fraction of the image's range."""
+
+_EDGE = 0.08
+"""Least step from a collimated border to the image, likewise."""
+
+_LENGTH = 0.7
+"""Over how much of its length there must be a step: the outline of a back is straight over half the image at most."""
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """How a radiograph was taken, as the user states it; None leaves it to the file, else to the geometry.
+
+    Args:
+        pixel_spacing_mm: edge length of a pixel, at the detector.
+        source_to_detector_mm: distance from the source to the detector, along the central ray.
+        source_to_isocentre_mm: distance from the source to the middle of the patient.
+
+    Raises:
+        InputError: if a value is not finite and positive.
+    """
+
+    pixel_spacing_mm: float | None = None
+    source_to_detector_mm: float | None = None
+    source_to_isocentre_mm: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not (np.isfinite(value) and value > 0):
+                raise InputError(f"{name} of a radiograph is {value}; it must be positive.")
+
+
+def states_pitch(metadata: Mapping[str, Any], stated: Acquisition) -> bool:
+    """Whether the pixel pitch is known, from the user or from the file.
+
+    Pictures carry the resolution of screens and printers, and NIfTI files 1 mm where nothing was known: neither counts.
+    """
+    header = metadata.get("pixel_spacing_mm") is not None
+    placeholder = metadata.get("pixel_spacing_plane") == "unstated" and metadata.get("format") != "DICOM"
+    return stated.pixel_spacing_mm is not None or (header and not placeholder)
+
+
+def pixel_size_on_detector(
+    metadata: Mapping[str, Any], view: View, shape: tuple[int, int], stated: Acquisition
+) -> tuple[tuple[float, float], list[str]]:
+    r"""How large a radiograph's pixels (rows, columns; mm) are once they are projected onto the view's detector.
+
+    What is seen at the isocentre must stay the same size there: a pixel of pitch :math:`q` on a detector at SDD, of a
+    patient at SID, is :math:`q\,\mathrm{SID}/\mathrm{SDD}` in the isocentre's plane, and that is magnified by the
+    geometry's own SDD / SID.
+
+    Args:
+        metadata: of :func:`~drr2ct.transforms.radiograph.read_radiograph`.
+        view: whose detector is meant.
+        shape: rows and columns of the image.
+        stated: takes precedence over the file's header.
+
+    Returns:
+        The pixel's size, and sentences on what was assumed.
+
+    Raises:
+        InputError: if the pitch makes the image absurdly small or large, or the stated distances contradict
+            each other.
+    """
+    name = Path(metadata["filename_or_obj"]).name
+    plane = metadata.get("pixel_spacing_plane", "unstated")
+    notes = []
+    if not states_pitch(metadata, stated):
+        height = view.detector_size[0] * view.pixel_pitch_mm
+        edge = height / shape[0]
+        return (edge, edge), [
+            f"{name} does not state its pixel pitch: its height of {shape[0]} pixels is taken to span the "
+            f"{height:.0f} mm of view {view.name}'s detector."
+        ]
+    if stated.pixel_spacing_mm is not None:
+        pitch, plane = (stated.pixel_spacing_mm, stated.pixel_spacing_mm), "detector"
+    else:
+        pitch = metadata["pixel_spacing_mm"]
+        if plane == "unstated":
+            notes.append(f"{name} states a pitch of {pitch[0]:g} mm but not in which plane: taken to be the detector.")
+    scale = view.source_to_detector_mm / view.source_to_isocentre_mm
+    if plane == "patient":
+        notes.append(f"{name} states its pitch of {pitch[0]:g} mm as corrected to the patient; taken at the isocentre.")
+    else:
+        to_detector, to_isocentre, assumed = _distances(metadata, view, stated, name)
+        scale *= to_isocentre / to_detector
+        notes += assumed
+    size = (pitch[0] * scale, pitch[1] * scale)
+    for count, pixels, mm in zip(shape, view.detector_size, size, strict=True):
+        ratio = count * mm / (pixels * view.pixel_pitch_mm)
+        if not SIZE_LIMITS[0] <= ratio <= SIZE_LIMITS[1]:
+            raise InputError(
+                f"radiograph {metadata['filename_or_obj']} would measure {count * mm:.0f} mm on view {view.name}'s "
+                f"detector of {pixels * view.pixel_pitch_mm:.0f} mm with its pitch of {pitch[0]:g} mm; correct it with "
+                "pixel_spacing_mm."
+            )
+    return size, notes
+
+
+def _distances(
+    metadata: Mapping[str, Any], view: View, stated: Acquisition, name: str
+) -> tuple[float, float, list[str]]:
+    """Source to detector and to isocentre, and what was assumed."""
+    to_detector, to_isocentre = stated.source_to_detector_mm, stated.source_to_isocentre_mm
+    if to_detector is not None and to_isocentre is not None and to_isocentre >= to_detector:
+        raise InputError(
+            f"the source of radiograph {name} is stated to be {to_isocentre:g} mm from the isocentre and "
+            f"{to_detector:g} mm from the detector; the detector must be the farther one."
+        )
+    found_detector = to_detector or metadata.get("source_to_detector_mm")
+    found_isocentre = to_isocentre or metadata.get("source_to_isocentre_mm")
+    notes = []
+    if found_detector and found_isocentre and found_isocentre >= found_detector:
+        notes.append(
+            f"{name} has distances that cannot be ({found_isocentre:g} mm to the patient, {found_detector:g} mm to the "
+            "detector); the one that was not stated by the user was ignored."
+        )
+        # the distance to the detector is the one that consoles know
+        found_detector, found_isocentre = (None, found_isocentre) if to_isocentre else (found_detector, None)
+    behind = view.source_to_detector_mm - view.source_to_isocentre_mm
+    if found_detector and found_isocentre:
+        return found_detector, found_isocentre, notes
+    if found_detector and found_detector > behind:
+        notes.append(
+            f"{name} does not state where the patient stood: the isocentre is taken to be {behind:g} mm before the "
+            f"detector ({found_detector:g} mm from the source), as for view {view.name}."
+        )
+        return found_detector, found_detector - behind, notes
+    if found_isocentre:
+        notes.append(
+            f"{name} does not state its distance from source to detector: taken to be {found_isocentre + behind:g} mm, "
+            f"{behind:g} mm behind the isocentre, as for view {view.name}."
+        )
+        return found_isocentre + behind, found_isocentre, notes
+    notes.append(
+        f"{name} does not state its distances: taken to be those of view {view.name} "
+        f"({view.source_to_isocentre_mm:g} mm from source to isocentre, "
+        f"{view.source_to_detector_mm:g} mm to the detector)."
+    )
+    return view.source_to_detector_mm, view.source_to_isocentre_mm, notes
+
+
+def place_on_detector(
+    image: Float[Tensor, "rows columns"],
+    view: View,
+    pixel_mm: tuple[float, float],
+    centre: tuple[float, float] | None = None,
+) -> Float[Tensor, "r c"]:
+    """Resample line integrals onto a view's detector, anti-aliased; what the image does not cover is 0 (air).
+
+    A separable triangle filter, as wide as the coarser of the two pitches, normalised over the pixels that exist:
+    for an image that covers the detector exactly, what ``F.interpolate(mode="bilinear", antialias=True)`` gives.
+
+    Args:
+        image: line integrals.
+        view: whose detector is filled.
+        pixel_mm: size of the image's pixels (rows, columns) on that detector.
+        centre: (row, column) of the image, in pixels, where the central ray meets it; its middle by default.
+    """
+    centre = centre or ((image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2)
+    rows, columns = (
+        _triangle_weights(count, pixels, view.pixel_pitch_mm / mm, middle)
+        for count, pixels, mm, middle in zip(image.shape, view.detector_size, pixel_mm, centre, strict=True)
+    )
+    return rows @ image @ columns.T
+
+
+def _triangle_weights(count: int, pixels: int, step: float, middle: float) -> Float[Tensor, "pixels count"]:
+    """Weights of ``count`` samples in ``pixels`` outputs that are ``step`` samples apart, centred on ``middle``."""
+    position = middle + step * (torch.arange(pixels, dtype=torch.float64) - (pixels - 1) / 2)
+    offset = torch.arange(count, dtype=torch.float64) - position[:, None]
+    weights = (1 - offset.abs() / max(step, 1.0)).clamp(min=0)
+    total = weights.sum(dim=1, keepdim=True)
+    inside = (position >= -0.5 - 1e-6) & (position <= count - 0.5 + 1e-6)
+    return (weights / total.clamp(min=1e-12) * inside[:, None]).float()
+
+
+def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int, int, int]:
+    """The part of an image that is not collimation: (first row, last row + 1, first column, last column + 1).
+
+    A border is a straight run of rows or columns from an edge of the image, near-constant along and across, that ends
+    with a step over most of its length, brighter or darker than the image. Text or a marker on it does no harm. Tilted
+    and rounded collimation is not found; nor is a border that looks like much of what it touches, as a black one beside
+    air does, which is taken as air anyway.
+
+    Args:
+        values: a radiograph in any unit and polarity.
+    """
+    low, high = np.percentile(values, (0.1, 99.9))
+    if high <= low:
+        return 0, values.shape[0], 0, values.shape[1]
+    scaled = ((np.asarray(values, dtype=np.float32) - low) / (high - low)).clip(0, 1)
+    top, bottom, left, right = 0, scaled.shape[0], 0, scaled.shape[1]
+    # a border of columns is only constant within the rows that are left, and the other way round
+    for _ in range(3):
+        before = (top, bottom, left, right)
+        inside = scaled[top:bottom, left:right]
+        top, bottom = top + _border(inside), bottom - _border(inside[::-1])
+        inside = scaled[top:bottom, left:right].T
+        left, right = left + _border(inside), right - _border(inside[::-1])
+        if (top, bottom, left, right) == before:
+            break
+    return top, bottom, left, right
+
+
+def _border(scaled: Float[np.ndarray, "lines samples"]) -> int:
+    """How many of the first lines are collimation; at most 45 %, so that two borders leave an image."""
+    samples = scaled[:, :: max(1, scaled.shape[1] // 256)]
+    below, level, above = np.percentile(samples[: int(0.45 * len(samples)) + 1], (8, 50, 92), axis=1)
+    plain = (above - below < _TONE) & (np.abs(level - level[0]) < _TONE)
+    count = 0 if plain.all() else int(np.argmin(plain))
+    if count == 0:
+        return 0
+    # a step is complete within 1 % of the image: the penumbra, which is cut off too
+    beyond = min(count + max(2, len(samples) // 100), len(samples) - 1)
+    step = np.abs(samples[beyond] - level[0]) > _EDGE
+    # samples that never differ from the border belong to a border of another side, or are air all along
+    alive = np.abs(samples[count:] - level[0]).max(axis=0) > _EDGE
+    if step.sum() < max(_LENGTH * alive.sum(), 1):
+        return 0
+    while count < beyond and np.median(np.abs(samples[count] - samples[beyond])[step]) > _TONE:
+        count += 1
+    return count

@@ -1,0 +1,263 @@
+"""Which view a radiograph shows and which way up it lies: what headers say, and what the images look like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from drr2ct.transforms.geometry import BiplanarGeometry, View
+from drr2ct.transforms.radiograph_intensity import correlation, thumbnail
+from drr2ct.transforms.validation import InputError
+
+SWAP_MARGIN = 0.15
+"""How far :func:`pa_score` must contradict the declared views before they are refused as swapped."""
+
+TURN_SCORE = 0.4
+"""How strongly the asymmetry of an image must contradict the training set's before it is refused as turned."""
+
+TURN_MARGIN = 0.15
+"""How much better an image must correlate with the training set's after a quarter turn to be refused as turned so."""
+
+VIEW_TOLERANCE_DEG = 45.0
+"""A header's View Position contradicts a view that looks from an angle further away than this."""
+
+_POSITIONS = {
+    "PA": ("a PA view", (0.0,)),
+    "AP": ("an AP view", (180.0,)),
+    "LL": ("a left lateral", (90.0,)),
+    "RL": ("a right lateral", (-90.0,)),
+    "LAT": ("a lateral", (90.0, -90.0)),
+    "LATERAL": ("a lateral", (90.0, -90.0)),
+}
+_DIRECTIONS = {  # of PatientOrientation, in RAS+
+    "R": (1.0, 0.0, 0.0),
+    "L": (-1.0, 0.0, 0.0),
+    "A": (0.0, 1.0, 0.0),
+    "P": (0.0, -1.0, 0.0),
+    "H": (0.0, 0.0, 1.0),
+    "F": (0.0, 0.0, -1.0),
+}
+
+
+def check_view_position(metadata: Mapping[str, Any], view: View, opposite_side: bool = False) -> bool:
+    """Compare DICOM's View Position (PA, AP, LL, RL, LAT, LATERAL) with the view's gantry angle; unknown ones pass.
+
+    A lateral whose laterality is given is a left or right one (the side nearer to the detector).
+
+    Args:
+        metadata: of :func:`~drr2ct.transforms.radiograph.read_radiograph`.
+        view: that the file was given for.
+        opposite_side: also accept the view from the opposite side, AP for PA and right for left lateral.
+
+    Returns:
+        Whether it is the view from the opposite side.
+
+    Raises:
+        InputError: if they contradict each other by more than :data:`VIEW_TOLERANCE_DEG`.
+    """
+    position = _position(metadata)
+    if position not in _POSITIONS:
+        return False
+    what, angles = _POSITIONS[position]
+    apart = min(abs(math.remainder(view.gantry_angle_deg - angle, 360)) for angle in angles)
+    if apart <= VIEW_TOLERANCE_DEG:
+        return False
+    opposite = apart >= 180 - VIEW_TOLERANCE_DEG
+    if opposite and opposite_side:
+        return True
+    advice = (
+        "it is the same projection from the other side: set opposite_side=True to use it all the same"
+        if opposite
+        else "check the order of the files"
+    )
+    raise InputError(
+        f"radiograph {metadata['filename_or_obj']} is marked {position}, but view {view.name} looks from "
+        f"{view.gantry_angle_deg:g}° (0 is PA, 90 left lateral), which is not {what}; {advice}."
+    )
+
+
+def _position(metadata: Mapping[str, Any]) -> str:
+    position = str(metadata.get("view_position") or "").upper()
+    if position in ("LAT", "LATERAL"):
+        return {"L": "LL", "R": "RL"}.get(str(metadata.get("laterality") or ""), position)
+    return position
+
+
+def turn_upright(
+    image: Float[Tensor, "rows columns"], metadata: Mapping[str, Any], view: View, opposite_side: bool = False
+) -> tuple[Float[Tensor, "r c"], list[str]]:
+    """Turn an image as the geometry has it: row 0 cranial, columns along the view's detector axis.
+
+    DICOM's Patient Orientation (PS3.3 C.7.6.1.1.1) decides where the file has it. Without it the image stays as it
+    is, except a lateral from the opposite side, which is mirrored.
+
+    Args:
+        image: as it was read.
+        metadata: of :func:`~drr2ct.transforms.radiograph.read_radiograph`.
+        view: that the file was given for.
+        opposite_side: see :func:`check_view_position`.
+
+    Returns:
+        The image, and sentences on what was done or taken for granted beyond the usual.
+
+    Raises:
+        InputError: if View Position or Patient Orientation contradict the view.
+    """
+    name = Path(metadata["filename_or_obj"]).name
+    opposite = check_view_position(metadata, view, opposite_side)
+    notes = []
+    if opposite:
+        notes.append(
+            f"{name} is {_POSITIONS[_position(metadata)][0]}, used for view {view.name} from the opposite side: what "
+            "is near the detector and what is far from it are magnified the other way round."
+        )
+    directions = [_direction(letters) for letters in metadata.get("patient_orientation", ())]
+    if len(directions) == 2 and all(direction is not None for direction in directions):
+        stated = "\\".join(metadata["patient_orientation"])
+        # along increasing columns and increasing rows, in the detector's own axes
+        axes = np.stack(view.detector_axes)
+        turn = np.stack([axes @ direction for direction in directions])
+        transposed = abs(turn[0, 1]) > abs(turn[0, 0])
+        if transposed:
+            image, turn = image.T, turn[::-1]
+        if min(abs(turn[0, 0]), abs(turn[1, 1])) < 0.5:
+            raise InputError(
+                f"radiograph {metadata['filename_or_obj']} has Patient Orientation {stated}, which view {view.name} "
+                f"from {view.gantry_angle_deg:g}° cannot have; check the order of the files."
+            )
+        flips = [axis for axis, cosine in ((1, turn[0, 0]), (0, turn[1, 1])) if cosine < 0]
+        if flips:
+            image = image.flip(flips)
+        if transposed or flips:
+            done = [
+                *(["transposed"] if transposed else []),
+                *(["mirrored", "turned upside down"][1 - a] for a in flips),
+            ]
+            notes.append(f"{name} was {' and '.join(done)}, because its Patient Orientation is {stated}.")
+    elif opposite and abs(math.sin(math.radians(view.gantry_angle_deg))) > math.sqrt(0.5):
+        image = image.flip(1)
+        notes.append(f"{name} was mirrored: it does not state its orientation, and is taken as seen from the detector.")
+    elif opposite:
+        if view.detector_axes[0][0] > 0:
+            image = image.flip(1)
+        notes.append(
+            f"{name} does not state its orientation; the patient's right is taken to be on the stored image's left."
+        )
+    return image, notes
+
+
+def _direction(letters: str) -> np.ndarray | None:
+    """Unit vector (RAS+) of a Patient Orientation such as ``L`` or ``PF``, the main direction first."""
+    if not letters or any(letter not in _DIRECTIONS for letter in letters):
+        return None
+    total = sum((np.array(_DIRECTIONS[letter]) * 0.5**i for i, letter in enumerate(letters)), np.zeros(3))
+    norm = float(np.linalg.norm(total))
+    return total / norm if norm > 0 else None
+
+
+def pa_score(image: Float[Tensor, "rows columns"]) -> float:
+    """How much a chest image looks frontal: higher for PA than for lateral, by comparison only.
+
+    The sum of two cues that are independent of exposure and patient size when two views of a patient are compared:
+    the logarithm of the attenuation's spread across columns (a chest is wider than deep), and the correlation of the
+    detail in each row with its mirror image about the best midline (a lateral chest is less symmetric).
+    """
+    small = F.interpolate(image[None, None], size=(128, 128), mode="area")[0, 0].double().clamp(min=0)
+    columns = torch.arange(128, dtype=torch.float64)
+    mass = small.sum(dim=0) / small.sum()
+    spread = ((columns - (mass * columns).sum()).square() * mass).sum().sqrt() / 128
+    local = F.avg_pool2d(small[None, None], (1, 33), stride=1, padding=(0, 16), count_include_pad=False)[0, 0]
+    detail, body = small - local, small > 0.05 * small.max()
+    symmetry = -1.0
+    for midline in range(48, 81):
+        half = min(midline, 128 - midline)
+        left, right = (slice(midline - half, midline), slice(midline, midline + half))
+        both = (body[:, left] & body[:, right].flip(1)).double()
+        count = both.sum(dim=1, keepdim=True).clamp(min=1)
+        a, b = (
+            (half_image - (half_image * both).sum(dim=1, keepdim=True) / count) * both
+            for half_image in (detail[:, left], detail[:, right].flip(1))
+        )
+        symmetry = max(symmetry, ((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-9)).item())
+    return symmetry + math.log(max(spread.item(), 1e-9))
+
+
+def check_view_order(images: Float[Tensor, "views rows columns"], geometry: BiplanarGeometry, names: str) -> None:
+    """Refuse a PA and a lateral chest image that were exchanged; other pairs of angles pass unchecked.
+
+    Args:
+        images: line integrals, in the order of ``geometry.views``.
+        geometry: the declared views.
+        names: the files, for the message.
+
+    Raises:
+        InputError: if the view declared lateral looks clearly more frontal than the one declared PA.
+    """
+
+    def near(view: View, *angles: float) -> bool:
+        return any(abs(math.remainder(view.gantry_angle_deg - a, 360)) < 20 for a in angles)
+
+    scores = {
+        kind: [
+            (pa_score(image) + math.log(view.pixel_pitch_mm / view.source_to_detector_mm), view.name)
+            for image, view in zip(images, geometry.views, strict=True)
+            if near(view, *angles)
+        ]
+        for kind, angles in (("frontal", (0.0, 180.0)), ("lateral", (90.0, -90.0)))
+    }
+    for frontal, frontal_name in scores["frontal"]:
+        for lateral, lateral_name in scores["lateral"]:
+            if lateral - frontal > SWAP_MARGIN:
+                raise InputError(
+                    f"radiographs {names} look exchanged: the one for view {lateral_name} is the more frontal; give "
+                    f"{frontal_name} first where the geometry does, or switch this check off (check_order=False)."
+                )
+
+
+def check_upright(
+    images: Float[Tensor, "views rows columns"],
+    templates: Sequence[Float[np.ndarray, "n n"]],
+    geometry: BiplanarGeometry,
+    names: Sequence[str],
+) -> None:
+    """Refuse images that look turned, in comparison with the training set's.
+
+    A flip changes the sign of what an image differs by from its flipped self; that difference must correlate with the
+    mean training image's. Mirrored frontal images are not looked for: their symmetry leaves too little to tell.
+
+    Args:
+        images: line integrals, in the order of ``geometry.views``.
+        templates: mean thumbnails of the training set's radiographs, one for each view.
+        geometry: the views.
+        names: the files, for the message.
+
+    Raises:
+        InputError: for an image that is upside down, turned by 90° or 180°, or a mirrored lateral one.
+    """
+    for image, template, view, name in zip(images, templates, geometry.views, names, strict=True):
+        own, usual = (a.reshape(16, 2, 16, 2).mean(axis=(1, 3)) for a in (thumbnail(image), template))
+        lateral = abs(math.sin(math.radians(view.gantry_angle_deg))) > 0.5
+        upside_down, mirrored = (
+            correlation(own - np.flip(own, axis), usual - np.flip(usual, axis)) < -TURN_SCORE for axis in (0, 1)
+        )
+        looks = None
+        if upside_down:
+            looks = ("turned by 180°" if mirrored else "upside down") if lateral else "upside down or turned by 180°"
+        elif mirrored and lateral:
+            looks = "mirrored"
+        for turn, quarters in (("turned by 90°", 1), ("turned by 270°", 3)):
+            if correlation(np.rot90(own, quarters), usual) > correlation(own, usual) + TURN_MARGIN:
+                looks = looks or turn
+        if looks:
+            raise InputError(
+                f"radiograph {name} looks {looks} beside those that view {view.name} was trained with; turn it, or "
+                "switch this check off (check_order=False)."
+            )
