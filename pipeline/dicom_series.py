@@ -380,6 +380,8 @@ def file_candidate(path: Path, root: Path, patient_pattern: str | None) -> Candi
     try:
         if path.stat().st_size == 0:
             return replace(candidate, reason=f"an empty file; {_AGAIN}")
+        with path.open("rb"):  # nibabel and ITK do not tell a lack of permission from damage
+            pass
         if path.name.lower().endswith((".nii", ".nii.gz")):
             image: Any = nib.load(path)  # nibabel types it as a base class without these attributes
             shape, affine, kind = image.shape, np.asarray(image.affine), image.header.get_data_dtype()
