@@ -268,7 +268,7 @@ def _check_datalist(listing: Path, parts: dict[str, list[dict[str, Any]]], n_vie
 
 
 def _radiographs_by_view(folder: Path, views: Sequence[str]) -> list[Path]:
-    """Files to reconstruct from, ``<patient>_<view>_drr.*`` or ``<view>.*``; where there is none, one that is missing."""
+    """Files to reconstruct from, ``<patient>_<view>_drr.*`` or ``<view>.*``; where there is none, a missing name."""
     found = []
     for view in views:
         stems = (f"{folder.name}_{view}_drr", view)

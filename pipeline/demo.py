@@ -143,7 +143,7 @@ def reconstruct_from_files(output: Path, patient_dir: Path, checkpoint: Path, ge
         stored = patient_dir / f"{patient}_{view.name}_drr.nii.gz"
         radiographs.append(shutil.copyfile(stored, folder / stored.name))
     overrides = {"radiographs": [str(path) for path in radiographs], "patient": patient, "output_dir": str(folder)}
-    run_bundle([bundle_file("configs/inference.yaml")], {**overrides, "checkpoint": str(checkpoint)})
+    run_bundle([bundle_file("configs/inference.yaml")], {**overrides, "checkpoint": str(checkpoint), "overwrite": True})
     made = folder / patient / f"{patient}_ct.nii.gz"
     with replacing(output / "reconstruction.nii.gz") as temporary:
         shutil.copyfile(made, temporary)

@@ -244,11 +244,11 @@ def _on_voxels_of(made: MetaTensor, truth: MetaTensor, what: str) -> MetaTensor:
     """
     if made.shape == truth.shape and np.allclose(np.asarray(made.affine), np.asarray(truth.affine), atol=1e-2):
         return truth
-    resample = SpatialResample(mode="nearest", padding_mode="zeros", align_corners=True, dtype=torch.float32)
+    resample = SpatialResample(mode="nearest", padding_mode="zeros", align_corners=True, dtype=np.float32)
     moved = resample(
         MetaTensor(truth.as_tensor().float(), affine=truth.affine), dst_affine=made.affine, spatial_size=made.shape[1:]
     )
-    found = MetaTensor(moved.as_tensor() > 0.5, affine=made.affine)
+    found = MetaTensor(moved.as_subclass(torch.Tensor) > 0.5, affine=made.affine)
     if truth.any() and not found.any():
         raise InputError(f"{what} do not overlap in patient space; check the affines of their headers.")
     return found

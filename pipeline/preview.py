@@ -58,7 +58,7 @@ def write_preview(
         n_views=len(geometry.views),
         tables=(views, grid),
         pictures=[
-            {"base64": _png(figure), "caption": caption, "width": 5 * figure.get_figwidth()}
+            {"base64": _png(figure), "caption": caption, "width": 7 * figure.get_figwidth()}
             for figure, caption in pictures
         ],
         css=Markup(_asset("style.css")),

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -295,11 +296,15 @@ class ReconstructionJob:
             "settings": {"size": self.size, "like": None if self.like is None else str(self.like), **self.settings},
         }
         self.keys: dict[str, dict[str, Any]] = {}
-        self.pending: list[dict[str, Any]] = []
-        for item in self.items:
-            if self._is_pending(item):
-                self.pending.append(dict(item))
-        self.finished = len(self.items) - len(self.pending) - len(self.failures)
+
+    @cached_property
+    def pending(self) -> list[Mapping[str, Any]]:
+        """What is left to do; found out when it is first asked for, so that a configuration opens without files.
+
+        Raises:
+            InputError: if something else is in the way, or the one patient's radiographs are missing.
+        """
+        return [item for item in self.items if self._is_pending(item)]
 
     @property
     def alone(self) -> bool:
@@ -388,7 +393,7 @@ class PendingPatients(IterableDataset):
     """Samples of a job's pending patients; of several, those that cannot be read are noted and passed over.
 
     Args:
-        data: what is pending.
+        data: all patients.
         transform: from files to samples.
         job: where failures are noted.
     """
@@ -401,7 +406,10 @@ class PendingPatients(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """One sample after the other."""
+        pending = {item["patient"] for item in self.job.pending}
         for item in self.data:
+            if item["patient"] not in pending:
+                continue
             try:
                 sample = self.transform(dict(item))  # type: ignore[misc]
             except Exception as error:
@@ -453,8 +461,9 @@ class WriteReconstructions:
             f"{job.description['name']}, epoch {job.description.get('epoch', '?')}, trained on {patients} patients: "
             f"{grid.size}³ voxels of {grid.spacing_mm:.3g} mm, on {device} in {self.precision}"
         )
-        if job.finished:
-            job.say(f"finished before, and kept: {job.finished} of {len(job.items)} patients")
+        finished = len(job.items) - len(job.pending) - len(job.failures)
+        if finished:
+            job.say(f"finished before, and kept: {finished} of {len(job.items)} patients")
         self._began = self._last = time.monotonic()
         self._task = self._progress.add_task("reading", total=float(len(job.pending)), count="")
         self._progress.start()

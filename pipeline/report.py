@@ -328,7 +328,8 @@ def write_report(
         progress.update(task, advance=1, description="report: patients")
         cases = load_cases(run, choose_patients(run.figures), dataset_dir) if run.figures else []
         progress.update(task, advance=1, description="report: figures")
-        shown = [_case_pictures(case, run, pictures) for case in cases]
+        top = max((float(case.given.max()) for case in cases), default=1.0)
+        shown = [_case_pictures(case, run, pictures, top) for case in cases]
         progress.update(task, advance=1, description="report: page")
         page = _render(opened, curves, cases, shown)
         path = folder / "report.html"
@@ -389,7 +390,7 @@ def training_figures(run: Run) -> list[tuple[str, Figure, str]]:
     ]
 
 
-def _case_pictures(case: Case, run: Run, pictures: _Pictures) -> dict[str, Any]:
+def _case_pictures(case: Case, run: Run, pictures: _Pictures, top: float) -> dict[str, Any]:
     stem = case.rank.lower()
     row = run.figures[case.patient]
     score = ", ".join(_value(row.get(k, math.nan), k) + unit for k, unit in (("psnr", " dB"), ("ssim", " SSIM")))
@@ -405,7 +406,7 @@ def _case_pictures(case: Case, run: Run, pictures: _Pictures) -> dict[str, Any]:
         "score": score,
         "planes": pictures(planes_figure(case.truth, case.prediction), f"{stem}_planes", planes),
         "radiographs": pictures(
-            radiographs_figure(case.given, case.reprojected, run.geometry), f"{stem}_radiographs", views
+            radiographs_figure(case.given, case.reprojected, run.geometry, top), f"{stem}_radiographs", views
         ),
     }
 
@@ -414,7 +415,13 @@ def _value(value: float | None, figure: str) -> str:
     """A figure as text, with digits that suit it."""
     if value is None or math.isnan(value):
         return NOT_MEASURED
-    digits = 3 if re.match(r"(ssim|ms_ssim|gms|dice|nsd|reprojection)", figure) else 2 if "psnr" in figure else 1
+    digits = (
+        3
+        if re.match(r"(ssim|ms_ssim|gms|dice|nsd|reprojection)", figure)
+        else 2
+        if re.search(r"psnr|_db", figure)
+        else 1
+    )
     sign = "+" if "bias" in figure else ""
     return f"{value:{sign}.{digits}f}".replace("-", "−")
 
@@ -531,7 +538,7 @@ _COMPARED = (
 
 
 def comparison_table(runs: Sequence[Run]) -> Table:
-    """One row per run: scores, resolution and cost."""
+    """One column per run: scores, resolution and cost."""
     rows = []
     for run in runs:
         size = run.geometry.grid.size
@@ -550,7 +557,9 @@ def comparison_table(runs: Sequence[Run]) -> Table:
                 _duration(run.seconds_until(math.inf)) if run.epochs else NOT_MEASURED,
             )
         )
-    return Table(("run", "network", *_COMPARED), rows, text=(0, 1), ours=(runs[0].label,))
+    labels, *columns = zip(*rows, strict=True)
+    body = [(name, *values) for name, values in zip(("network", *_COMPARED), columns, strict=True)]
+    return Table(("", *labels), body)
 
 
 def _parameters(run: Run) -> str:
@@ -813,7 +822,7 @@ def _render(
         cases=shown,
         viewer=viewer,
         training_note=f"The network was trained on {len(patients.get('training', []))} patients and watched on "
-        f"{len(patients.get('validation', []))} others (validation). PSNR and SSIM: 3-D over {window}.",
+        f"{len(patients.get('validation', []))} more (validation). PSNR and SSIM: 3-D over {window}.",
         curves=curves,
         milestones=milestones_table(run),
         milestones_note="Scores are of the validation patients. Expected is what the project assumed when it started, "

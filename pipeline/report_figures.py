@@ -48,6 +48,7 @@ def radiographs_figure(
     given: Float[Tensor, "views rows columns"],
     reprojected: Float[Tensor, "views rows columns"],
     geometry: BiplanarGeometry,
+    top: float,
 ) -> Figure:
     """What the network was given, what its volume would look like on X-rays, and the difference; one row per view.
 
@@ -55,11 +56,11 @@ def radiographs_figure(
         given: line integrals, in the order of the geometry's views.
         reprojected: line integrals of the prediction.
         geometry: whose views they are.
+        top: line integral shown in white, alike for all patients; a quarter of it is the end of the difference's scale.
     """
     views = len(geometry.views)
     figure = Figure(figsize=(5.6, 1.95 * views + 0.75), layout="constrained")
     grid = figure.subplots(views, 3, squeeze=False)
-    top = max(float(given.max()), 1e-3)
     limit = top / 4
     for row, view, seen, made in zip(grid, geometry.views, given.cpu().numpy(), reprojected.cpu().numpy(), strict=True):
         row[0].imshow(seen, cmap="gray", vmin=0, vmax=top)

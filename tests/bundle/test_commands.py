@@ -197,10 +197,10 @@ def test_radiographs_that_cannot_be_used(command, run: Path, radiographs: list[P
     assert_one_sentence(reconstruct(pa, lateral, "--patient", "../evil"), "cannot be a file name")
     small = tmp_path / "small.png"
     write_radiograph(small, torch.rand(12, 12))
-    assert_one_sentence(reconstruct(pa, small), "same size")
+    assert_one_sentence(reconstruct(pa, small, "--set", "fit=detector"), "same size")
     wide = tmp_path / "wide.png"
     write_radiograph(wide, torch.rand(12, 24))
-    assert_one_sentence(reconstruct(wide, wide), "12×24")
+    assert_one_sentence(reconstruct(wide, wide, "--set", "fit=detector"), "12×24")
     cut = tmp_path / "cut.png"
     cut.write_bytes(pa.read_bytes()[:100])
     assert_one_sentence(reconstruct(cut, lateral), "cut.png")

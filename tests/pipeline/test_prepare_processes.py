@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +99,10 @@ def kill_the_maker_of(name: str, process: subprocess.Popen[str], dest: Path, tim
     while killed < times and process.poll() is None:
         if began.exists():
             for child in psutil.Process(process.pid).children():
-                if "spawn_main" in " ".join(child.cmdline()):
-                    child.kill()
-                    child.wait(20)
+                with suppress(psutil.Error):  # the pool itself ends the others when one is gone
+                    if "spawn_main" in " ".join(child.cmdline()):
+                        child.kill()
+                        child.wait(20)
             shutil.rmtree(began, ignore_errors=True)
             killed += 1
         time.sleep(0.002)

@@ -175,7 +175,7 @@ def test_every_figure_has_a_name_in_words():
 
 def test_comparison_counts_voxels_and_parameters(tmp_path: Path):
     table = comparison_table([open_run(make_run(tmp_path))])
-    row = dict(zip(table.columns, table.rows[0], strict=True))
+    row = dict(table.rows)
     network = create_network("cascade64", geometry=GEOMETRY)
     assert row["parameters"] == f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} million"
     assert row["grid"].startswith("32³") and row["voxel (mm)"] == "11.25" and row["epochs"] == "12"
