@@ -19,7 +19,7 @@ from drr2ct.pipeline.cohort import CohortPlan, write_cohort
 from drr2ct.pipeline.datalist import find_patients
 from drr2ct.pipeline.demo import sample_ct
 from drr2ct.pipeline.evaluation import FORMAT, patient_records, plain, read_patients, summarise_all, write_table
-from drr2ct.pipeline.reconstruction import write_json
+from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 
 

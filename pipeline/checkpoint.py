@@ -168,7 +168,8 @@ def _verify(path: Path) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(f"checkpoint {path} cannot be read ({error.strerror}).") from error
         raise DamagedCheckpointError(
-            f"checkpoint {path} cannot be read; it is truncated or damaged: copy it again."
+            f"checkpoint {path} cannot be read and was not loaded; it is truncated, damaged, or no archive as torch "
+            "writes them: copy it again."
         ) from error
     if damaged is not None:
         raise DamagedCheckpointError(

@@ -9,7 +9,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,24 @@ def batch_patients(batch: Any) -> list[str]:
 def engine_output(engine: Engine) -> Any:
     """What the iteration gave: a dictionary, and once it is completed a list of them, one per sample."""
     return engine.state.output
+
+
+class Attach:
+    """Handlers that other parts of a configuration refer to, as one entry of its list of handlers.
+
+    A plain reference in that list ends MONAI's ``check_properties``, which takes every entry for a dictionary.
+
+    Args:
+        handlers: attached in this order.
+    """
+
+    def __init__(self, handlers: Sequence[Any]) -> None:
+        self.handlers = list(handlers)
+
+    def attach(self, engine: Engine) -> None:
+        """Register all on the engine."""
+        for handler in self.handlers:
+            handler.attach(engine)
 
 
 class NonFiniteLossError(InputError):

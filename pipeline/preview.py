@@ -48,7 +48,7 @@ def write_preview(
     pictures = [
         (planes_figure(volume, ""), f"Middle planes, {low:.0f} to {high:.0f} HU.".replace("-", "−")),
         (
-            radiographs_figure(given, render_drr(volume, geometry), geometry),
+            radiographs_figure(given, render_drr(volume, geometry), geometry, top=max(float(given.max()), 1.0)),
             "The X-rays as the network was given them, those that its own volume would give, and the difference.",
         ),
     ]
