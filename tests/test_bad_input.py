@@ -1018,14 +1018,14 @@ RADIOGRAPHS = [
     Case(
         "a truncated checkpoint",
         checkpoint(lambda path, sound: path.write_bytes(sound.checkpoint.read_bytes()[:20000])),
-        "checkpoint … cannot be read and was not loaded; it is truncated, damaged, or no archive as torch writes them: copy it "
-        "again.",
+        "checkpoint … cannot be read and was not loaded; it is truncated, damaged, or no archive as torch writes them: "
+        "copy it again.",
     ),
     Case(
         "a checkpoint that is a pickle bomb",
         checkpoint(plain_bomb),
-        "checkpoint … cannot be read and was not loaded; it is truncated, damaged, or no archive as torch writes them: copy it "
-        "again.",
+        "checkpoint … cannot be read and was not loaded; it is truncated, damaged, or no archive as torch writes them: "
+        "copy it again.",
     ),
     Case("a pickle bomb inside a checkpoint of ours", checkpoint(torch_bomb), _BOMB),
     Case(
