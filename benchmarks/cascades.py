@@ -85,6 +85,21 @@ VARIANTS = {
             "stages": (*_LIGHT.stages, StageConfig(16, growth=8, layers=2, lift_channels=8)),
         },
     ),
+    "coarse": Variant(
+        "ours with more of its work at 16³ and less at 32³",
+        overrides={
+            "stages": (
+                StageConfig(96, scale=1, growth=32, layers=4, blocks=2, lift_channels=48),
+                StageConfig(24, growth=16, layers=2, lift_channels=24),
+            ),
+        },
+    ),
+    "confidence": Variant(
+        "ours with a learned confidence of each view, voxel by voxel", overrides={"confidence": True}
+    ),
+    "stage-outputs": Variant("ours with every stage adding to the volume", overrides={"stage_outputs": True}),
+    "squared": Variant("ours with the squared error besides, weight 5", terms=lambda: {**DEFAULT_TERMS, "l2": 5.0}),
+    "fast": Variant("ours at twice the learning rate", learning_rate=1e-3),
     "reprojection": Variant(
         "ours with the reprojection loss, weight 0.1", terms=lambda: {**DEFAULT_TERMS, **_REPROJECTION}
     ),

@@ -94,7 +94,13 @@ def test_ours_keeps_wide_maps_small() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in NAMES), ("cascade64", {"transformer_layers": 1})]
+    ("name", "options"),
+    [
+        *((name, {}) for name in NAMES),
+        ("cascade64", {"transformer_layers": 1}),
+        ("cascade64", {"confidence": True}),
+        ("cascade64", {"stage_outputs": True}),
+    ],
 )
 def test_shape_and_gradients_scaled_down(name: str, options: dict) -> None:
     network = tiny(name, **options)
@@ -350,3 +356,24 @@ def test_learns_where_a_ball_is() -> None:
     with torch.no_grad():
         found, true = network(images[64:]) > 0.125, labels[64:] > 0.125
     assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.8
+
+
+def test_every_stage_adds_to_the_volume_at_its_own_size() -> None:
+    network = thin(stage_outputs=True).eval()
+    x = radiographs(network)
+    whole = network(x)
+    with torch.no_grad():
+        network.outputs[0].weight.zero_()
+        network.outputs[1].weight.zero_()
+    plain = thin().eval()
+    plain.load_state_dict(network.state_dict(), strict=False)
+    assert torch.equal(network(x), plain(x))  # without them it is the network that it was
+    assert not torch.allclose(whole, plain(x))
+    with torch.no_grad():
+        network.outputs[0].bias.fill_(0.25)  # of the coarsest: reaches every voxel, undiminished
+    assert torch.allclose(network(x), plain(x) + 0.25, atol=1e-6)
+
+
+def test_confidence_needs_lifted_views() -> None:
+    with pytest.raises(InputError, match="backprojection"):
+        thin(lift="broadcast", confidence=True, encoder_norm_groups=(4,))

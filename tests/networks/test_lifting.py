@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drr2ct.networks.encoder import PyramidEncoder, pyramid_level
-from drr2ct.networks.lifting import BackprojectionLift, BroadcastLift
+from drr2ct.networks.lifting import BackprojectionLift, BroadcastLift, ConfidenceLift
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 
 angles = st.tuples(st.floats(-180, 180), st.floats(40, 140)).map(lambda a: (a[0], a[0] + a[1]))
@@ -163,3 +163,20 @@ def test_broadcast_resizes_without_aliasing(height: int, width: int) -> None:
     if height == 16:
         # stripes finer than a voxel become their mean, not one of them
         assert torch.allclose(volume, torch.full_like(volume, 0.5))
+
+
+def test_equal_confidence_leaves_the_features_as_they_are() -> None:
+    lift = BackprojectionLift(geometry_of((0.0, 90.0), size=8, detector_size=16), 8, 0)
+    maps = torch.rand(2, 2, 3, 16, 16)
+    alike = torch.cat([maps, torch.full((2, 2, 1, 16, 16), 0.7)], dim=2)
+    assert torch.allclose(ConfidenceLift(lift, 2)(alike), lift(maps), atol=1e-6)
+
+
+def test_a_confident_view_takes_over_and_the_other_falls_silent() -> None:
+    lift = BackprojectionLift(geometry_of((0.0, 90.0), size=8, detector_size=16), 8, 0)
+    maps = torch.rand(1, 2, 3, 16, 16)
+    confidence = torch.zeros(1, 2, 1, 16, 16)
+    confidence[:, 1] = 20.0
+    volume = ConfidenceLift(lift, 2)(torch.cat([maps, confidence], dim=2))
+    assert volume[:, :3].abs().max() < 1e-6
+    assert torch.allclose(volume[:, 3:], 2 * lift(maps)[:, 3:], atol=1e-5)

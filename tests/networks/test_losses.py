@@ -8,6 +8,7 @@ from drr2ct.networks.losses import (
     LOSSES,
     GradientDifferenceLoss,
     L1Loss,
+    L2Loss,
     ReprojectionLoss,
     SpectralLoss,
     SSIMLoss,
@@ -32,6 +33,13 @@ def test_l1_is_the_mean_absolute_error() -> None:
     target = torch.zeros(1, 1, 2, 2, 2)
     target[0, 0, 0, 0, 0], target[0, 0, 1, 1, 1] = 0.8, -0.4
     assert L1Loss()(pred, target).item() == pytest.approx(1.2 / 8)
+
+
+def test_l2_is_the_mean_squared_error() -> None:
+    pred = torch.zeros(1, 1, 2, 2, 2)
+    target = torch.zeros(1, 1, 2, 2, 2)
+    target[0, 0, 0, 0, 0], target[0, 0, 1, 1, 1] = 0.8, -0.4
+    assert L2Loss()(pred, target).item() == pytest.approx((0.64 + 0.16) / 8)
 
 
 def test_gradient_difference_of_two_ramps() -> None:
