@@ -132,10 +132,11 @@ class ReprojectionLoss(Loss):
     def compare(self, pred: Volume, target: Volume) -> Scalar:
         """Mean of |DRR(p) − DRR(t)| over pixels and views."""
         with torch.no_grad():
-            wanted = self._project(target)
-        return (self._project(pred) - wanted).abs().mean()
+            wanted = self.project(target)
+        return (self.project(pred) - wanted).abs().mean()
 
-    def _project(self, volume: Tensor) -> Tensor:
+    def project(self, volume: Volume) -> Float[Tensor, "batch views h w"]:
+        """A volume on the network's scale → its radiographs, scaled line integrals. Differentiable."""
         return project_volume(volume * (self.high - self.low) + self.low, self.geometry) / LINE_INTEGRAL_SCALE
 
 

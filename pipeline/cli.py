@@ -33,14 +33,17 @@ def parse_overrides(assignments: list[str] | None) -> dict[str, Any]:
     """``KEY=VALUE`` strings to a dictionary; values are read as YAML.
 
     Raises:
-        InputError: for a string without ``=``.
+        InputError: for a string without ``=``, or a value that is not YAML.
     """
     values: dict[str, Any] = {}
     for assignment in assignments or []:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise InputError(f"--set {assignment} is not KEY=VALUE.")
-        values[key] = yaml.safe_load(value)
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {assignment}: the value is not YAML; quote it or close its brackets.") from error
     return values
 
 
@@ -114,8 +117,11 @@ def reconstruct(
         Path | None, typer.Argument(help="A folder of patient folders with radiographs, instead of --pa and --lateral.")
     ] = None,
     checkpoint: Annotated[Path, typer.Option(help="For example RUN/checkpoints/best_psnr.pt.")] = ...,  # type: ignore[assignment]
-    output: Annotated[
-        Path, typer.Option(help="File (.nii.gz, .nii, .nrrd, .mha), DICOM folder (…dicom), or folder of patients.")
+    output: Annotated[  # text, as a path would lose the / at its end
+        str,
+        typer.Option(
+            metavar="<path>", help="File (.nii.gz, .nii, .nrrd, .mha), DICOM folder (…dicom), or folder of patients."
+        ),
     ] = ...,  # type: ignore[assignment]
     pa: Annotated[Path | None, typer.Option(help="The frontal radiograph.")] = None,
     lateral: Annotated[Path | None, typer.Option(help="The lateral radiograph.")] = None,

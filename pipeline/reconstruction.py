@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -302,9 +303,17 @@ class ReconstructionJob:
         """What is left to do; found out when it is first asked for, so that a configuration opens without files.
 
         Raises:
-            InputError: if something else is in the way, or the one patient's radiographs are missing.
+            InputError: if something else is in the way, nothing can be written there, or the one patient's radiographs
+                are missing.
         """
-        return [item for item in self.items if self._is_pending(item)]
+        found = [item for item in self.items if self._is_pending(item)]
+        if found:
+            place = self.destinations[str(found[0]["patient"])].volume
+            folder = next(parent for parent in place.parents if parent.exists())
+            if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+                why = "not writable" if folder.is_dir() else "no folder"
+                raise InputError(f"{place} cannot be written: {folder} is {why}; choose another output.")
+        return found
 
     @property
     def alone(self) -> bool:
@@ -332,20 +341,24 @@ class ReconstructionJob:
                 raise mistake from error
             self.fail(patient, mistake)
             return False
-        key = {**self._common_key, "radiographs_sha256": radiographs}
-        self.keys[patient] = key
         destination = self.destinations[patient]
+        key = {**self._common_key, "radiographs_sha256": radiographs}
+        if destination.format == "dicom":
+            key["names"] = [patient, self.patient_id or patient]  # they stand in the files
+        self.keys[patient] = key
         volume, record = destination.volume, destination.beside(".json")
         if self.overwrite or not (volume.exists() or record.exists()):
             return True
         found = _read_record(record)
-        if volume.exists() and found.get("key") == key:
-            return False
         if found.get("key") is None:
             if self.output is None and not record.exists():
                 return True  # left by a run that was stopped
             raise InputError(f"{volume if volume.exists() else record} exists; give another output, or overwrite.")
-        changed = [name.split("_")[0] for name in key if found["key"].get(name) != key[name]] or ["volume"]
+        if found.get("volume") != volume.name:
+            raise InputError(f"{record} is the record of {found.get('volume')}; give the output another name.")
+        changed = [name.split("_")[0] for name in key if found["key"].get(name) != key[name]]
+        if not changed:
+            return not volume.exists() or (self.preview and not destination.beside(".html").exists())
         raise InputError(
             f"{volume} was made with other {' and '.join(changed)}; give another output, or overwrite to replace it."
         )

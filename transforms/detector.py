@@ -89,9 +89,11 @@ def pixel_size_on_detector(
     if not states_pitch(metadata, stated):
         height = view.detector_size[0] * view.pixel_pitch_mm
         edge = height / shape[0]
+        ignored = stated.source_to_detector_mm is not None or stated.source_to_isocentre_mm is not None
         return (edge, edge), [
             f"{name} does not state its pixel pitch: its height of {shape[0]} pixels is taken to span the "
-            f"{height:.0f} mm of view {view.name}'s detector."
+            f"{height:.0f} mm of view {view.name}'s detector"
+            + (", and distances are not used without a pitch." if ignored else ".")
         ]
     if stated.pixel_spacing_mm is not None:
         pitch, plane = (stated.pixel_spacing_mm, stated.pixel_spacing_mm), "detector"

@@ -218,7 +218,7 @@ def check_view_order(images: Float[Tensor, "views rows columns"], geometry: Bipl
             if lateral - frontal > SWAP_MARGIN:
                 raise InputError(
                     f"radiographs {names} look exchanged: the one for view {lateral_name} is the more frontal; give "
-                    f"{frontal_name} first where the geometry does, or switch this check off (check_order=False)."
+                    f"{frontal_name} first where the geometry does, or switch this check off (--set check_order=false)."
                 )
 
 
@@ -259,5 +259,5 @@ def check_upright(
         if looks:
             raise InputError(
                 f"radiograph {name} looks {looks} beside those that view {view.name} was trained with; turn it, or "
-                "switch this check off (check_order=False)."
+                "switch this check off (--set check_order=false)."
             )

@@ -120,6 +120,7 @@ def _from_itk(image: sitk.Image) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _read_series(folder: Path) -> sitk.Image:
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK prints to stderr what the sentences below say
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if not series:
         raise InputError(f"CT folder {folder} holds no DICOM series; give the folder that contains the slices.")

@@ -49,9 +49,11 @@
     for (const name of ["truth", "prediction"].filter((name) => byId(`canvas-${name}`))) {
       const viewer = new Niivue({
         isRadiologicalConvention: true,
+        sagittalNoseLeft: true, // as in the left lateral radiograph
         backColor: [0, 0, 0, 1],
         show3Dcrosshair: true,
-        crosshairWidth: 0.6,
+        crosshairWidth: 1.2,
+        crosshairWidthUnit: "mm", // the same on every grid
         crosshairColor: [0.35, 0.75, 1, 0.8],
         multiplanarShowRender: SHOW_RENDER.ALWAYS,
         multiplanarLayout: MULTIPLANAR_TYPE.GRID,
