@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import logging
+import pydoc
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +20,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from drr2ct.pipeline.distributed import is_main_process, refuse_lonely_processes
-from drr2ct.pipeline.faults import explain_fault
+from drr2ct.pipeline.faults import MachineFaultError, explain_fault
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError
 
@@ -53,7 +57,7 @@ def merged_config(config_files: Sequence[str | Path], overrides: Mapping[str, An
 
     Raises:
         InputError: for an override whose key is in none of the files (MONAI ignores those at the top level), or that
-            puts something else where a number or a switch stands.
+            no argument of its component has, or that puts something else where a number or a switch stands.
     """
     parser = ConfigParser(ConfigParser.load_config_files([str(path) for path in config_files]))
     config: dict[str, Any] = parser.config  # type: ignore[assignment]
@@ -66,6 +70,7 @@ def merged_config(config_files: Sequence[str | Path], overrides: Mapping[str, An
                 f"known keys: {', '.join(sorted(known - {'imports', 'initialize', 'run', 'finalize'}))}."
             )
         _check_kind(key, parser.get(key), value)
+        _check_argument(key.replace("::", "#"), parser)
     try:
         parser.update({key.replace("::", "#"): value for key, value in overrides.items()})
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -84,6 +89,22 @@ def _check_kind(key: str, current: Any, value: Any) -> None:
         return
     if not (fits or computed):
         raise InputError(f"--{key} takes {wanted}, not {value!r}.")
+
+
+def _check_argument(key: str, parser: ConfigParser) -> None:
+    """A misspelt argument of a component would only be noticed when that is made, with a traceback."""
+    parent, _, name = key.rpartition("#")
+    component = parser.get(parent) if parent else None
+    if not isinstance(component, dict) or name in component or name.startswith("_"):
+        return
+    target = pydoc.locate(str(component.get("_target_")))
+    if not callable(target):
+        return
+    parameters = inspect.signature(target).parameters
+    if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        close = difflib.get_close_matches(name, parameters, 1)
+        meant = f"did you mean {close[0]}? it has" if close else "it has"
+        raise InputError(f"--{key}: {component['_target_']} has no {name}; {meant} {', '.join(parameters)}.")
 
 
 def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -122,24 +143,48 @@ def begin(seed: int, output_dir: str | Path | None) -> None:
         if config_files:
             config = merged_config(config_files, overrides)
             if output_dir is not None:
-                save_config(config, output_dir)
+                sys.excepthook = functools.partial(_print_input_errors, undo=save_config(config, output_dir))
     set_determinism(seed)
 
 
-def save_config(config: Mapping[str, Any], output_dir: str | Path) -> None:
+def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Callable[[], None]:
     """Write ``config.yaml``, which runs again as it is, beside the output.
+
+    Returns:
+        What puts the one before back. To be called if the run is refused, as the new one is then not that of what lies
+        beside it; does nothing if the run has written something.
 
     Raises:
         InputError: if the folder cannot be written.
     """
     if not is_main_process():
-        return
+        return lambda: None
     folder = Path(output_dir)
+    path = folder / "config.yaml"
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        with replacing(folder / "config.yaml") as temporary:
+        before = path.read_bytes() if path.exists() else None
+        with replacing(path) as temporary:
             temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise InputError(f"output folder {folder} cannot be written ({error.strerror}); choose another.") from error
+    return functools.partial(_put_back, path, before, made)
+
+
+def _put_back(path: Path, before: bytes | None, made: Sequence[Path]) -> None:
+    written = path.stat().st_mtime_ns
+    others = (other for other in path.parent.rglob("*") if other.is_file() and "tensorboard" not in other.parts)
+    if any(other.stat().st_mtime_ns > written for other in others):
+        return
+    if before is not None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(before)
+        return
+    path.unlink()
+    for folder in made:
+        if any(folder.iterdir()):
+            break
+        folder.rmdir()
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
@@ -152,8 +197,21 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     return explain_fault(outermost)
 
 
-def _print_input_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _refused(error: BaseException) -> bool:
+    """Whether the user's input was at fault, not the machine."""
     mistake = find_input_error(error)
+    return mistake is not None and not isinstance(mistake, MachineFaultError)
+
+
+def _print_input_errors(
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType | None,
+    undo: Callable[[], None] = lambda: None,
+) -> None:
+    mistake = find_input_error(error)
+    if _refused(error):
+        undo()
     if mistake is None:
         traceback.print_exception(kind, error, trace)
     else:
@@ -175,16 +233,20 @@ def run_bundle(config_files: Sequence[str | Path], overrides: Mapping[str, Any],
         InputError: for unknown overrides, or whatever of the user's the run cannot use.
     """
     config = merged_config(config_files, overrides)
-    if keep_config:
-        save_config(config, overrides["output_dir"])
+    undo = save_config(config, overrides["output_dir"]) if keep_config else lambda: None
     workflow = ConfigWorkflow(
         config_file=[str(path) for path in config_files],
         meta_file=str(bundle_file("configs/metadata.json")),
         logging_file=False,  # the caller's logging stays as it is
         **overrides,
     )
-    workflow.initialize()
     try:
-        return workflow.run()
-    finally:
-        workflow.finalize()
+        workflow.initialize()
+        try:
+            return workflow.run()
+        finally:
+            workflow.finalize()
+    except Exception as error:
+        if _refused(error):
+            undo()
+        raise

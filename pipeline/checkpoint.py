@@ -39,7 +39,7 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from monai.handlers import IgniteMetricHandler
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -166,7 +166,9 @@ def _verify(path: Path) -> None:
             damaged = archive.testzip()
     except Exception as error:  # a damaged header can make the reader fail in any way
         if isinstance(error, OSError) and error.errno is not None:
-            raise InputError(f"checkpoint {path} cannot be read ({error.strerror}).") from error
+            raise InputError(
+                f"checkpoint {path} cannot be read ({error.strerror}); give a file such as checkpoints/best_psnr.pt."
+            ) from error
         raise DamagedCheckpointError(
             f"checkpoint {path} cannot be read and was not loaded; it is truncated, damaged, or no archive as torch "
             "writes them: copy it again."
@@ -205,7 +207,7 @@ def write_release(checkpoint: str | Path, path: str | Path) -> Path:
     metadata = {"description": description, "sha256": _digest(weights, description)}
     try:
         with replacing(path) as temporary:
-            save_file(weights, temporary, metadata)
+            temporary.write_bytes(save(weights, metadata))  # save_file would let only its owner read it
     except (OSError, SafetensorError) as error:
         raise _not_written(path, error) from error
     return path

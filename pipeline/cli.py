@@ -105,10 +105,18 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Evaluate a checkpoint on a data set's test patients: the bundle's evaluate.yaml."""
+    from json import loads
+
     from drr2ct.pipeline.bundle import bundle_file, run_bundle
 
     settings = {"dataset_dir": str(dataset), "checkpoint": str(checkpoint), "output_dir": str(output)}
-    run_bundle([bundle_file("configs/evaluate.yaml")], {**settings, **parse_overrides(overrides)})
+    settings |= parse_overrides(overrides)
+    run_bundle([bundle_file("configs/evaluate.yaml")], settings)
+    summary = Path(settings["output_dir"]) / "summary.json"
+    figures = loads(summary.read_text(encoding="utf-8"))["figures"]
+    psnr, ssim, mae = (figures[name] for name in ("psnr", "ssim", "mae_hu"))
+    print(f"{psnr['count']} patients: PSNR {psnr['mean']:.2f} dB, SSIM {ssim['mean']:.3f}, MAE {mae['mean']:.1f} HU")
+    print(f"{summary}  these and all others; patients.csv, baselines.csv and the predictions lie beside it")
 
 
 @app.command()
@@ -146,14 +154,15 @@ def reconstruct(
 ) -> None:
     """Reconstruct CT volumes from radiographs: the bundle's inference.yaml."""
     print("drr2ct: loading PyTorch and MONAI", flush=True)  # which takes seconds
+    from drr2ct.pipeline.export import volume_ending
     from drr2ct.pipeline.reconstruction import file_destination
     from drr2ct.pipeline.reconstruction import reconstruct as run_reconstruct
 
     settings = parse_overrides(overrides)
     if "radiographs" not in settings and (pa is None, lateral is None) != (patients is not None,) * 2:
         raise InputError("give --pa and --lateral, or a folder of patients.")
-    alone = patients is None
-    place = "output" if alone and file_destination(output, format) else "output_dir"
+    one_file = file_destination(output, format) if patients is None else volume_ending(Path(output))
+    place = "output" if one_file else "output_dir"
     run_reconstruct(
         checkpoint,
         **{
@@ -369,6 +378,13 @@ def report(
     console.print(str(write_report(runs, output, evaluation or (), dataset, console)))
 
 
+def misplaced(error: BaseException) -> InputError | None:
+    """The sentence for a place where nothing can be written or read, if that is what an exception says."""
+    if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)) and error.filename:
+        return InputError(f"{error.filename} cannot be used ({error.strerror}); choose another place.")
+    return None
+
+
 def main() -> None:
     """Entry point: a user's mistake is one sentence and status 2."""
     warnings.simplefilter("ignore")
@@ -384,7 +400,7 @@ def main() -> None:
     except Exception as error:
         from drr2ct.pipeline.bundle import find_input_error
 
-        mistake = find_input_error(error)
+        mistake = find_input_error(error) or misplaced(error)
         if mistake is None:
             raise
         print(f"drr2ct: {mistake}", file=sys.stderr)

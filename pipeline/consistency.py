@@ -47,12 +47,12 @@ def fit_to_radiographs(
             projected = project(variable)
             (direction,) = torch.autograd.grad((projected - given).square().sum() / 2, variable)
         with torch.no_grad():
-            probe = direction * (_PROBE / direction.abs().amax(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-20))
-            # close to linear in the volume; not quite, since attenuation is a broken line over HU
+            probe = -direction * (_PROBE / direction.abs().amax(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-20))
+            # towards where the volume goes, since attenuation is a broken line over HU
             change = project(volume + probe) - projected.detach()
-            along = ((projected.detach() - given) * change).sum(dim=(1, 2, 3))
+            along = ((given - projected.detach()) * change).sum(dim=(1, 2, 3))
             length = along / change.square().sum(dim=(1, 2, 3)).clamp(min=1e-20)
-            volume = volume - length[:, None, None, None, None] * probe
+            volume = volume + length[:, None, None, None, None] * probe
     return volume
 
 

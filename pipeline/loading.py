@@ -175,7 +175,7 @@ class PatientLoader(DataLoader):
         **kwargs: of torch's ``DataLoader``.
 
     Raises:
-        InputError: for an unknown ``on_bad_sample``.
+        InputError: for an unknown ``on_bad_sample``, no sample per step, or less than no process.
     """
 
     def __init__(
@@ -189,6 +189,9 @@ class PatientLoader(DataLoader):
         timeout: float = 600.0,
         **kwargs: Any,
     ) -> None:
+        for name, number, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if not (isinstance(number, int) and number >= least):
+                raise InputError(f"{name} is {number}; it must be a whole number, {least} or more.")
         samples = SeededSamples(dataset, seed, on_bad_sample)
         super().__init__(
             samples,

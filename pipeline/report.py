@@ -182,6 +182,8 @@ def open_run(folder: str | Path, evaluation: str | Path | None = None, label: st
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"run folder {folder} does not exist; give the output_dir of a training.")
+    if not any((folder / name).exists() for name in ("checkpoints", "epochs.csv", "config.yaml")):
+        raise InputError(f"folder {folder} holds no run (no epochs.csv); give the output_dir of a training.")
     if evaluation is not None and not (Path(evaluation) / "patients.csv").is_file():
         raise InputError(f"evaluation folder {evaluation} holds no patients.csv; run drr2ct evaluate first.")
     choices = [Path(evaluation)] if evaluation else [folder / "evaluation", folder.parent / "evaluation"]
@@ -323,10 +325,11 @@ def write_report(
     folder = Path(output) if output else run.folder / "report"
     pictures = _Pictures(folder / "figures")
     with Progress(console=console or Console(), transient=True) as progress:
-        task = progress.add_task("report: training", total=4)
-        curves = [pictures(figure, name, caption) for name, figure, caption in training_figures(run)]
-        progress.update(task, advance=1, description="report: patients")
+        task = progress.add_task("report: patients", total=4)
+        # first, since it may be refused, and nothing is to be written then
         cases = load_cases(run, choose_patients(run.figures), dataset_dir) if run.figures else []
+        progress.update(task, advance=1, description="report: training")
+        curves = [pictures(figure, name, caption) for name, figure, caption in training_figures(run)]
         progress.update(task, advance=1, description="report: figures")
         top = max((float(case.given.max()) for case in cases), default=1.0)
         shown = [_case_pictures(case, run, pictures, top) for case in cases]

@@ -22,6 +22,7 @@ from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE, transmission_to_l
 from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.preprocessing import files_to_samples
+from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import to_hu
 
 ROBUSTNESS_FIGURES = ("psnr", "ssim", "mae_hu", "psnr_body")
@@ -105,6 +106,8 @@ def run_robustness(
     Raises:
         InputError: for unusable input, or if a patient was trained on.
     """
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise InputError(f"device {device!r} is not to be had here; choose cpu, or cuda on a machine with a GPU.")
     network = load_network(checkpoint, device)
     description = read_checkpoint(checkpoint)["description"]
     mode = description["mode"]
