@@ -81,6 +81,8 @@ def merged_config(config_files: Sequence[str | Path], overrides: Mapping[str, An
 def _check_kind(key: str, current: Any, value: Any) -> None:
     """A word where a number is wanted would only be noticed deep inside, and not by its name."""
     computed = isinstance(value, str) and value.startswith(("$", "@", "%"))
+    if key == "device" and isinstance(value, str) and not computed:
+        raise InputError(f"--device takes an expression; for {value}, give '$torch.device(\"{value}\")'.")
     if isinstance(current, bool):
         wanted, fits = "true or false", isinstance(value, bool)
     elif isinstance(current, (int, float)):

@@ -216,7 +216,7 @@ def plan(
         raise InputError(f"--checkpointing {checkpointing} is neither on nor off.")
     switch = None if checkpointing is None else checkpointing == "on"
     settings = [Settings(n, batch, precision, views, size, detector, switch) for n in names or [network]]
-    run_plan(settings, Console(), gpu, samples, throughput, checkpoint or (), markdown, json, compare)
+    run_plan(settings, wide_console(), gpu, samples, throughput, checkpoint or (), markdown, json, compare)
 
 
 @app.command()
@@ -291,7 +291,9 @@ def robustness(
     """Evaluate a checkpoint under other view angles, noise, blur, exposure and on another grid."""
     from drr2ct.pipeline.robustness import run_robustness
 
-    print_rows(run_robustness(dataset, checkpoint, output, part, device=device))
+    rows = run_robustness(dataset, checkpoint, output, part, device=device)
+    figures = ("psnr", "ssim", "mae_hu", "psnr_body", "psnr_change")
+    print_rows([{key: float(v) if key in figures and v else v for key, v in row.items()} for row in rows])
 
 
 @app.command()
@@ -349,7 +351,12 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+    wide_console().print(table)
+
+
+def wide_console() -> Console:
+    """For tables: a file or a pipe has no width, and rich would cut the numbers to fit 80 columns."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 @app.command()

@@ -28,10 +28,8 @@ def choose_precision(device: torch.device, precision: str = "auto") -> str:
         precision: ``auto``, or one of :data:`PRECISIONS` to insist.
 
     Raises:
-        InputError: for an unknown word, fp16 on a CPU (there is no loss scaling there), or a device that is only named.
+        InputError: for an unknown word, or fp16 on a CPU (there is no loss scaling there).
     """
-    if not isinstance(device, torch.device):
-        raise InputError(f"device {device!r} is only a name; set device to $torch.device({str(device)!r}).")
     if precision == "auto":
         if device.type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

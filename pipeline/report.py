@@ -183,7 +183,7 @@ def open_run(folder: str | Path, evaluation: str | Path | None = None, label: st
     if not folder.is_dir():
         raise InputError(f"run folder {folder} does not exist; give the output_dir of a training.")
     if not any((folder / name).exists() for name in ("checkpoints", "epochs.csv", "config.yaml")):
-        raise InputError(f"folder {folder} holds no run (no epochs.csv); give the output_dir of a training.")
+        raise InputError(f"folder {folder} holds no checkpoints and no epochs.csv; give the output_dir of a training.")
     if evaluation is not None and not (Path(evaluation) / "patients.csv").is_file():
         raise InputError(f"evaluation folder {evaluation} holds no patients.csv; run drr2ct evaluate first.")
     choices = [Path(evaluation)] if evaluation else [folder / "evaluation", folder.parent / "evaluation"]

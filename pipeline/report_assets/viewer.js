@@ -52,7 +52,7 @@
         sagittalNoseLeft: true, // as in the left lateral radiograph
         backColor: [0, 0, 0, 1],
         show3Dcrosshair: true,
-        crosshairWidth: 1.2,
+        crosshairWidth: 1.4,
         crosshairWidthUnit: "mm", // the same on every grid
         crosshairColor: [0.35, 0.75, 1, 0.8],
         multiplanarShowRender: SHOW_RENDER.ALWAYS,

@@ -129,10 +129,40 @@ def test_networks_and_keys_that_do_not_exist(command, dataset: Path, tmp_path: P
         ("resume=3", "--resume takes true or false"),
         ("train#trainr#max_epochs=3", "trainr"),
         ("train#trainer#max_epochs=many", "takes a number"),
+        ("train#trainer#max_epoch=3", "did you mean max_epochs"),
+        ("split_seed=[1", "not YAML"),
+        ("device=cpu", "give '$torch.device(\"cpu\")'"),
+        ("batch_size=0", "batch_size is 0"),
+        ("num_workers=-1", "num_workers is -1"),
     ):
         assert_one_sentence(command("train", dataset, "--output", tmp_path / "out", "--set", wrong), says)
-    assert not (tmp_path / "out").exists()
-    assert not list(tmp_path.glob("**/*.pt"))
+    assert not [path for path in tmp_path.glob("**/*") if path.is_file() and "tensorboard" not in path.parts]
+
+
+def test_a_refused_run_leaves_the_configuration_that_was_there(command, dataset, run: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(run, tmp_path / "run")
+    before = (out / "config.yaml").read_bytes()
+    result = command("train", dataset, "--output", out, "--network", "cascade64")
+    assert_one_sentence(result, "of another network")
+    assert (out / "config.yaml").read_bytes() == before
+    checkpoint = run / "checkpoints" / "last.pt"
+    result = command("evaluate", tmp_path / "none", "--checkpoint", checkpoint, "--output", tmp_path / "a" / "b")
+    assert_one_sentence(result, "does not exist")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_place_where_nothing_can_be_written(command, run: Path, radiographs: list[Path], tmp_path: Path) -> None:
+    checkpoint, taken = run / "checkpoints" / "last.pt", tmp_path / "taken"
+    taken.write_text("a file")
+    pair = ("--pa", radiographs[0], "--lateral", radiographs[1], "--checkpoint", checkpoint)
+    for arguments in (
+        ("reconstruct", *pair, "--output", taken / "ct.nii.gz"),
+        ("export", "--checkpoint", checkpoint, "--output", taken / "network.ts"),
+        ("evaluate", tmp_path, "--checkpoint", checkpoint, "--output", taken),
+        ("demo", "--output", taken),
+    ):
+        assert_one_sentence(command(*arguments), str(taken))
+    assert taken.read_text() == "a file" and sorted(tmp_path.iterdir()) == sorted([taken, *radiographs])
 
 
 def test_a_loss_that_is_not_finite(command, dataset: Path, tmp_path: Path) -> None:

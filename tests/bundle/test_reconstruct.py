@@ -175,6 +175,37 @@ def test_what_is_there_is_not_replaced_unless_asked(command, pair, patients, che
     assert out.stat().st_mtime_ns == first
 
 
+def test_what_is_asked_for_later_is_made(command, pair, checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "ct.nii.gz"
+    assert command("reconstruct", *options(pair, checkpoint, out))[0] == 0
+    assert command("reconstruct", *options(pair, checkpoint, out), "--preview")[0] == 0
+    assert (tmp_path / "ct.html").exists()
+    out.unlink()
+    assert command("reconstruct", *options(pair, checkpoint, out))[0] == 0
+    assert out.exists()
+    result = command("reconstruct", *options(pair, checkpoint, tmp_path / "ct.nrrd"))
+    assert_one_sentence(result, "ct.json is the record of ct.nii.gz")
+
+
+def test_a_dicom_series_keeps_its_patient(command, pair, checkpoint, tmp_path: Path) -> None:
+    out = options(pair, checkpoint, tmp_path / "dicom")
+    assert command("reconstruct", *out, "--patient", "jane")[0] == 0
+    assert command("reconstruct", *out, "--patient", "jane", "--patient-id", "jane")[0] == 0, "the name by default"
+    assert_one_sentence(command("reconstruct", *out, "--patient", "joan"), "made with other names")
+    assert_one_sentence(command("reconstruct", *out, "--patient", "jane", "--patient-id", 7), "made with other names")
+
+
+def test_one_picture_for_both_views(command, pair, checkpoint, tmp_path: Path) -> None:
+    out = options([pair[0], pair[0]], checkpoint, tmp_path / "ct.nii.gz")
+    assert_one_sentence(command("reconstruct", *out), "two are the same picture")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_with_a_slash_at_its_end_is_a_folder(command, pair, checkpoint, tmp_path: Path) -> None:
+    assert command("reconstruct", *options(pair, checkpoint, f"{tmp_path}/v1.2/"))[0] == 0
+    assert (tmp_path / "v1.2" / "patient" / "patient_ct.nii.gz").exists()
+
+
 def folder(patients: Path, checkpoint: Path, output: Path) -> list[Any]:
     return [patients, "--checkpoint", checkpoint, "--output", output, "--set", "precision=fp32"]
 

@@ -98,15 +98,30 @@ def kill_the_maker_of(name: str, process: subprocess.Popen[str], dest: Path, tim
     began = dest / ".partial" / name
     while killed < times and process.poll() is None:
         if began.exists():
-            for child in psutil.Process(process.pid).children():
-                with suppress(psutil.Error):  # the pool itself ends the others when one is gone
-                    if "spawn_main" in " ".join(child.cmdline()):
-                        child.kill()
-                        child.wait(20)
-            shutil.rmtree(began, ignore_errors=True)
-            killed += 1
+            workers = workers_of(process)
+            for worker in workers:
+                with suppress(psutil.Error):
+                    worker.suspend()
+            if began.exists():  # still, now that none can finish it
+                for worker in workers:
+                    with suppress(psutil.Error):  # the pool itself ends the others when one is gone
+                        worker.kill()
+                        worker.wait(20)
+                shutil.rmtree(began, ignore_errors=True)
+                killed += 1
+            for worker in workers:
+                with suppress(psutil.Error):
+                    worker.resume()
         time.sleep(0.002)
     return killed
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes of its pool."""
+    with suppress(psutil.Error):
+        children = psutil.Process(process.pid).children()
+        return [child for child in children if child.is_running() and "spawn_main" in " ".join(child.cmdline())]
+    return []
 
 
 @pytest.mark.slow
