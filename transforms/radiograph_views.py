@@ -207,8 +207,8 @@ def check_view_order(images: Float[Tensor, "views rows columns"], geometry: Bipl
     """
     if any(torch.equal(one, other) for one, other in itertools.combinations(images, 2)):
         raise InputError(
-            f"of radiographs {names}, two are the same picture; give one file per view, or switch this check off (--set "
-            "check_order=false)."
+            f"of radiographs {names}, two are the same picture; give one file per view, or switch this check off "
+            "(--set check_order=false)."
         )
 
     def near(view: View, *angles: float) -> bool:

@@ -47,6 +47,8 @@ def _train(dataset: Path, output: Path, overrides: dict[str, Any], fault: Callab
         log = os.open(output.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, stream.fileno())
     torch.set_num_threads(1)
+    # as a process started by hand has it: loading processes are then its children, and end when it is killed
+    multiprocessing.set_start_method("fork", force=True)
     assignments = [f"--set={key}={json.dumps(value)}" for key, value in {**SMALL, **overrides}.items()]
     sys.argv = ["drr2ct", "train", str(dataset), f"--output={output}", "--network=cascade64", *assignments]
     if fault is not None:
