@@ -350,9 +350,17 @@ class EventLog(SummaryWriter):
         self._folder = Path(log_dir)
         self._earlier = self._files()
         if is_main_process():
+            self._await_later_name()
             super().__init__(str(log_dir))
         else:
             self.all_writers = None  # flush and close do nothing
+
+    def _await_later_name(self) -> None:
+        """TensorBoard reads files in the order of their names, which begin with the second that they were made in."""
+        stamps = [path.name.split(".")[3] for path in self._earlier]
+        last = max((int(stamp) for stamp in stamps if stamp.isdecimal()), default=0)
+        while 0 <= last - int(time.time()) < 2:  # not where the clock was set back: that may be long
+            time.sleep(0.05)
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("events.out.tfevents.*"))
