@@ -1204,7 +1204,7 @@ INTRODUCTION = """# Bad input
 What you get for input that cannot be used, or that looks as if it could not. Each row is a test; this page is made of
 them (`python -m tests.test_bad_input`). "…" stands for what varies: paths, names, what a library said.
 
-- **refused**: the command ends with status 2 and this one sentence; the output is as it was before.
+- **refused**: the command ends with status 2 and this one sentence; what the output held is as it was.
 - **left out**: this reason stands in `series.csv`; the other patients are made.
 - **used**: it works; what is said stands in `series.csv`.
 
