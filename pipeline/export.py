@@ -60,7 +60,9 @@ def write_volume(path: str | Path, volume: MetaTensor) -> Path:
     itk_image = sitk.GetImageFromArray(values.transpose(2, 1, 0))
     itk_image.SetSpacing(spacing.tolist())
     itk_image.SetOrigin(to_lps[:3, 3].tolist())
-    itk_image.SetDirection((to_lps[:3, :3] / spacing).ravel().tolist())
+    direction = to_lps[:3, :3] / spacing
+    # what is 0 but for rounding, down to 1e-300, is not read back from the text of an NRRD header
+    itk_image.SetDirection(np.where(np.abs(direction) < 1e-12, 0.0, direction).ravel().tolist())
     itk_image.SetMetaData("Comment", DISCLAIMER)
     with replacing(path) as temporary:
         sitk.WriteImage(itk_image, str(temporary), useCompression=True)

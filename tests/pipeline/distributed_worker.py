@@ -120,7 +120,7 @@ def main() -> None:
     found["weights"] = network.state_dict()
 
     for name in ("direct128", "direct256"):
-        network = small_network(name)
+        network = small_network(name, torch.float64)
         optimizer = sharded(network.parameters())
         train(distributed.parallel(network, device), optimizer, rows, SHARDED_STEPS)
         # the moments that this process holds
