@@ -40,15 +40,17 @@ from drr2ct.networks.losses import DEFAULT_TERMS, ReprojectionLoss, WeightedLoss
 from drr2ct.networks.ssim import SeparableSSIMMetric
 from drr2ct.pipeline.cohort import CohortPlan, write_cohort
 from drr2ct.pipeline.consistency import fit_to_radiographs
-from drr2ct.pipeline.datalist import find_patients, load_datalist
-from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE, sample_ct
+from drr2ct.pipeline.datalist import load_datalist
+from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE, real_cts, sample_ct
+from drr2ct.pipeline.handlers import annealed
 from drr2ct.pipeline.metrics import DEFAULT_WINDOW, InWindow
-from drr2ct.pipeline.precision import choose_precision
+from drr2ct.pipeline.precision import AutocastInferer, choose_precision
 from drr2ct.transforms import files_to_samples
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 
 GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(GRID_SIZE), detector_size=DETECTOR_SIZE)
+INFERER = AutocastInferer("cpu", choose_precision(torch.device("cpu")))
 CURVE_POINTS = 12
 CONSISTENCY_STEPS = 2
 
@@ -162,8 +164,7 @@ def cohort_fold(folder: Path, training: int, seed: int) -> Fold:
 
 def patient_folds(cts_dir: Path, folder: Path, training: int, seed: int, chosen: list[str] | None) -> Iterator[Fold]:
     """One fold per real patient; ``training`` variations of all the others together."""
-    sample = sample_ct()
-    cts = {item["patient"]: Path(item["label"]) for item in find_patients(cts_dir)} | {sample.parent.name: sample}
+    cts = real_cts(cts_dir)
     if unknown := set(chosen or ()) - cts.keys():
         raise SystemExit(f"--folds: {', '.join(sorted(unknown))} is not among the patients {', '.join(cts)}.")
     each = math.ceil(training / (len(cts) - 1))
@@ -183,14 +184,8 @@ def patient_folds(cts_dir: Path, folder: Path, training: int, seed: int, chosen:
 def predict(network: torch.nn.Module, images: Tensor) -> Tensor:
     """One by one, in the precision that training uses."""
     network.eval()
-    with torch.no_grad(), autocast():
-        return torch.cat([network(image[None]).float() for image in images])
-
-
-def autocast() -> torch.autocast:
-    """As the bundle's inferer on a CPU."""
-    bf16 = choose_precision(torch.device("cpu")) == "bf16"
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16)
+    with torch.no_grad():
+        return torch.cat([INFERER(image[None], network) for image in images])
 
 
 def figures(prediction: Tensor, labels: Tensor) -> dict[str, float]:
@@ -215,16 +210,13 @@ def train(variant: Variant, fold: Fold, seconds: float, clock: Callable[[], floa
     order: list[int] = []
     while used < seconds:
         began = clock()
-        done = used / seconds
-        rate = variant.learning_rate * min(1.0, max(done, 1e-3) / 0.02) * (1 + math.cos(math.pi * done)) / 2
         for group in optimizer.param_groups:
-            group["lr"] = rate + 1e-6
+            group["lr"] = annealed(variant.learning_rate, used / seconds)
         order = order or torch.randperm(len(fold.training.images)).tolist()
         index = order.pop()
         network.train()
-        with autocast():
-            prediction = network(fold.training.images[index : index + 1])
-        value = loss(prediction.float(), fold.training.labels[index : index + 1])
+        prediction = INFERER(fold.training.images[index : index + 1], network)
+        value = loss(prediction, fold.training.labels[index : index + 1])
         if not torch.isfinite(value):
             raise SystemExit(f"{variant.about}: the loss is not finite after {steps} steps.")
         optimizer.zero_grad()

@@ -16,8 +16,7 @@ from rich.console import Console
 from drr2ct.networks import network_config
 from drr2ct.pipeline.bundle import bundle_file, run_bundle
 from drr2ct.pipeline.cohort import CohortPlan, write_cohort
-from drr2ct.pipeline.datalist import find_patients
-from drr2ct.pipeline.demo import sample_ct
+from drr2ct.pipeline.demo import real_cts
 from drr2ct.pipeline.evaluation import FORMAT, patient_records, plain, read_patients, summarise_all, write_table
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
@@ -52,9 +51,7 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    sample = sample_ct()
-    cts = {item["patient"]: Path(item["label"]) for item in find_patients(arguments.cts)}
-    cts[sample.parent.name] = sample
+    cts = real_cts(arguments.cts)
     if len(cts) < 2:
         parser.error(f"{arguments.cts} holds no other patient than the sample")
     console = Console()

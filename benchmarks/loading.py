@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import list_data_collate
-from monai.transforms import Compose, RandAffine, RandSmoothDeform
 from rich.console import Console
 from rich.table import Table
 
 from drr2ct.pipeline.bundle import bundle_file
 from drr2ct.pipeline.cache import AugmentedDataset, CachedDataset, decoded, read_entry
+from drr2ct.pipeline.cohort import Variation, deformation
 from drr2ct.pipeline.plan import Settings, parse_rate, plan_network
 from drr2ct.transforms.augmentation import RandQuantumNoised, RandWarpAndRenderd, warp
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
@@ -57,30 +57,6 @@ def dropped_from_page_cache(path: Path) -> bool:
     finally:
         os.close(handle)
     return False
-
-
-def monai_warp(size: int, spacing: float) -> Compose:
-    """The warp of ``drr2ct.pipeline.cohort``."""
-    affine = RandAffine(
-        prob=1.0,
-        rotate_range=(np.radians(6.0),) * 3,
-        scale_range=(0.12,) * 3,
-        translate_range=(12.0 / spacing,) * 3,
-        mode="bilinear",
-        padding_mode="border",
-    )
-    smooth = RandSmoothDeform(
-        spatial_size=(size,) * 3,
-        rand_size=(5,) * 3,
-        prob=1.0,
-        field_mode="trilinear",
-        align_corners=True,
-        def_range=0.1,
-        grid_mode="bilinear",
-        grid_padding_mode="border",
-        grid_align_corners=True,
-    )
-    return Compose([affine, smooth])
 
 
 def main() -> None:
@@ -127,7 +103,7 @@ def main() -> None:
         rows.append(("augmentation: warp", seconds(lambda: warp(label, affine, np.eye(3), np.ones(3), field), 2)))
         warping = RandWarpAndRenderd("label", geometry)
         rows.append(("augmentation: warp and render", seconds(lambda: warping(first), 2)))
-        both = monai_warp(arguments.size, geometry.grid.spacing_mm)
+        both = deformation((arguments.size,) * 3, np.full(3, geometry.grid.spacing_mm), Variation())
         rows.append(("the same warp by two transforms of MONAI's", seconds(lambda: both(label), 1)))
         noise = RandQuantumNoised("image")
         rows.append(("augmentation: noise", seconds(lambda: noise(first), n)))

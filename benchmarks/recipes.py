@@ -24,7 +24,7 @@ from drr2ct.pipeline.bundle import bundle_file, run_bundle
 from drr2ct.pipeline.checkpoint import read_checkpoint
 from drr2ct.pipeline.cohort import CohortPlan, write_cohort
 from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE, sample_ct
-from drr2ct.pipeline.recipes import train_growing
+from drr2ct.pipeline.recipes import finished, train_growing
 from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 
@@ -103,10 +103,6 @@ def run_recipe(recipe: str, data: Path, output: Path, arguments: argparse.Namesp
         "ssim": float(mean["ssim"]),
         "seconds": seconds,
     }
-
-
-def finished(last: Path, epochs: int) -> bool:
-    return last.exists() and read_checkpoint(last)["description"]["epoch"] >= epochs
 
 
 def main() -> None:

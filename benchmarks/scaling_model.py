@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--network", type=float, default=25, help="GB/s of one machine (8 × 25 Gbit/s)")
     parser.add_argument("--latency", type=float, default=20, help="µs per ring step")
     parser.add_argument("--overlap", type=float, default=0.8, help="of the backward pass")
-    parser.add_argument("--decode", type=float, default=0.27, help="GB/s of one core (see benchmarks/loading.py)")
+    parser.add_argument("--decode", type=float, default=0.58, help="GB/s of one core (see benchmarks/loading.py)")
     parser.add_argument("--workers", type=int, default=4, help="loader processes per GPU")
     parser.add_argument("--storage", type=float, default=10, help="GB/s, all machines together")
     parser.add_argument("--memory", type=float, default=500, help="GB of a machine that hold cached files")

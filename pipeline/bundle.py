@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from drr2ct.pipeline.distributed import is_main_process, refuse_lonely_processes
-from drr2ct.pipeline.faults import MachineFaultError, explain_fault
+from drr2ct.pipeline.faults import MachineFaultError, causes, explain_fault
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError
 
@@ -191,12 +191,7 @@ def _put_back(path: Path, before: bytes | None, made: Sequence[Path]) -> None:
 
 def find_input_error(error: BaseException | None) -> InputError | None:
     """The user's mistake or the machine's fault behind an exception, if it is one: MONAI wraps what is raised."""
-    outermost = error
-    while error is not None:
-        if isinstance(error, InputError):
-            return error
-        error = error.__cause__ or error.__context__
-    return explain_fault(outermost)
+    return next((cause for cause in causes(error) if isinstance(cause, InputError)), None) or explain_fault(error)
 
 
 def _refused(error: BaseException) -> bool:

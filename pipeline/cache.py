@@ -9,7 +9,6 @@ with two radiographs of 512² pixels takes 33 MiB.
 from __future__ import annotations
 
 import copy
-import errno
 import hashlib
 import importlib.metadata
 import io
@@ -25,20 +24,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.data import MetaTensor, PersistentDataset
 from monai.transforms import Randomizable, RandomizableTrait, Transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
 import drr2ct.transforms
+from drr2ct.pipeline.faults import disk_is_full
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError
 
 CACHE_FORMAT = 1
 _LEVELS = 32767
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 logger = logging.getLogger(__name__)
 
 
@@ -94,7 +91,7 @@ class CachedDataset(PersistentDataset):
             with replacing(path) as temporary:
                 temporary.write_bytes(content.getbuffer())
         except OSError as error:
-            if error.errno not in _FULL:
+            if not disk_is_full(error):
                 raise InputError(
                     f"cache folder {self.folder} cannot be written ({error.strerror}); set cache_dir to another."
                 ) from error
@@ -109,43 +106,29 @@ class CachedDataset(PersistentDataset):
 class AugmentedDataset(Dataset[dict[str, Any]]):
     """Samples of another data set, varied at random by seed, epoch and index, and as plain tensors.
 
-    What a sample becomes depends on these three numbers alone: not on worker processes, on ranks, or on whether the
-    training was stopped and resumed. Attach it to the trainer, which then tells it the epoch.
+    :class:`~drr2ct.pipeline.loading.SeededSamples` seeds ``transform`` for each sample. So what a sample becomes
+    depends on these three numbers alone: not on worker processes, on ranks, or on whether the training was resumed.
 
     Args:
         dataset: of samples; not changed.
         augmentation: random transforms (MONAI's ``Compose`` of them, or one); None for no variation.
-        seed: of the training.
     """
 
-    def __init__(self, dataset: Dataset[Any], augmentation: Any | None = None, seed: int = 0) -> None:
+    def __init__(self, dataset: Dataset[Any], augmentation: Any | None = None) -> None:
         if augmentation is not None and not isinstance(augmentation, Randomizable):
             raise InputError(
                 f"augmentation {type(augmentation).__name__} cannot be seeded; give a random transform of MONAI's kind."
             )
         self.dataset = dataset
-        self.augmentation: Any = augmentation
-        self.seed = seed
-        # in shared memory: workers may live longer than an epoch
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-
-    def attach(self, trainer: Engine) -> None:
-        """Follow the trainer's epochs."""
-        trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: self.set_epoch(engine.state.epoch))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the variation of all samples."""
-        self._epoch.fill_(epoch)
+        self.transform: Any = augmentation
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
-        if self.augmentation is not None:
-            numbers = np.random.SeedSequence([self.seed, int(self._epoch), index])
-            self.augmentation.set_random_state(seed=int(numbers.generate_state(1)[0]))
-            sample = self.augmentation(dict(sample))
+        if self.transform is not None:
+            sample = self.transform(dict(sample))
         # metadata of different files need not stack in a batch, and training has no use for it
         return {key: value.as_tensor() if isinstance(value, MetaTensor) else value for key, value in sample.items()}
 

@@ -97,13 +97,19 @@ def describe(
         "hu_window": list(HU_WINDOW),
         "line_integral_scale": LINE_INTEGRAL_SCALE,
         "patients": {part: [str(item["patient"]) for item in items] for part, items in datalists.items()},
-        "training_cts": ct_fingerprints(datalists.get("training", [])),
+        # read by the process that writes the description, not by every one
+        "training_cts": ct_fingerprints(datalists.get("training", [])) if is_main_process() else [],
         "versions": versions(),
     }
 
 
-def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> Path:
+def write_checkpoint(path: str | Path, content: Mapping[str, Any], keep: Path | None = None) -> Path:
     """Write, sync and rename; there is never half a checkpoint, and a power cut leaves this one or the one before.
+
+    Args:
+        path: of the checkpoint.
+        content: tensors and plain types.
+        keep: name for the one that is replaced, if it is to stay; at every moment one of the two is complete.
 
     Raises:
         InputError: if it cannot be written; what was there before stays.
@@ -112,6 +118,8 @@ def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> Path:
     try:
         with replacing(path) as temporary:
             _write_synced(temporary, content)
+            if keep is not None and path.exists():
+                path.replace(keep)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         raise _not_written(path, error) from error
@@ -507,7 +515,7 @@ class CheckpointHandler:
     # saving
 
     def _save(self, trainer: SupervisedTrainer, within_epoch: bool, improved: Sequence[str] = ()) -> None:
-        """Write ``last.pt``; what it was becomes ``previous.pt``. At every moment one of the two is complete."""
+        """Write ``last.pt``; what it was becomes ``previous.pt``."""
         for item in self.save_dict.values():
             if hasattr(item, "consolidate_state_dict"):  # an optimiser whose state is spread over the processes
                 item.consolidate_state_dict(to=0)
@@ -519,14 +527,7 @@ class CheckpointHandler:
         content = self._content(trainer, epoch_state)
         for name in improved:
             write_checkpoint(self.folder / f"best_{name}.pt", content)
-        try:
-            with replacing(self.last) as temporary:
-                _write_synced(temporary, content)
-                if self.last.exists():
-                    self.last.replace(self.previous)
-            _sync_folder(self.folder)
-        except (OSError, RuntimeError) as error:
-            raise _not_written(self.last, error) from error
+        write_checkpoint(self.last, content, keep=self.previous)
 
     def _content(self, trainer: SupervisedTrainer, epoch_state: list[dict[str, Any]] | None) -> dict[str, Any]:
         metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}

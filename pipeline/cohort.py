@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation, RandAffine, RandSmoothDeform
 
@@ -54,6 +55,41 @@ class Variation:
     tissue: float = 1.0
 
 
+def deformation(shape: tuple[int, ...], spacing_mm: Float[np.ndarray, 3], variation: Variation) -> Compose:
+    """How a cohort's shapes differ: MONAI's random affine and smooth deformation, border values repeated.
+
+    Args:
+        shape: of the volumes, without the channel.
+        spacing_mm: of their voxels.
+        variation: how far they may differ.
+    """
+    steps: list[Any] = [
+        RandAffine(
+            prob=1.0,
+            rotate_range=(np.radians(variation.rotation_deg),) * 3,
+            scale_range=(variation.scale,) * 3,
+            translate_range=tuple(variation.shift_mm / spacing_mm),
+            mode="bilinear",
+            padding_mode="border",
+        )
+    ]
+    if variation.deformation > 0:  # MONAI's takes no empty range
+        steps.append(
+            RandSmoothDeform(
+                spatial_size=shape,
+                rand_size=(variation.control_points,) * 3,
+                prob=1.0,
+                field_mode="trilinear",
+                align_corners=True,
+                def_range=2 * variation.deformation,  # MONAI's coordinates span 2
+                grid_mode="bilinear",
+                grid_padding_mode="border",
+                grid_align_corners=True,
+            )
+        )
+    return Compose(steps)
+
+
 def vary(ct: MetaTensor, seed: int, variation: Variation | None = None) -> MetaTensor:
     """One variation of a CT on the same voxels.
 
@@ -67,31 +103,7 @@ def vary(ct: MetaTensor, seed: int, variation: Variation | None = None) -> MetaT
     """
     variation = variation or Variation()
     spacing = np.linalg.norm(np.asarray(ct.affine)[:3, :3], axis=0)
-    steps: list[Any] = [
-        RandAffine(
-            prob=1.0,
-            rotate_range=(np.radians(variation.rotation_deg),) * 3,
-            scale_range=(variation.scale,) * 3,
-            translate_range=tuple(variation.shift_mm / spacing),
-            mode="bilinear",
-            padding_mode="border",
-        )
-    ]
-    if variation.deformation > 0:  # MONAI's takes no empty range
-        steps.append(
-            RandSmoothDeform(
-                spatial_size=ct.shape[1:],
-                rand_size=(variation.control_points,) * 3,
-                prob=1.0,
-                field_mode="trilinear",
-                align_corners=True,
-                def_range=2 * variation.deformation,  # MONAI's coordinates span 2
-                grid_mode="bilinear",
-                grid_padding_mode="border",
-                grid_align_corners=True,
-            )
-        )
-    deform = Compose(steps)
+    deform = deformation(tuple(ct.shape[1:]), spacing, variation)
     deform.set_random_state(seed)
     warped = deform(ct.as_tensor()).numpy()
     offsets = np.random.default_rng(seed).uniform(-1, 1, len(_TISSUE_KNOTS_HU)) * _TISSUE_SPREAD_HU * variation.tissue

@@ -17,7 +17,7 @@ from rich.table import Table
 from drr2ct.pipeline.bundle import bundle_file, run_bundle
 from drr2ct.pipeline.checkpoint import versions
 from drr2ct.pipeline.cohort import CohortPlan, write_cohort
-from drr2ct.pipeline.datalist import load_datalist
+from drr2ct.pipeline.datalist import find_patients, load_datalist
 from drr2ct.pipeline.export import DISCLAIMER
 from drr2ct.pipeline.figures import overview_figure, save_figure
 from drr2ct.pipeline.metrics import DEFAULT_WINDOW, InWindow
@@ -56,6 +56,12 @@ class DemoSettings:
 def sample_ct() -> Path:
     """The real CT that ships with the package: LIDC-IDRI-0001 at 2.5 mm (see the README beside it)."""
     return Path(str(files("drr2ct.pipeline"))) / "sample" / "lidc-idri-0001" / "lidc-idri-0001.nii.gz"
+
+
+def real_cts(cts_dir: str | Path) -> dict[str, Path]:
+    """Patient → CT of a folder of patient folders, with the sample's as the last."""
+    sample = sample_ct()
+    return {item["patient"]: Path(item["label"]) for item in find_patients(cts_dir)} | {sample.parent.name: sample}
 
 
 def run_demo(output: str | Path, settings: DemoSettings, console: Console) -> dict[str, float]:

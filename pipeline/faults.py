@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 from drr2ct.transforms.validation import InputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether a file could not be written for want of space (or of quota)."""
+    return error.errno in _FULL
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, then what it was raised from or in the handling of, down to the first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class MachineFaultError(InputError):
@@ -15,30 +28,29 @@ class MachineFaultError(InputError):
 
 def explain_fault(error: BaseException | None) -> InputError | None:
     """The machine's fault behind an exception, if it is one that can be named; causes are looked through."""
-    while error is not None:
-        if isinstance(error, MachineFaultError):
-            return error
-        text = str(error)
-        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        if (isinstance(error, OSError) and error.errno in _FULL) or "(os error 28)" in text:  # Rust's, of safetensors
+    for cause in causes(error):
+        if isinstance(cause, MachineFaultError):
+            return cause
+        text = str(cause)
+        where = f" ({cause.filename})" if isinstance(cause, OSError) and cause.filename else ""
+        if (isinstance(cause, OSError) and disk_is_full(cause)) or "(os error 28)" in text:  # Rust's, of safetensors
             return MachineFaultError(
                 f"the disk is full{where}; what was complete before is intact: free space, or set output_dir and "
                 "cache_dir elsewhere, and give the same command again."
             )
-        if isinstance(error, OSError) and error.errno == errno.EROFS:
+        if isinstance(cause, OSError) and cause.errno == errno.EROFS:
             return MachineFaultError(
                 f"the file system is read-only{where}; what was complete before is intact: make it writable, or set "
                 "output_dir and cache_dir elsewhere, and give the same command again."
             )
-        if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
+        if isinstance(cause, RuntimeError) and "DataLoader timed out" in text:
             return MachineFaultError(
                 f"no data came from the loading processes in time ({text}); check that the storage answers, or raise "
                 "loader_timeout, and give the same command again."
             )
-        if isinstance(error, RuntimeError) and "DataLoader worker" in text and ("killed" in text or "exited" in text):
+        if isinstance(cause, RuntimeError) and "DataLoader worker" in text and ("killed" in text or "exited" in text):
             return MachineFaultError(
                 f"a process that loads data has died ({' '.join(text.split())}); most often memory was short: lower "
                 "num_workers, then give the same command again."
             )
-        error = error.__cause__ or error.__context__
     return None

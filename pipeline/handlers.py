@@ -503,6 +503,12 @@ class TensorBoardPlanes:
             self.writer.add_image(f"radiographs/{view.name}", shown, epoch, dataformats="HW")
 
 
+def annealed(rate: float, done: float, eta_min: float = 1e-6, warm_up: float = 0.02) -> float:
+    """The learning rate after a part ``done`` (0 to 1) of a training: a linear rise, a cosine down to ``eta_min``."""
+    cosine = eta_min + (rate - eta_min) * (1 + math.cos(math.pi * done)) / 2
+    return cosine * min(1.0, max(done, 1e-3) / warm_up) if warm_up else cosine
+
+
 class TimeBudget:
     """Train for a stated time: anneal the learning rate by a cosine over it, and stop when it is used up.
 
@@ -545,8 +551,7 @@ class TimeBudget:
         self._began = time.monotonic()
         done = min(1.0, self.used / self.seconds)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            cosine = self.eta_min + (rate - self.eta_min) * (1 + math.cos(math.pi * done)) / 2
-            group["lr"] = cosine * min(1.0, max(done, 1e-3) / self.warm_up) if self.warm_up else cosine
+            group["lr"] = annealed(rate, done, self.eta_min, self.warm_up)
 
     def _iteration_completed(self, trainer: Engine) -> None:
         self.used += time.monotonic() - self._began

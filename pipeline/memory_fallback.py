@@ -29,6 +29,7 @@ from drr2ct.networks import CascadeConfig, ProgressiveCascade
 from drr2ct.pipeline.bundle import run_bundle
 from drr2ct.pipeline.checkpoint import read_checkpoint, write_checkpoint
 from drr2ct.pipeline.distributed import world_size
+from drr2ct.pipeline.faults import causes
 from drr2ct.pipeline.plan import FEWER_XRAY_CHANNELS, Plan, Sections, plan_config, size_text, xray_channels
 from drr2ct.transforms.validation import InputError
 
@@ -77,12 +78,11 @@ class Reduction:
 
 def find_out_of_memory(error: BaseException | None) -> BaseException | None:
     """The exception in a chain that says that memory ran out, on a GPU, on a CPU, or in a loader's process."""
-    while error is not None:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            return error
-        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS):
-            return error
-        error = error.__cause__ or error.__context__
+    for cause in causes(error):
+        if isinstance(cause, (torch.OutOfMemoryError, MemoryError)):
+            return cause
+        if isinstance(cause, RuntimeError) and any(sign in str(cause) for sign in _SIGNS):
+            return cause
     return None
 
 

@@ -95,7 +95,6 @@ class StopWithoutImprovement:
         self.sign = 1 if mode == "max" else -1
         self.min_delta = min_delta
         self._handler: EarlyStopping | None = None
-        self._state: Mapping[str, Any] | None = None
 
     def attach(self, trainer: Engine) -> None:
         """Register on the evaluator, to stop the trainer."""
@@ -219,6 +218,11 @@ def parse_growth(text: str) -> list[tuple[int, int]]:
     return steps
 
 
+def finished(last: Path, epochs: int) -> bool:
+    """Whether a training's last checkpoint is there and has seen so many epochs."""
+    return last.exists() and read_checkpoint(last)["description"]["epoch"] >= epochs
+
+
 def train_growing(
     config_files: Sequence[str | Path], overrides: Mapping[str, Any], growth: Sequence[tuple[int, int]]
 ) -> None:
@@ -241,7 +245,7 @@ def train_growing(
     for stages, epochs in growth:
         folder = Path(overrides["output_dir"]) / f"stages{stages}"
         last = folder / "checkpoints" / "last.pt"
-        if not last.exists() or read_checkpoint(last)["description"]["epoch"] < epochs:
+        if not finished(last, epochs):
             coarse = {"coarse_stages": stages, "output_dir": str(folder), "train#trainer#max_epochs": epochs}
             run_bundle(files, {**shared, **before, **coarse})
         before = {"transfer_from": str(last)}

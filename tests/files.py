@@ -1,12 +1,23 @@
-"""Small files for tests: CTs with a known content, written in the formats users have."""
+"""Small files for tests: CTs with a known content, written in the formats users have; tables; small disks."""
 
 from __future__ import annotations
 
+import csv
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 import SimpleITK as sitk
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """A CSV file's rows."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def chest(shape: tuple[int, int, int] = (36, 32, 28), seed: int = 0) -> np.ndarray:
@@ -73,3 +84,16 @@ def write_dicom_series(folder: Path, values: np.ndarray, affine: np.ndarray, ser
         dataset.PixelData = (values[:, :, k].T.round() + 1024).clip(0, 4095).astype(np.uint16).tobytes()
         dataset.save_as(folder / f"{k:03d}.dcm", enforce_file_format=True)
     return folder
+
+
+@contextmanager
+def file_system(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """A file system so small that it fills up; the test is skipped where none can be mounted."""
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

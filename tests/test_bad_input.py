@@ -5,7 +5,6 @@ The page is made of the cases below: ``python -m tests.test_bad_input`` writes i
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import re
@@ -32,7 +31,7 @@ from drr2ct.pipeline.checkpoint import describe, read_checkpoint, write_checkpoi
 from drr2ct.transforms import LoadCT, render_drr, write_radiograph
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from tests.bundle.conftest import SMALL, command  # noqa: F401  # a fixture
-from tests.files import chest, write_nifti
+from tests.files import chest, file_system, read_rows, write_nifti
 from tests.pipeline.dicom_files import SHAPE, write_series
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"
@@ -405,8 +404,7 @@ SOURCES = [
 
 
 def table(dest: Path) -> list[dict[str, str]]:
-    with (dest / "series.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_rows(dest / "series.csv")
 
 
 PREPARE = ("--detector", 16, "--fov-mm", 360, "--workers", 1)
@@ -1157,13 +1155,8 @@ def noisy(root: Path) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small disk is not permitted")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with file_system(tmp_path / "disk", mebibytes=1) as folder:
+        yield folder
 
 
 @parametrize(FULL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -23,8 +22,10 @@ from torch import Tensor
 from drr2ct.pipeline.bundle import find_input_error
 from drr2ct.pipeline.checkpoint import read_checkpoint
 from drr2ct.pipeline.datalist import load_datalist
+from drr2ct.pipeline.interrupt import SIGNALS
 from drr2ct.pipeline.precision import AutocastInferer
 from tests.bundle.conftest import train
+from tests.files import file_system, read_rows
 
 ONE_EACH = {"batch_size": 1, "train#trainer#max_epochs": 1}
 """Four steps, each of one patient."""
@@ -33,8 +34,7 @@ BROKEN = "p3"
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
-    with (run / "epochs.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_rows(run / "epochs.csv")
 
 
 def refusal(call: Callable[[], Any]) -> str:
@@ -143,26 +143,41 @@ def test_overflows_of_the_scaled_gradient_are_counted_and_no_fault(
     assert before == overflows and after < overflows, "it goes on from the scale that was found"
 
 
-def test_nan_is_a_fault_with_scaling_too(
-    dataset: Path, tmp_path: Path, scaler: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("scale", "harm", "steps", "says", "iteration"),
+    [
+        pytest.param(1024.0, times_nan, (2, 3), "loss is nan", "iteration 3", id="NaN is a fault with scaling too"),
+        pytest.param(
+            1.0, infinite_slope, (1, 2), "not by loss scaling", "iteration 2", id="a scale of one explains no overflow"
+        ),
+    ],
+)
+def test_what_loss_scaling_does_not_explain(
+    dataset: Path,
+    tmp_path: Path,
+    scaler: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+    scale: float,
+    harm: Any,
+    steps: tuple[int, int],
+    says: str,
+    iteration: str,
 ) -> None:
-    scaler(1024.0)
-    poison(monkeypatch, times_nan, 2, 3)
+    scaler(scale)
+    poison(monkeypatch, harm, *steps)
     message = refusal(
         lambda: train(dataset, tmp_path, **ONE_EACH, **{"train#trainer#amp": True, "max_nonfinite_steps": 2})
     )
-    assert "loss is nan" in message and "iteration 3" in message
+    assert says in message and iteration in message
 
 
-def test_a_scale_of_one_explains_no_overflow(
-    dataset: Path, tmp_path: Path, scaler: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+def test_a_training_that_fails_gives_the_signals_back(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scaler(1.0)
-    poison(monkeypatch, infinite_slope, 1, 2)
-    message = refusal(
-        lambda: train(dataset, tmp_path, **ONE_EACH, **{"train#trainer#amp": True, "max_nonfinite_steps": 2})
-    )
-    assert "not by loss scaling" in message and "iteration 2" in message
+    before = [signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)]
+    poison(monkeypatch, times_nan, 1)
+    refusal(lambda: train(dataset, tmp_path, max_nonfinite_steps=1))
+    assert [signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)] == before
 
 
 def test_a_validation_that_is_not_finite_is_never_the_best(
@@ -252,14 +267,8 @@ def test_readers_that_die_or_stall_are_noticed(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
-    if made.returncode:
-        pytest.skip("file systems cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with file_system(tmp_path / "disk", mebibytes=3) as folder:
+        yield folder
 
 
 def test_a_full_disk_stops_the_run_and_it_goes_on_once_there_is_space(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import subprocess
@@ -23,6 +22,7 @@ from drr2ct.pipeline.datalist import dataset_geometry, load_datalist
 from drr2ct.pipeline.memory_fallback import asked_bytes, find_out_of_memory, next_reduction, shrink_checkpoint
 from drr2ct.transforms.preprocessing import files_to_samples
 from tests.bundle.conftest import TRAIN, train
+from tests.files import read_rows
 
 CPU_MESSAGE = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
@@ -90,8 +90,8 @@ def test_a_training_goes_on_as_if_it_had_begun_so(
     assert wanted["description"]["reductions"] == []
     for name, value in wanted["network"].items():
         assert torch.allclose(value, found["network"][name], atol=1e-6), name
-    with (run / "epochs.csv").open(newline="") as file:
-        assert [row["epoch"] for row in csv.DictReader(file) if row["phase"] == "training"] == ["1", "2", "3"]
+    epochs = [row["epoch"] for row in read_rows(run / "epochs.csv") if row["phase"] == "training"]
+    assert epochs == ["1", "2", "3"]
     (message,) = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
     assert "in head (forward pass), at epoch 2, iteration 4, for 1.00 GiB more" in message
     assert "from the last checkpoint with activation checkpointing" in message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ import yaml
 from drr2ct.pipeline.bundle import bundle_file, find_input_error, run_bundle
 from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
 from tests.bundle.conftest import SMALL, TRAIN
-from tests.files import chest, write_nifti
+from tests.files import chest, read_rows, write_nifti
 
 pytestmark = pytest.mark.slow
 
@@ -69,8 +68,7 @@ def by_monai(overlays: list[str], settings: dict[str, Any]) -> list[str]:
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "epochs.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_rows(run / "epochs.csv")
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

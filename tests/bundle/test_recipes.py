@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from drr2ct.pipeline.bundle import bundle_file, find_input_error, merged_config,
 from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
 from drr2ct.pipeline.recipes import train_growing
 from tests.bundle.conftest import SMALL, TRAIN
+from tests.files import read_rows
 
 FOLDER = bundle_file(TRAIN).parent / "recipes"
 
@@ -29,8 +29,7 @@ def train_with(recipe: str, dataset: Path, output: Path, epochs: int = 2, **over
 
 
 def column(run: Path, name: str, phase: str = "training") -> list[float]:
-    with (run / "epochs.csv").open(newline="") as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row["phase"] == phase]
+    return [float(row[name]) for row in read_rows(run / "epochs.csv") if row["phase"] == phase]
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in FOLDER.glob("*.yaml")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from drr2ct.pipeline.bundle import find_input_error
 from drr2ct.pipeline.checkpoint import read_checkpoint, write_checkpoint
 from tests.bundle.conftest import train
 from tests.bundle.processes import KillAt, Slow, finish, random_fault, start
+from tests.files import read_rows
 
 EPOCHS = 4
 SETTINGS: dict[str, Any] = {
@@ -58,8 +58,8 @@ def same(first: Any, second: Any) -> bool:
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
-    with (run / "epochs.csv").open(newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+    rows = read_rows(run / "epochs.csv")
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 def scalars_of(run: Path) -> dict[str, list[tuple[int, float]]]:

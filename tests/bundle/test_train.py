@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
 from drr2ct.pipeline.handlers import CSV_COLUMNS, NonFiniteLossError
 from drr2ct.transforms.geometry import BiplanarGeometry
 from tests.bundle.conftest import TRAIN, train
+from tests.files import read_rows
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
-    with (run / "epochs.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_rows(run / "epochs.csv")
 
 
 def test_one_csv_row_per_epoch_and_phase(run: Path) -> None:

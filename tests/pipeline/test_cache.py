@@ -16,6 +16,7 @@ from monai.transforms import Compose, Invertd, RandShiftIntensityd
 
 from drr2ct.pipeline import cache
 from drr2ct.pipeline.cache import AugmentedDataset, CachedDataset, decoded, encoded, fingerprint
+from drr2ct.pipeline.loading import PatientLoader, SeededSamples
 from drr2ct.transforms.augmentation import RandQuantumNoised, RandWarpAndRenderd
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_samples
@@ -193,12 +194,10 @@ def test_a_variation_follows_from_seed_epoch_and_index_alone(items, tmp_path) ->
     cached = CachedDataset(items, files_to_samples(GEOMETRY), tmp_path)
 
     def varied(seed: int, epoch: int, index: int, detours: int = 0) -> torch.Tensor:
-        dataset = AugmentedDataset(cached, augmentation(), seed)
+        samples = SeededSamples(AugmentedDataset(cached, augmentation()), seed, "stop")
         for i in range(detours):
-            dataset.set_epoch(i)
-            dataset[i % 2]
-        dataset.set_epoch(epoch)
-        sample = dataset[index]
+            samples[i, i % 2]
+        sample = samples[epoch, index]
         assert not any(isinstance(value, MetaTensor) for value in sample.values())
         return torch.cat([sample["label"].flatten(), sample["image"].flatten()])
 
@@ -210,13 +209,14 @@ def test_a_variation_follows_from_seed_epoch_and_index_alone(items, tmp_path) ->
 
 
 def test_workers_vary_alike_and_follow_the_epoch(items, tmp_path) -> None:
-    dataset = AugmentedDataset(CachedDataset(items, files_to_samples(GEOMETRY), tmp_path), augmentation(), 1)
-    loader = torch.utils.data.DataLoader(dataset, num_workers=1, persistent_workers=True)
+    dataset = AugmentedDataset(CachedDataset(items, files_to_samples(GEOMETRY), tmp_path), augmentation())
+    loader = PatientLoader(dataset, seed=1, num_workers=1, persistent_workers=True)
+    alone = SeededSamples(dataset, 1, "stop")
     for epoch in (1, 2):
-        dataset.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)
         for index, batch in enumerate(loader):
-            assert torch.equal(batch["label"][0], dataset[index]["label"])
-            assert torch.equal(batch["image"][0], dataset[index]["image"])
+            assert torch.equal(batch["label"][0], alone[epoch, index]["label"])
+            assert torch.equal(batch["image"][0], alone[epoch, index]["image"])
 
 
 def test_without_augmentation_samples_stay_as_they_are(items, tmp_path) -> None:

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from drr2ct.pipeline.faults import explain_fault
 from drr2ct.pipeline.inspection import checkpoint_facts
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
+from tests.files import file_system
 
 STAGES = [{"channels": 8, "scale": 1, "growth": 4, "layers": 1, "lift_channels": 4}]
 
@@ -142,15 +144,9 @@ def test_the_folder_is_synced_after_the_rename(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
-    if made.returncode:
-        pytest.skip("file systems cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with file_system(tmp_path / "disk", mebibytes=1) as folder:
+        yield folder
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(content: dict[str, Any], small_disk: Path) -> None:

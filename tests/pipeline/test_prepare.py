@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import gzip
 import json
@@ -19,7 +18,7 @@ from drr2ct.pipeline.datalist import PARTS, load_datalist
 from drr2ct.pipeline.prepare import PrepareSettings, Summary, prepare
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
-from tests.files import chest, write_nifti
+from tests.files import chest, read_rows, write_nifti
 from tests.pipeline.dicom_files import SHAPE, write_series
 from tests.pipeline.test_dicom_series import put
 
@@ -40,11 +39,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def series_table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def test_a_nested_tree_becomes_a_data_set(tmp_path: Path) -> None:
     source, dest = tmp_path / "TCIA download", tmp_path / "set"
     for i in range(3):
@@ -58,7 +52,7 @@ def test_a_nested_tree_becomes_a_data_set(tmp_path: Path) -> None:
     assert sorted(item["patient"] for item in items) == ["LIDC-0 ä", "LIDC-1 ä", "LIDC-2 ä"]
     assert nib.load(items[0]["label"]).shape == SHAPE
     assert BiplanarGeometry.load(dest / "geometry.json") == GEOMETRY
-    reasons = [(Path(row["source"]).name, row["used"], row["reason"]) for row in series_table(dest / "series.csv")][:3]
+    reasons = [(Path(row["source"]).name, row["used"], row["reason"]) for row in read_rows(dest / "series.csv")][:3]
     assert [r[:2] for r in reasons] == [("thin", "yes"), ("short", "no"), ("tilted", "no")]
     assert "more slices" in reasons[1][2] and "gantry tilt" in reasons[2][2]
 
@@ -74,7 +68,7 @@ def test_the_worked_example_of_the_documentation(tmp_path: Path) -> None:
         write_series(source / path, patient=path.split("/")[0], spacing=(1.0, 1.0, 2.5), **arguments)
     assert run(source, dest).ready == 1
     page = (Path(__file__).parents[2] / "docs" / "your-data.md").read_text(encoding="utf-8")
-    rows = series_table(dest / "series.csv")
+    rows = read_rows(dest / "series.csv")
     assert len(rows) == 3
     for row in rows:
         assert f"| {row['patient']} | {row['source']} | {row['used']} | {row['reason']} |" in page
@@ -91,7 +85,7 @@ def test_nothing_of_the_header_but_geometry_is_copied(tmp_path: Path) -> None:
         plain = gzip.decompress(data) if name.endswith(".gz") else data
         for secret in (b"Secret", b"19500101", b"200001"):
             assert secret not in plain and secret.decode() not in name, name
-    assert {row["source"] for row in series_table(tmp_path / "link.csv")} >= {"Secret0/s", "Secret1/s"}
+    assert {row["source"] for row in read_rows(tmp_path / "link.csv")} >= {"Secret0/s", "Secret1/s"}
     with pytest.raises(InputError, match=r"other settings \(names\)"):
         run(source, dest, key=b"another key of 16")
 
@@ -161,7 +155,7 @@ def test_one_bad_patient_does_not_stop_the_run(tmp_path: Path, name: str) -> Non
     write(source / "bad.nii.gz")
     summary = run(source, dest)
     assert (summary.ready, summary.failed, summary.complete) == (3, 1, True)
-    (row,) = [row for row in series_table(dest / "series.csv") if row["patient"] == "bad"]
+    (row,) = [row for row in read_rows(dest / "series.csv") if row["patient"] == "bad"]
     assert reason in row["reason"] and str(tmp_path) not in row["reason"]
     write_nifti(source / "bad.nii.gz", chest((20, 18, 16), seed=9))
     assert run(source, dest).made == 1  # repaired
@@ -172,7 +166,7 @@ def test_the_next_best_series_is_used_if_the_best_cannot_be_read(tmp_path: Path)
     write_series(source / "dark", np.full((20, 20, 20), 40.0), series="1")
     write_series(source / "good", series="2")
     assert run(source, dest).ready == 1
-    rows = {row["source"]: row for row in series_table(dest / "series.csv")}
+    rows = {row["source"]: row for row in read_rows(dest / "series.csv")}
     assert rows["good"]["used"] == "yes" and "same value" in rows["dark"]["reason"]
 
 
