@@ -369,7 +369,8 @@ def _hu_figures(pred: Volume, truth: Volume, body: Mask) -> dict[str, float]:
     sums = {name: np.zeros(3) for name in names}  # |error|, error, voxels
     for p, t, inside in _planes(pred, truth, body, window=HU_WINDOW):
         error = p - t
-        sums[""] += float(error.abs().sum(dtype=torch.float64)), 0.0, error.numel()
+        signed = float(error.sum(dtype=torch.float64))
+        sums[""] += float(error.abs().sum(dtype=torch.float64)), signed, error.numel()
         error, there = error.masked_select(inside), t.masked_select(inside)
         tissues = {name: (there >= low) & (there <= high) for name, (low, high) in TISSUES.items()}
         parts = {"body": error, **{name: error.masked_select(mask) for name, mask in tissues.items()}}
@@ -418,11 +419,6 @@ REPROJECTION_FIGURES = ("reprojection_mae", "reprojection_bias")
 def lower_is_better(figure: str) -> bool:
     """Errors, biases and distances, as opposed to similarities."""
     return figure.startswith(("mae_", "bias_", "hd95_", "reprojection_"))
-
-
-def higher_is_better(figure: str) -> bool:
-    """Similarities, PSNR and the chirality margin."""
-    return not lower_is_better(figure)
 
 
 class ReconstructionMetric(RegressionMetric):

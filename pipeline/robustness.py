@@ -61,13 +61,15 @@ def turned(geometry: BiplanarGeometry, angle_deg: float) -> BiplanarGeometry:
     )
 
 
-def degrade(line_integrals: Radiographs, condition: Condition, pitch_mm: float, seed: int = 0) -> Radiographs:
+def degrade(
+    line_integrals: Radiographs, condition: Condition, pitches_mm: Sequence[float], seed: int = 0
+) -> Radiographs:
     """Radiographs under ``photons``, ``blur`` or ``exposure``; as they are under any other condition.
 
     Args:
         line_integrals: of the views.
         condition: which change.
-        pitch_mm: edge length of a pixel on the detector.
+        pitches_mm: edge length of a pixel on the detector, of each view.
         seed: of the noise.
     """
     value = condition.value or 0.0
@@ -77,11 +79,13 @@ def degrade(line_integrals: Radiographs, condition: Condition, pitch_mm: float, 
         return transmission_to_line_integral(counts, value, 0.5)
     if condition.name == "blur":
         # the detector sees intensities, so these are blurred, with the border continued
-        sigma = value / pitch_mm
-        border = int(4 * sigma) + 1
-        padded = F.pad(torch.exp(-line_integrals)[None], [border] * 4, mode="replicate")
-        blurred = GaussianFilter(2, sigma)(padded)[0]
-        return -torch.log(blurred[:, border:-border, border:-border])
+        views = []
+        for view, pitch_mm in zip(line_integrals, pitches_mm, strict=True):
+            sigma = value / pitch_mm
+            border = int(4 * sigma) + 1
+            padded = F.pad(torch.exp(-view)[None, None], [border] * 4, mode="replicate")
+            views.append(-torch.log(GaussianFilter(2, sigma)(padded)[0, 0, border:-border, border:-border]))
+        return torch.stack(views)
     if condition.name == "exposure":
         return transmission_to_line_integral(value * torch.exp(-line_integrals), 1.0, 1e-12)
     return line_integrals
@@ -115,6 +119,7 @@ def run_robustness(
     items = load_datalist(dataset_dir, part, [view.name for view in geometry.views], *split)
     refuse_leakage(checkpoint, description, items)
     items = [{key: value for key, value in item.items() if key != "image"} for item in items]
+    pitches_mm = [view.pixel_pitch_mm for view in geometry.views]
     metric = ReconstructionMetric(ROBUSTNESS_FIGURES)
     todo = conditions(geometry.grid.size)
     loaders: dict[float, Callable] = {
@@ -141,7 +146,7 @@ def run_robustness(
                 found[condition][patient] = metric.compute(resampled, to_hu(other_grid(item)["label"]))
                 continue
             image = loaders[condition.value or 0.0](item)["image"] if condition.name == "view_angle" else clean["image"]
-            changed = degrade(image * LINE_INTEGRAL_SCALE, condition, geometry.views[0].pixel_pitch_mm, seed + number)
+            changed = degrade(image * LINE_INTEGRAL_SCALE, condition, pitches_mm, seed + number)
             made = whole if condition.name == "clean" else reconstruct(changed / LINE_INTEGRAL_SCALE)
             found[condition][patient] = metric.compute(made, truth)
     return _write(Path(output_dir), found, todo[0])

@@ -1,6 +1,7 @@
 """Figures against independent implementations, hand-computed cases, and volumes that only look good."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,9 +51,10 @@ def test_psnr_and_ssim_are_those_of_skimage():
         )
 
 
-def test_ms_ssim_is_monais():
-    truth, pred = volume(64), blurred(volume(64))
-    weights = np.array(metrics.MS_SSIM_WEIGHTS[:3])
+@pytest.mark.parametrize(("size", "scales"), [(64, 3), pytest.param(176, 5, marks=pytest.mark.slow)])
+def test_ms_ssim_is_monais(size, scales):
+    truth, pred = volume(size), blurred(volume(size))
+    weights = np.array(metrics.MS_SSIM_WEIGHTS[:scales])
     monai = MultiScaleSSIMMetric(3, data_range=2500.0, weights=(weights / weights.sum()).tolist())
     x, y = pred.clamp(*metrics.DEFAULT_WINDOW), truth.clamp(*metrics.DEFAULT_WINDOW)
     expected = float(monai(x[None], y[None]))
@@ -105,6 +107,23 @@ def test_tissue_errors_by_hand():
     assert math.isnan(got["mae_hu_lung"]) and math.isnan(got["dice_lung"])
     assert got["bias_hu_body"] == pytest.approx((8 * -300 + 8 * 10) / 12**3)
     assert got["mae_hu"] == pytest.approx((8 * 300 + 8 * 10) / 20**3, rel=1e-5)
+
+
+def test_tissues_take_both_ends_of_their_range_and_bone_begins_above_it():
+    truth = torch.full((1, 20, 20, 20), -1000.0)
+    truth[:, 2:18, 2:18, 2:18] = 50.0
+    ends = (-950.0, -500.0, -951.0, -499.0, -150.0, -30.0, 0.0, 100.0, 300.0, 301.0)
+    for x, hu in enumerate(ends, start=5):
+        truth[0, x, 10, 10] = hu
+    pred = truth + torch.arange(20.0)[None, :, None, None]  # so that a voxel's error says which it is
+    got = ReconstructionMetric().compute(pred, truth)
+    assert got["bias_hu_lung"] == pytest.approx((5 + 6) / 2)
+    assert got["bias_hu_fat"] == pytest.approx((9 + 10) / 2)
+    assert got["bias_hu_bone"] == pytest.approx((13 + 14) / 2)
+    masks = metrics.structure_masks(truth, metrics.body_mask(truth))
+    assert masks["body"][0, 2:18, 2:18, 2:18].all() and masks["body"].sum() == 16**3
+    assert masks["lung"].nonzero()[:, 1].tolist() == [5, 7]  # below −500 HU
+    assert masks["bone"].nonzero()[:, 1].tolist() == [14]  # above 300 HU
 
 
 def test_overlap_is_monais_and_shifted_cube_by_hand():
@@ -163,6 +182,21 @@ def test_legacy_figure_by_hand():
     first = (10 * math.log10(4095**2 / 100) + 11 * 100) / 12
     others = 10 * math.log10(4095**2 / (100 / 12))
     assert metrics.legacy_x2ct_psnr(pred, truth) == pytest.approx((first + 2 * others) / 3)
+    # HU + 1024 is clipped to 0…2500: beyond its ends there is no error
+    assert metrics.legacy_x2ct_psnr(torch.full_like(truth, 3000.0), torch.full_like(truth, 1476.0)) == 100
+    assert metrics.legacy_x2ct_psnr(torch.full_like(truth, -2000.0), truth) == 100
+
+
+def test_the_page_on_evaluation_defines_every_figure():
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    families = {f"{what}_hu_{part}": f"{what}_hu_X" for what in ("mae", "bias") for part in ("body", *metrics.TISSUES)}
+    families |= {f"{what}_{part}": f"{what}_X" for what in ("dice", "nsd", "hd95") for part in metrics.STRUCTURES}
+    for name in (*metrics.FIGURES, *metrics.REPROJECTION_FIGURES):
+        column = name.removesuffix("_body") if name.startswith(("psnr", "ssim")) else families.get(name, name)
+        assert f"`{column}`" in page, name
+    assert "`…_body`" in page
+    for name in (*metrics.STRUCTURES, *metrics.TISSUES):
+        assert name in page, name
 
 
 def test_identical_volumes_are_perfect():
@@ -205,6 +239,19 @@ def test_mirrored_and_mean_volumes_are_exposed():
     symmetric = (truth + truth.flip(1)) / 2
     mean = metric.compute(symmetric, truth)
     assert mean["chirality_db"] == pytest.approx(0, abs=1e-3)
+
+
+def test_the_mean_of_other_patients_scores_below_a_reconstruction_everywhere():
+    def patient(shift: int, seed: int) -> torch.Tensor:
+        return volume(seed=seed).roll((shift, -shift, shift), dims=(1, 2, 3))
+
+    truth = patient(0, 0)
+    average = torch.stack([patient(shift, seed) for seed, shift in enumerate((-6, -3, 3, 6), start=1)]).mean(dim=0)
+    metric = ReconstructionMetric()
+    good, mean = metric.compute(blurred(truth), truth), metric.compute(average, truth)
+    for name in ("psnr", "psnr_body", "ssim", "ssim_body", "gms_body", "dice_lung", "nsd_body", "chirality_db"):
+        assert good[name] > mean[name], name
+    assert good["mae_hu_bone"] < mean["mae_hu_bone"]
 
 
 def test_a_blurred_volume_loses_sharpness():

@@ -98,6 +98,14 @@ def test_page_says_what_it_must(report: Path):
     assert page.count(NOT_MEASURED) > 3  # baselines, other tissues, robustness, epochs 50 and 100
 
 
+def test_page_says_how_it_was_made(report: Path):
+    page = report.read_text()
+    for fact in ("metric_window", "dataset_dir", "torch", "monai", "1500", "1800", "11.25"):
+        assert fact in page, fact  # configuration, versions, geometry
+    assert "legacy" not in re.sub(r"<script.*?</script>", "", page, flags=re.S)  # in words:
+    assert figure_name("legacy_x2ct_psnr") == "PSNR as older tables have it (X2CT, not comparable; dB)"
+
+
 def test_page_needs_nothing_else(report: Path):
     page = report.read_text()
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
@@ -179,6 +187,25 @@ def test_comparison_counts_voxels_and_parameters(tmp_path: Path):
     network = create_network("cascade64", geometry=GEOMETRY)
     assert row["parameters"] == f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} million"
     assert row["grid"].startswith("32³") and row["voxel (mm)"] == "11.25" and row["epochs"] == "12"
+
+
+def test_runs_on_two_grids_are_compared(tmp_path: Path):
+    coarse, fine = make_run(tmp_path, "coarse"), make_run(tmp_path, "fine", epochs=20, gain=1.0, memory=True)
+    network = create_network("cascade64", geometry=GEOMETRY.resized(size=16))
+    description = describe(network, "cascade64", "cube", {"training": [], "validation": []})
+    write_checkpoint(
+        coarse / "checkpoints" / "best_psnr.pt", {"network": network.state_dict(), "description": description}
+    )
+    runs = [open_run(coarse, label="16³"), open_run(fine, label="32³")]
+    table = comparison_table(runs)
+    row = {name: values for name, *values in table.rows}
+    assert table.columns == ("", "16³", "32³")
+    assert [value.split(" ")[0] for value in row["grid"]] == ["16³", "32³"]
+    assert row["voxel (mm)"] == ["22.50", "11.25"] and row["epochs"] == ["12", "20"]
+    assert row["peak memory (GiB)"] == [NOT_MEASURED, "3.5"] and row["training time"] == ["24 min", "40 min"]
+    assert row["parameters"][0] != row["parameters"][1]  # the learned volume is smaller
+    assert [float(value) for value in row["test PSNR (dB)"]] == pytest.approx([23.67, 24.67], abs=0.01)
+    assert "16³" in write_report([fine, coarse], console=Console(quiet=True)).read_text()
 
 
 def test_a_stored_prediction_on_the_grid_is_taken_as_it_is(tmp_path: Path):

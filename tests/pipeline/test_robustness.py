@@ -14,28 +14,37 @@ from drr2ct.transforms.validation import InputError
 from tests.files import chest, write_nifti
 
 LINES = torch.full((2, 64, 64), 3.0)
+PITCHES = [1.0, 1.0]
 
 
 def test_noise_has_the_variance_of_its_counts():
-    noisy = degrade(LINES, Condition("photons", 1e5), 1.0)
+    noisy = degrade(LINES, Condition("photons", 1e5), PITCHES)
     # Var(ln n) ≈ 1 / n, n = 1e5 · e^-3
     assert noisy.var().item() == pytest.approx(1 / (1e5 * torch.exp(torch.tensor(-3.0)).item()), rel=0.1)
-    assert torch.equal(noisy, degrade(LINES, Condition("photons", 1e5), 1.0))
-    assert not torch.equal(noisy, degrade(LINES, Condition("photons", 1e5), 1.0, seed=1))
+    assert torch.equal(noisy, degrade(LINES, Condition("photons", 1e5), PITCHES))
+    assert not torch.equal(noisy, degrade(LINES, Condition("photons", 1e5), PITCHES, seed=1))
 
 
 def test_exposure_shifts_line_integrals():
-    torch.testing.assert_close(degrade(LINES, Condition("exposure", 0.5), 1.0), LINES + 0.693147)
+    torch.testing.assert_close(degrade(LINES, Condition("exposure", 0.5), PITCHES), LINES + 0.693147)
 
 
 def test_blur_spreads_intensity_over_millimetres():
     lines = torch.full((1, 65, 65), 50.0)
     lines[0, 32, 32] = 0.0
-    spread = torch.exp(-degrade(lines, Condition("blur", 4.0), 2.0))[0]
+    spread = torch.exp(-degrade(lines, Condition("blur", 4.0), [2.0]))[0]
     assert spread.sum().item() == pytest.approx(1, abs=0.01)
     offsets = torch.arange(65.0) - 32
     assert (spread.sum(0) * offsets**2).sum().item() == pytest.approx(4, rel=0.1)  # (4 mm / 2 mm)²
-    torch.testing.assert_close(degrade(LINES, Condition("blur", 2.0), 1.0), LINES, rtol=1e-3, atol=0)
+    torch.testing.assert_close(degrade(LINES, Condition("blur", 2.0), PITCHES), LINES, rtol=1e-3, atol=0)
+
+
+def test_every_view_is_blurred_by_its_own_pitch():
+    lines = torch.full((2, 65, 65), 50.0)
+    lines[:, 32, 32] = 0.0
+    spread = torch.exp(-degrade(lines, Condition("blur", 4.0), [2.0, 1.0]))
+    variances = [(view.sum(0) * (torch.arange(65.0) - 32) ** 2).sum().item() for view in spread]
+    assert variances == pytest.approx([4, 16], rel=0.1)  # in pixels: (4 mm / 2 mm)², (4 mm / 1 mm)²
 
 
 def test_only_the_last_view_is_turned_and_all_conditions_are_there():
