@@ -206,18 +206,33 @@ def load_datalist(
     """
     if part not in PARTS:
         raise InputError(f"data list part {part!r} is unknown; choose from {', '.join(PARTS)}.")
+    parts = load_parts(dataset_dir, views, fractions, seed)
+    if not parts[part]:
+        raise InputError(f"data list {Path(dataset_dir) / 'dataset.json'} has no patients under {part!r}; add some.")
+    return parts[part]
+
+
+def load_parts(
+    dataset_dir: str | Path,
+    views: Sequence[str] = ("pa", "lat"),
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+) -> dict[str, list[dict[str, Any]]]:
+    """All parts of a data set, some of which may be empty; see :func:`load_datalist`.
+
+    Raises:
+        InputError: if the folder or a listed file is missing, or a patient is in two parts.
+    """
     listing = Path(dataset_dir) / "dataset.json"
     if not listing.is_file():
-        return split_patients(find_patients(dataset_dir, views), fractions, seed)[part]
+        return split_patients(find_patients(dataset_dir, views), fractions, seed)
     try:
         content = json.loads(listing.read_text())
         parts = {name: [_join_paths(listing.parent, item) for item in content.get(name, [])] for name in PARTS}
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"data list {listing} is not a MONAI data list in JSON ({error}); write it again.") from error
     _check_datalist(listing, parts, len(views))
-    if not parts[part]:
-        raise InputError(f"data list {listing} has no patients under {part!r}; add some.")
-    return parts[part]
+    return parts
 
 
 def _join_paths(root: Path, item: dict[str, Any]) -> dict[str, Any]:

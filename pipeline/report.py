@@ -35,7 +35,7 @@ from rich.progress import Progress
 
 from drr2ct.networks import CascadeConfig, ProgressiveCascade
 from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
-from drr2ct.pipeline.datalist import PARTS, load_datalist
+from drr2ct.pipeline.datalist import PARTS, load_parts
 from drr2ct.pipeline.evaluation import compare_all, read_patients, summarise_all
 from drr2ct.pipeline.figures import DISPLAY_WINDOW, ERROR_RANGE, save_figure
 from drr2ct.pipeline.metrics import DEFAULT_WINDOW, SURFACE_TOLERANCE_MM, TISSUES, WINDOWS
@@ -241,13 +241,7 @@ def load_cases(run: Run, chosen: Mapping[str, str], dataset_dir: str | Path | No
         raise InputError(f"data set {dataset_dir} of run {run.folder} does not exist; give --dataset.")
     views = [view.name for view in run.geometry.views]
     split = {"fractions": run.config.get("split_fractions", (0.8, 0.1, 0.1)), "seed": run.config.get("split_seed", 0)}
-    items: dict[str, Any] = {}
-    for part in reversed(PARTS):
-        try:
-            listed = load_datalist(dataset_dir, part, views, **split)
-        except InputError:  # a data set for testing has no other part
-            continue
-        items |= {item["patient"]: item for item in listed}
+    items = {item["patient"]: item for part in load_parts(dataset_dir, views, **split).values() for item in part}
     load = files_to_samples(
         run.geometry,
         run.description["mode"],
