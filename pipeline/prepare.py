@@ -450,10 +450,9 @@ def prepare(
             f"source {source} holds no usable CT; the first of {len(candidates)} left out, "
             f"{os.path.relpath(candidates[0].source, source)}, is: {candidates[0].reason}."
         )
-    stray = sorted(
-        path.parent.name for path in dest.glob("*/*.json") if path.stem == path.parent.name
-        and path.stem not in {job.name for job in jobs}
-    )  # fmt: skip
+    names = {job.name for job in jobs}
+    found = (path for path in dest.glob("*/*.json") if path.stem == path.parent.name)
+    stray = sorted(path.stem for path in found if path.stem not in names)
     if stray:
         raise InputError(
             f"{dest} holds {len(stray)} patients that the source lacks ({stray[0]}); choose another folder."
@@ -471,8 +470,9 @@ def prepare(
             seconds[step] += value
         if outcome.error:
             console.print(f"{outcome.name} left out: {outcome.error}", markup=False)
-    complete = all(is_ready(dest, job) or _failure_file(dest, job.name).exists() for job in jobs)
     ready = [job for job in jobs if is_ready(dest, job)]
+    done = {job.name for job in ready}
+    complete = all(job.name in done or _failure_file(dest, job.name).exists() for job in jobs)
     if complete:
         _finish(dest, source, settings, jobs, ready, candidates, report, console)
         if world == 1:  # what a run killed while it wrote left behind; of several ranks, one may be writing

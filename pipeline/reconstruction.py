@@ -7,6 +7,7 @@ run it.
 from __future__ import annotations
 
 import datetime
+import glob
 import hashlib
 import json
 import logging
@@ -677,7 +678,7 @@ def _on_parts(network: nn.Module, done: Callable[[float], None]) -> list[Any]:
 
 def _remove_stale(volume: Path) -> None:
     """Temporary files of the same volume that a killed run left."""
-    for path in volume.parent.glob(f".{'[0-9a-f]' * 32}.{volume.name}"):
+    for path in volume.parent.glob(f".{'[0-9a-f]' * 32}.{glob.escape(volume.name)}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -346,7 +346,9 @@ class LoadRadiographsd(MapTransform):
                 )
         if self.intensity == "display":
             covered = place(torch.ones_like(image))[0] > 0.5
-            placed, found = self._picture_to_line_integrals(index, placed / DISPLAY_MAXIMUM, covered, found, name)
+            picture = placed / DISPLAY_MAXIMUM
+            feet_first = self.vertical_flip and "patient_orientation" not in metadata
+            placed, found = self._picture_to_line_integrals(index, picture, covered, found, name, feet_first)
         return placed, notes + found
 
     def _picture_to_line_integrals(
@@ -356,6 +358,7 @@ class LoadRadiographsd(MapTransform):
         covered: Bool[Tensor, "rows columns"],
         notes: list[str],
         name: str,
+        feet_first: bool,
     ) -> tuple[Float[Tensor, "rows columns"], list[str]]:
         """A picture from 0 to 1 in which dense is bright, or, if it is found to be so, dark."""
         candidates = {False: picture, True: (1 - picture) * covered}
@@ -375,7 +378,7 @@ class LoadRadiographsd(MapTransform):
             if self.inverted is None:
                 template = np.asarray(stored["thumbnail"], dtype=np.float32)
                 as_it_is, turned = (
-                    correlation(thumbnail(m.flip(0) if self.vertical_flip else m), template) for m in matched.values()
+                    correlation(thumbnail(m.flip(0) if feet_first else m), template) for m in matched.values()
                 )
                 inverted = turned > as_it_is + POLARITY_MARGIN
             else:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drr2ct.pipeline.bundle import bundle_file, find_input_error, run_bundle
 from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
+from drr2ct.pipeline.datalist import load_datalist
 from drr2ct.pipeline.handlers import CSV_COLUMNS, NonFiniteLossError
 from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.preprocessing import files_to_samples
+from drr2ct.transforms.radiograph_intensity import radiograph_statistics
 from tests.bundle.conftest import TRAIN, train
 from tests.files import read_rows
 
@@ -137,3 +141,14 @@ def test_every_network_trains_by_overlay(dataset: Path, tmp_path: Path, name: st
     description = read_checkpoint(tmp_path / "checkpoints" / "best_psnr.pt")["description"]
     assert description["name"] == name
     assert description["mode"] == ("resize" if name.startswith("direct") else "cube")
+
+
+def test_the_checkpoint_knows_what_its_training_radiographs_look_like(dataset: Path, run: Path) -> None:
+    description = read_checkpoint(run / "checkpoints" / "last.pt")["description"]
+    geometry = BiplanarGeometry.from_dict(description["config"]["geometry"])
+    items = load_datalist(dataset, "training")
+    assert [item["patient"] for item in items] == description["patients"]["training"]
+    samples = [files_to_samples(geometry)(item) for item in items]
+    wanted = radiograph_statistics(samples)
+    for found, view in zip(description["radiographs"]["views"], wanted["views"], strict=True):
+        np.testing.assert_allclose(found["thumbnail"], view["thumbnail"], atol=1e-3)

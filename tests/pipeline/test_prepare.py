@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import gzip
+import hashlib
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -12,11 +14,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from PIL import Image
 
 import drr2ct.pipeline.prepare as module
 from drr2ct.pipeline.datalist import PARTS, load_datalist
 from drr2ct.pipeline.prepare import PrepareSettings, Summary, prepare
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+from drr2ct.transforms.radiograph import DISPLAY_MAXIMUM, PNG_COUNTS, read_radiograph
 from drr2ct.transforms.validation import InputError
 from tests.files import chest, read_rows, write_nifti
 from tests.pipeline.dicom_files import SHAPE, write_series
@@ -55,6 +60,43 @@ def test_a_nested_tree_becomes_a_data_set(tmp_path: Path) -> None:
     reasons = [(Path(row["source"]).name, row["used"], row["reason"]) for row in read_rows(dest / "series.csv")][:3]
     assert [r[:2] for r in reasons] == [("thin", "yes"), ("short", "no"), ("tilted", "no")]
     assert "more slices" in reasons[1][2] and "gantry tilt" in reasons[2][2]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_pictures_hold_the_line_integrals_of_the_files_beside_them(tmp_path: Path, bits: int) -> None:
+    run(volumes(tmp_path / "source", 3), tmp_path / "set", png_bits=bits)
+    full = DISPLAY_MAXIMUM / 255 if bits == 8 else 1 / PNG_COUNTS
+    for view in ("pa", "lat"):
+        stem = tmp_path / "set" / "p1" / f"p1_{view}_drr"
+        picture = np.asarray(Image.open(stem.with_suffix(".png")))
+        assert picture.dtype == (np.uint8 if bits == 8 else np.uint16)
+        exact = read_radiograph(stem.with_suffix(".nii.gz"), "line_integral")[0].numpy()
+        assert exact.max() > 1
+        np.testing.assert_allclose(picture * full, exact, atol=full)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_volumes_of_other_kinds_become_the_same_data_set(tmp_path: Path, ending: str) -> None:
+    for path in sorted(volumes(tmp_path / "nifti", 3).iterdir()):
+        image = sitk.ReadImage(str(path))
+        (tmp_path / "other").mkdir(exist_ok=True)
+        sitk.WriteImage(image, str(tmp_path / "other" / path.name.replace(".nii.gz", ending)))
+    for kind in ("nifti", "other"):
+        assert run(tmp_path / kind, tmp_path / f"set {kind}").ready == 3
+    a, b = (nib.load(tmp_path / f"set {kind}" / "p2" / "p2.nii.gz") for kind in ("nifti", "other"))
+    np.testing.assert_array_equal(a.get_fdata(), b.get_fdata())
+    np.testing.assert_allclose(a.affine, b.affine, atol=1e-4)
+
+
+def test_the_record_says_what_a_patient_was_made_of(tmp_path: Path) -> None:
+    source = volumes(tmp_path / "source", 3)
+    run(source, tmp_path / "set")
+    record = json.loads((tmp_path / "set" / "provenance.json").read_text())
+    assert record["versions"]["torch"] == importlib.metadata.version("torch")
+    assert record["settings"]["png_bits"] == 16
+    for i in range(3):
+        digest = hashlib.sha256((source / f"p{i}.nii.gz").read_bytes()).hexdigest()
+        assert record["patients"][f"p{i}"]["source_sha256"] == digest
 
 
 def test_the_worked_example_of_the_documentation(tmp_path: Path) -> None:

@@ -584,6 +584,21 @@ def test_an_inverted_picture_is_noticed_and_turned(tmp_path):
     torch.testing.assert_close(plain.as_tensor(), load(files, geometry, intensity="display").as_tensor())
 
 
+def test_polarity_is_found_where_only_some_files_need_turning(tmp_path):
+    """Feet first is said of the PNG; the DICOM states its own orientation."""
+    _, expected = chest_radiographs()
+    geometry = BiplanarGeometry.from_angles(chest()[1], detector_size=96)
+    statistics = radiograph_statistics([{"image": expected / LINE_INTEGRAL_SCALE}])
+    pa, lat = (4095 - (image / image.max() * 4095).round().numpy().astype(np.uint16) for image in expected)
+    stated = save_dicom(tmp_path / "pa.dcm", pa, 12, PatientOrientation=["L", "F"])
+    Image.fromarray((lat[::-1] // 16).astype(np.uint8)).save(tmp_path / "lat.png")
+    options = {"intensity": "display", "fit": "pitch", "statistics": statistics}
+    found = load([stated, tmp_path / "lat.png"], geometry, vertical_flip=True, **options)
+    assert sum("was inverted" in note for note in found.meta["assumptions"]) == 2
+    for image, wanted in zip(found, expected, strict=True):
+        assert np.corrcoef(image.flatten(), wanted.flatten())[0, 1] > 0.9
+
+
 @pytest.mark.parametrize("pitch", [None, 1.0])
 def test_collimation_becomes_air(tmp_path, pitch):
     """It stays in place where the pitch is known; without one, what is left after cropping spans the detector."""
