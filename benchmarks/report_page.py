@@ -2,8 +2,8 @@
 
 python benchmarks/report_page.py --output DIR [--cts DIR] [--patients 3]
 
-The page holds what it holds for a real run: best, median and worst patient in the viewer, all figures and tables. The
-sample CT comes first, then those of --cts. Prints megabytes and seconds.
+The page holds what it holds for a real run: all figures and tables, and as many patients in the viewer as fit, the
+median first. The sample CT comes first, then those of --cts. Prints megabytes and seconds.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from rich.console import Console
 
 from drr2ct.networks import create_network
 from drr2ct.pipeline.checkpoint import describe, write_checkpoint
+from drr2ct.pipeline.datalist import write_datalist
 from drr2ct.pipeline.demo import real_cts, sample_ct
-from drr2ct.pipeline.evaluation import write_table
+from drr2ct.pipeline.evaluation import FORMAT, patient_records, write_table
 from drr2ct.pipeline.export import write_volume
 from drr2ct.pipeline.handlers import CSV_COLUMNS
 from drr2ct.pipeline.metrics import REPROJECTION_FIGURES, ReconstructionMetric
 from drr2ct.pipeline.reconstruction import place_on_grid
 from drr2ct.pipeline.report import write_report
-from drr2ct.transforms.files import write_csv
+from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.preprocessing import files_to_samples
 
 
@@ -40,16 +41,17 @@ def main() -> None:
     cts = {sample.parent.name: sample, **(real_cts(arguments.cts) if arguments.cts else {})}
     items = [{"patient": name, "label": str(path.resolve())} for name, path in cts.items()][: arguments.patients]
 
-    run = arguments.output / "run"
+    run, data = arguments.output / "run", arguments.output / "data"
     network = create_network("cascade256")
     description = {**describe(network, "cascade256", "cube", {"training": [], "validation": []}), "epoch": 200}
     content = {"network": network.state_dict(), "description": description}
     write_checkpoint(run / "checkpoints" / "best_psnr.pt", content)
     for item in items:
-        folder = arguments.output / "data" / item["patient"]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.symlink_to(Path(item["label"]).parent)
-    (run / "config.yaml").write_text(f"dataset_dir: {arguments.output / 'data'}\nmetric_window: [-1024.0, 1476.0]\n")
+        data.mkdir(parents=True, exist_ok=True)
+        (data / item["patient"]).symlink_to(Path(item["label"]).parent)
+    listed = [{**item, "label": str(data / item["patient"] / Path(item["label"]).name)} for item in items]
+    write_datalist(data, {"training": [], "validation": [], "test": listed}, "for a benchmark")
+    (run / "config.yaml").write_text(f"dataset_dir: {data}\nmetric_window: [-1024.0, 1476.0]\n")
     curves = [
         [epoch, phase, 0.2 / epoch**0.5, 20 + epoch**0.4, 0.6 - 0.3 / epoch, 1e-4, seconds, 0]
         for epoch in range(1, 201)
@@ -70,11 +72,15 @@ def main() -> None:
         figures[patient] = ReconstructionMetric().compute(made, truth) | dict.fromkeys(REPROJECTION_FIGURES, 0.05)
         console.print(f"{patient}: {figures[patient]['psnr']:.1f} dB")
     write_table(run / "evaluation" / "patients.csv", figures)
+    records = {"format": FORMAT, "patients": patient_records(figures)}
+    write_json(run / "evaluation" / "patients.json", records)
 
     began = time.monotonic()
     page = write_report([run], console=Console(quiet=True))
     size, seconds = page.stat().st_size / 1e6, time.monotonic() - began
-    console.print(f"{page}: {size:.1f} MB for {len(items)} patients at 256³, written in {seconds:.0f} s")
+    console.print(
+        f"{page}: {size:.1f} MB for {len(items)} patient{'s' * (len(items) != 1)} at 256³, written in {seconds:.0f} s"
+    )
 
 
 if __name__ == "__main__":

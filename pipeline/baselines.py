@@ -15,11 +15,12 @@ from rich.progress import track
 from torch import Tensor
 
 from drr2ct.networks.lifting import BackprojectionLift
-from drr2ct.pipeline.datalist import load_datalist
+from drr2ct.pipeline.datalist import load_parts
 from drr2ct.pipeline.distributed import is_main_process
 from drr2ct.pipeline.evaluation import (
     FORMAT,
     compare_all,
+    number_text,
     patient_records,
     plain,
     read_patients,
@@ -30,7 +31,6 @@ from drr2ct.pipeline.metrics import FIGURES, ReconstructionMetric
 from drr2ct.transforms.attenuation import HU_BONE, LINE_INTEGRAL_SCALE, MU_BONE, MU_WATER
 from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import HU_WINDOW, to_hu
 
 _THUMBNAIL = 64
@@ -153,10 +153,8 @@ def write_baselines(
     """
     if not is_main_process():
         return
-    try:
-        candidates = load_datalist(dataset_dir, "training", [view.name for view in geometry.views], *split)
-    except InputError:  # a data set for testing has no other part
-        candidates = []
+    # a data set for testing has no other part
+    candidates = load_parts(dataset_dir, [view.name for view in geometry.views], *split)["training"]
     training = trained_on(description, candidates)
     found = evaluate_baselines(test, training, load, geometry)
     model = read_patients(output_dir)
@@ -167,8 +165,6 @@ def write_baselines(
             "figures": plain(summarise_all(figures)),
             "gain": plain(compare_all(model, figures)),
         }
-        rows += [
-            [name, patient, *(f"{v:.6g}" if v == v else "" for v in row.values())] for patient, row in figures.items()
-        ]
+        rows += [[name, patient, *map(number_text, row.values())] for patient, row in figures.items()]
     write_csv(Path(output_dir) / "baselines.csv", ["baseline", "patient", *FIGURES], rows)
     write_json(Path(output_dir) / "baselines.json", {"format": FORMAT, "baselines": entries})

@@ -127,11 +127,14 @@ def write_table(path: Path, figures: Figures) -> None:
     for name in columns:
         defined = [row[name] for row in figures.values() if not math.isnan(row[name])]
         means[name] = sum(defined) / len(defined) if defined else math.nan
-    rows = [[patient, *(_number(row[name]) for name in columns)] for patient, row in {**figures, "mean": means}.items()]
+    rows = [
+        [patient, *(number_text(row[name]) for name in columns)] for patient, row in {**figures, "mean": means}.items()
+    ]
     write_csv(path, ["patient", *columns], rows)
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """A figure in a CSV file; empty where it is not defined."""
     return "" if math.isnan(value) else f"{value:.6g}"
 
 
@@ -143,10 +146,15 @@ def patient_records(figures: Figures) -> list[dict[str, Any]]:
     ]
 
 
+def by_patient(figures: Figures, name: str) -> dict[str, float]:
+    """One figure of every patient."""
+    return {patient: row[name] for patient, row in figures.items()}
+
+
 def summarise_all(figures: Figures, seed: int = 0) -> dict[str, Summary]:
     """Summary of every figure that some patient has."""
     names = list(next(iter(figures.values())))
-    found = {name: summarise(name, {p: row[name] for p, row in figures.items()}, seed) for name in names}
+    found = {name: summarise(name, by_patient(figures, name), seed) for name in names}
     return {name: summary for name, summary in found.items() if summary is not None}
 
 
@@ -158,12 +166,7 @@ def compare_all(first: Figures, second: Figures, seed: int = 0) -> dict[str, Pai
     """
     columns = set(next(iter(second.values())))
     names = [name for name in next(iter(first.values())) if name in columns]
-    found = {
-        name: compare_paired(
-            name, {p: row[name] for p, row in first.items()}, {p: row[name] for p, row in second.items()}, seed
-        )
-        for name in names
-    }
+    found = {name: compare_paired(name, by_patient(first, name), by_patient(second, name), seed) for name in names}
     return {name: difference for name, difference in found.items() if difference is not None}
 
 
@@ -232,7 +235,9 @@ def compare_segmentations(
     if not rows:
         raise InputError(f"folder {true} holds no <patient>/<structure>.nii.gz.")
     header = list(rows[0])
-    write_csv(Path(output), header, [[_number(v) if isinstance(v, float) else v for v in row.values()] for row in rows])
+    write_csv(
+        Path(output), header, [[number_text(v) if isinstance(v, float) else v for v in row.values()] for row in rows]
+    )
     return rows
 
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import base64
-import importlib.metadata
 import io
-import json
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from jinja2 import Environment
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from torch import Tensor
 
 from drr2ct.pipeline.figures import DISPLAY_WINDOW, planes_figure
-from drr2ct.pipeline.report import VIEWER_STEP_HU, VIEWER_WINDOWS, encode_volume, geometry_tables, niivue_module
+from drr2ct.pipeline.page import VIEWER_STEP_HU, encode_volume, viewer_values, write_page
+from drr2ct.pipeline.report import geometry_tables
 from drr2ct.pipeline.report_figures import radiographs_figure
 from drr2ct.transforms.drr import render_drr
-from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
 
 
@@ -42,7 +37,6 @@ def write_preview(
         geometry: of the network.
         record: of the reconstruction (``WriteReconstructions``).
     """
-    path = Path(path)
     views, grid = geometry_tables(geometry)
     low, high = DISPLAY_WINDOW
     pictures = [
@@ -52,8 +46,10 @@ def write_preview(
             "The X-rays as the network was given them, those that its own volume would give, and the difference.",
         ),
     ]
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_asset("preview.html.j2"))
-    page = template.render(
+    pair = {"prediction": encode_volume(volume), "fov_mm": geometry.grid.fov_mm}
+    return write_page(
+        path,
+        "preview.html.j2",
         record=record,
         n_views=len(geometry.views),
         tables=(views, grid),
@@ -61,24 +57,9 @@ def write_preview(
             {"base64": _png(figure), "caption": caption, "width": 7 * figure.get_figwidth()}
             for figure, caption in pictures
         ],
-        css=Markup(_asset("style.css")),
-        windows=VIEWER_WINDOWS,
-        step=1 / geometry.grid.size,
-        data=Markup(
-            json.dumps([{"prediction": encode_volume(volume), "fov_mm": geometry.grid.fov_mm}]).replace("<", "\\u003c")
-        ),
-        script=Markup(niivue_module() + "\n" + _asset("viewer.js")),
-        version=importlib.metadata.version("drr2ct"),
-        niivue=importlib.metadata.version("ipyniivue"),
         viewer_note=f"On the network's grid, in steps of {VIEWER_STEP_HU:.0f} HU.",
+        **viewer_values([pair], geometry.grid.size),
     )
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
-
-
-def _asset(name: str) -> str:
-    return (files("drr2ct.pipeline") / "report_assets" / name).read_text(encoding="utf-8")
 
 
 def _png(figure: Figure) -> str:

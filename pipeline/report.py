@@ -10,24 +10,18 @@ from __future__ import annotations
 import base64
 import csv
 import datetime
-import gzip
-import importlib.metadata
 import json
 import math
 import re
-import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 import yaml
-from jinja2 import Environment
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from rich.console import Console
@@ -36,26 +30,23 @@ from rich.progress import Progress
 from drr2ct.networks import CascadeConfig, ProgressiveCascade
 from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
 from drr2ct.pipeline.datalist import PARTS, load_parts
-from drr2ct.pipeline.evaluation import compare_all, read_patients, summarise_all
+from drr2ct.pipeline.evaluation import by_patient, read_patients, summarise_all
 from drr2ct.pipeline.figures import DISPLAY_WINDOW, ERROR_RANGE, save_figure
 from drr2ct.pipeline.metrics import DEFAULT_WINDOW, SURFACE_TOLERANCE_MM, TISSUES, WINDOWS
+from drr2ct.pipeline.page import VIEWER_STEP_HU, encode_volume, viewer_values, write_page
 from drr2ct.pipeline.reconstruction import place_on_grid
 from drr2ct.pipeline.report_figures import Curves, curve_figure, planes_figure, radiographs_figure
+from drr2ct.pipeline.statistics import compare_paired
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import render_drr
-from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import LoadCT
 
 NOT_MEASURED = "not measured"
-VIEWER_WINDOWS = (("Lung", -1000, 200), ("Soft tissue", -160, 240), ("Bone", -450, 1050))
-"""Name, and HU shown as black and white."""
 EXPECTED = ((10, "22–23", "0.35"), (50, "25–26", "0.50"), (100, "26–27", "0.60"), (None, "27–28", "0.65–0.70"))
 """Epoch (None: the last), PSNR in dB and SSIM that the project expected when it started."""
-VIEWER_STEP_HU = 10.0
-"""The viewer holds 8 bits per voxel, from air on in steps of this."""
 VIEWER_BYTES = 22_000_000
 """Volumes in the page, base64; with NiiVue and the figures it then stays below 30 MB."""
 _CHECKPOINTS = ("best_psnr.pt", "last.pt", "best_ssim.pt", "best_loss.pt")
@@ -136,10 +127,7 @@ class Run:
     @cached_property
     def figures(self) -> Figures:
         """Test patients' figures; empty without an evaluation."""
-        if (self.evaluation / "patients.json").is_file():
-            return read_patients(self.evaluation)
-        rows = [row for row in _read_csv(self.evaluation / "patients.csv") if row["patient"] != "mean"]
-        return {row.pop("patient"): {name: _number(value) for name, value in row.items()} for row in rows}
+        return read_patients(self.evaluation) if (self.evaluation / "patients.csv").is_file() else {}
 
     @cached_property
     def baselines(self) -> dict[str, Figures]:
@@ -328,10 +316,7 @@ def write_report(
         top = max((float(case.given.max()) for case in cases), default=1.0)
         shown = [_case_pictures(case, run, pictures, top) for case in cases]
         progress.update(task, advance=1, description="report: page")
-        page = _render(opened, curves, cases, shown)
-        path = folder / "report.html"
-        with replacing(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        path = write_page(folder / "report.html", "page.html.j2", **_content(opened, curves, cases, shown))
         progress.advance(task)
     return path
 
@@ -585,8 +570,11 @@ def decision_table(runs: Sequence[Run]) -> Table:
         winner = runs[first].label
         same = runs[first].figures.keys() & runs[second].figures.keys()
         if paired and same:
-            d = compare_all(runs[first].figures, runs[second].figures)[paired]
-            if d.low is None or d.high is None:
+            one, other = (by_patient(runs[i].figures, paired) for i in (first, second))
+            d = compare_paired(paired, one, other)
+            if d is None:
+                reason += "; on different patients, so this decides nothing"
+            elif d.low is None or d.high is None:
                 reason += f"; {d.count} shared patient, too few for an interval"
             else:
                 reason += f"; difference on {d.count} shared patients {_interval(d.low, d.high, paired)} (95 %)"
@@ -679,43 +667,6 @@ def geometry_tables(geometry: BiplanarGeometry) -> tuple[Table, Table]:
     return Table(columns, views), Table(("grid", "voxel", "field of view", "first slice"), [row])
 
 
-def niivue_module() -> str:
-    """NiiVue as one JavaScript module: ipyniivue carries it for the pages that NiiVue itself saves.
-
-    Raises:
-        InputError: if ipyniivue is not installed, or holds it no longer.
-    """
-    try:
-        package = importlib.metadata.distribution("ipyniivue")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise InputError("the report's viewer needs the package ipyniivue; pip install ipyniivue.") from error
-    widget = Path(str(package.locate_file("ipyniivue/static/widget.js"))).read_text(encoding="utf-8")
-    # the only literal of that length that is percent-encoded source
-    found = re.search(r"=\s*\"([a-z]+%20[\w%.!~*'()-]{1000000,})\"", widget)
-    module = urllib.parse.unquote(found.group(1)) if found else ""
-    if "Niivue" not in module[-2000:] or "</script" in module:
-        raise InputError(
-            f"ipyniivue {package.version} carries no NiiVue page module; install the version pinned in constraints.txt."
-        )
-    return module
-
-
-def encode_volume(volume: MetaTensor) -> str:
-    """A volume for the viewer: gzipped 8-bit NIfTI, base64.
-
-    Args:
-        volume: (1, N, N, N) in HU with an affine.
-    """
-    hu = volume.as_tensor()[0].cpu().numpy()
-    low = -1000.0
-    levels = np.clip(np.round((hu - low) / VIEWER_STEP_HU), 0, 255).astype(np.uint8)
-    image = nib.Nifti1Image(levels, np.asarray(volume.affine, dtype=np.float64))
-    image.header.set_slope_inter(VIEWER_STEP_HU, low)
-    image.header.set_xyzt_units("mm")
-    image.header["cal_min"], image.header["cal_max"] = VIEWER_WINDOWS[0][1:]
-    return base64.b64encode(gzip.compress(image.to_bytes(), 9, mtime=0)).decode()
-
-
 def _viewer(run: Run, cases: Sequence[Case]) -> dict[str, Any]:
     pairs: list[dict[str, Any]] = []
     names = []
@@ -728,33 +679,22 @@ def _viewer(run: Run, cases: Sequence[Case]) -> dict[str, Any]:
         used += size
         pairs.append({**pair, "fov_mm": run.geometry.grid.fov_mm})
         names.append(f"{case.patient} ({case.rank.lower()})")
+    left_out = (
+        "" if len(pairs) == len(cases) else f" Only {len(pairs)} of {len(cases)} patients: more would be too large."
+    )
     return {
         "names": names,
-        "data": _Script(json.dumps(pairs).replace("<", "\\u003c")),
-        "script": _Script(niivue_module() + "\n" + _asset("viewer.js")),
-        "windows": VIEWER_WINDOWS,
-        "step": 1 / run.geometry.grid.size,
-        "version": importlib.metadata.version("ipyniivue"),
+        **viewer_values(pairs, run.geometry.grid.size),
         "note": f"Values are shown in steps of {VIEWER_STEP_HU:.0f} HU, from −1000 to "
         f"{255 * VIEWER_STEP_HU - 1000:.0f} HU. "
-        "Distances are from the middle of the reconstructed cube.",
+        f"Distances are from the middle of the reconstructed cube.{left_out}",
     }
 
 
-class _Script(str):
-    """Text that goes into the page as it is."""
-
-    def __html__(self) -> str:
-        return str(self)
-
-
-def _asset(name: str) -> str:
-    return (files("drr2ct.pipeline") / "report_assets" / name).read_text(encoding="utf-8")
-
-
-def _render(
+def _content(
     runs: Sequence[Run], curves: Sequence[Mapping[str, str]], cases: Sequence[Case], shown: Sequence[Mapping[str, Any]]
-) -> str:
+) -> dict[str, Any]:
+    """Values of the page's template."""
     run = runs[0]
     description = run.description
     grid = run.geometry.grid
@@ -798,42 +738,39 @@ def _render(
         if len(runs) > 1
         else "Only one run was given; drr2ct report RUN OTHER_RUN puts them side by side and says which to choose."
     )
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_asset("page.html.j2"))
-    return template.render(
-        title=f"{description['name']}: CT from {len(run.geometry.views)} X-ray views",
-        subtitle=f"Run {run.label}, {epochs:.0f} epochs, {_duration(run.seconds_until(math.inf))} of training; "
+    return {
+        "title": f"{description['name']}: CT from {len(run.geometry.views)} X-ray views",
+        "subtitle": f"Run {run.label}, {epochs:.0f} epochs, {_duration(run.seconds_until(math.inf))} of training; "
         f"checkpoint {run.checkpoint.name} (epoch {description.get('epoch', '?')}).",
-        version=importlib.metadata.version("drr2ct"),
-        date=datetime.datetime.now().strftime("%d %B %Y"),
-        css=_Script(_asset("style.css")),
-        missing=NOT_MEASURED,
-        n_views=len(run.geometry.views),
-        sections=[section for section in sections if viewer or section[0] != "viewer"],
-        cards=cards,
-        result_note=result_note,
-        headline=headline_table(run),
-        statistics=statistics_table(run),
-        patients_note="Chosen by PSNR. The same grey and the same error colours are used for all."
+        "date": datetime.datetime.now().strftime("%d %B %Y"),
+        "missing": NOT_MEASURED,
+        "n_views": len(run.geometry.views),
+        "sections": [section for section in sections if viewer or section[0] != "viewer"],
+        "cards": cards,
+        "result_note": result_note,
+        "headline": headline_table(run),
+        "statistics": statistics_table(run),
+        "patients_note": "Chosen by PSNR. The same grey and the same error colours are used for all."
         if cases
         else f"Test patients: {NOT_MEASURED}.",
-        cases=shown,
-        viewer=viewer,
-        training_note=f"The network was trained on {len(patients.get('training', []))} patients and watched on "
+        "cases": shown,
+        "viewer": viewer,
+        "training_note": f"The network was trained on {len(patients.get('training', []))} patients and watched on "
         f"{len(patients.get('validation', []))} more (validation). PSNR and SSIM: 3-D over {window}.",
-        curves=curves,
-        milestones=milestones_table(run),
-        milestones_note="Scores are of the validation patients. Expected is what the project assumed when it started, "
-        "before anything was measured. "
+        "curves": curves,
+        "milestones": milestones_table(run),
+        "milestones_note": "Scores are of the validation patients. Expected is what the project assumed when it "
+        "started, before anything was measured. "
         + (f"This run ended at epoch {epochs:.0f}." if validation else "This run has no epochs.csv with validation."),
-        comparison=comparison_table(runs),
-        comparison_note=comparison_note,
-        decisions=decision_table(runs),
-        tissue=tissue_table(run),
-        robustness=robustness_table(run),
-        geometry=views_table,
-        grid_table=grid_table,
-        versions=Table(("package", "version"), sorted(description["versions"].items()), text=(0, 1)),
-        patients=patients,
-        network_config=json.dumps(description["config"], indent=1, ensure_ascii=False),
-        configs=configs,
-    )
+        "comparison": comparison_table(runs),
+        "comparison_note": comparison_note,
+        "decisions": decision_table(runs),
+        "tissue": tissue_table(run),
+        "robustness": robustness_table(run),
+        "geometry": views_table,
+        "grid_table": grid_table,
+        "versions": Table(("package", "version"), sorted(description["versions"].items()), text=(0, 1)),
+        "patients": patients,
+        "network_config": json.dumps(description["config"], indent=1, ensure_ascii=False),
+        "configs": configs,
+    }

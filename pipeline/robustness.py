@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +17,16 @@ from torch import Tensor
 
 from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
 from drr2ct.pipeline.datalist import load_datalist
-from drr2ct.pipeline.evaluation import FORMAT, compare_all, patient_records, plain, refuse_leakage
+from drr2ct.pipeline.evaluation import FORMAT, by_patient, patient_records, refuse_leakage
 from drr2ct.pipeline.metrics import SMALLEST_GRID, ReconstructionMetric
+from drr2ct.pipeline.statistics import compare_paired
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE, transmission_to_line_integral
+from drr2ct.transforms.drr import RenderDRR
 from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.volume import to_hu
+from drr2ct.transforms.volume import LoadCTd, to_hu
 
 ROBUSTNESS_FIGURES = ("psnr", "ssim", "mae_hu", "psnr_body")
 
@@ -122,12 +125,15 @@ def run_robustness(
     pitches_mm = [view.pixel_pitch_mm for view in geometry.views]
     metric = ReconstructionMetric(ROBUSTNESS_FIGURES)
     todo = conditions(geometry.grid.size)
-    loaders: dict[float, Callable] = {
-        c.value or 0.0: files_to_samples(turned(geometry, c.value or 0.0), mode)
+    to_sample = files_to_samples(geometry, mode)
+    to_other_grid = files_to_samples(geometry.resized(size=geometry.grid.size // 2), mode)
+    read = 1 + next(i for i, step in enumerate(to_sample.transforms) if isinstance(step, LoadCTd))
+    # views other than the last stay as they are
+    renderers = {
+        c: RenderDRR(BiplanarGeometry(geometry.grid, turned(geometry, c.value or 0.0).views[-1:]))
         for c in todo
-        if c.name in ("clean", "view_angle")
+        if c.name == "view_angle"
     }
-    other_grid = files_to_samples(geometry.resized(size=geometry.grid.size // 2), mode)
 
     def reconstruct(image: Tensor) -> Tensor:
         with torch.no_grad():
@@ -136,17 +142,21 @@ def run_robustness(
     found: dict[Condition, dict[str, dict[str, float]]] = {condition: {} for condition in todo}
     for number, item in enumerate(track(items, "robustness: patients")):
         patient = str(item["patient"])
-        clean = loaders[0.0](item)
+        loaded: Any = to_sample(item, end=read)  # the file is read once for all conditions
+        clean: Any = to_sample(loaded, start=read)
         truth = to_hu(clean["label"])
         whole = reconstruct(clean["image"])
         for condition in todo:
             if condition.name == "grid":
                 size = [int(condition.value or 0)] * 3
                 resampled = F.interpolate(whole[None], size=size, mode="trilinear", antialias=False)[0]
-                found[condition][patient] = metric.compute(resampled, to_hu(other_grid(item)["label"]))
+                coarse: Any = to_other_grid({**loaded, "image": clean["image"]}, start=read)
+                found[condition][patient] = metric.compute(resampled, to_hu(coarse["label"]))
                 continue
-            image = loaders[condition.value or 0.0](item)["image"] if condition.name == "view_angle" else clean["image"]
-            changed = degrade(image * LINE_INTEGRAL_SCALE, condition, pitches_mm, seed + number)
+            image = clean["image"] * LINE_INTEGRAL_SCALE
+            if condition in renderers:
+                image = torch.cat([image[:-1], renderers[condition](loaded["label"]).as_tensor()])
+            changed = degrade(image, condition, pitches_mm, seed + number)
             made = whole if condition.name == "clean" else reconstruct(changed / LINE_INTEGRAL_SCALE)
             found[condition][patient] = metric.compute(made, truth)
     return _write(Path(output_dir), found, todo[0])
@@ -157,7 +167,9 @@ def _write(folder: Path, found: dict[Condition, dict[str, dict[str, float]]], cl
     for condition, figures in found.items():
         means = {name: float(np.nanmean([row[name] for row in figures.values()])) for name in ROBUSTNESS_FIGURES}
         # scores on two grids are of two tasks: their difference is neither gain nor loss
-        change = None if condition.name == "grid" else plain(compare_all(figures, found[clean]))["psnr"]
+        scores = by_patient(figures, "psnr"), by_patient(found[clean], "psnr")
+        difference = None if condition.name == "grid" else compare_paired("psnr", *scores)
+        change = None if difference is None else asdict(difference)
         value = "" if condition.value is None else f"{condition.value:g}"
         rows.append(
             {

@@ -1,13 +1,16 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from drr2ct.pipeline.baselines import backproject, evaluate_baselines
+from drr2ct.pipeline.baselines import backproject, evaluate_baselines, write_baselines
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import HU_WINDOW
-from tests.files import chest
+from tests.files import chest, write_nifti
 
 GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(24, 240.0), detector_size=48)
 
@@ -60,3 +63,19 @@ def test_each_baseline_is_what_it_says():
     assert got["mean_volume"]["t"]["bias_hu_body"] == pytest.approx(-25, abs=1)
     assert got["nearest_patient"]["t"]["psnr"] > got["mean_volume"]["t"]["psnr"] > got["backprojection"]["t"]["psnr"]
     assert list(evaluate_baselines(items[2:], [], lambda i: samples["t"], GEOMETRY, ["psnr"])) == ["backprojection"]
+
+
+def test_only_an_empty_training_part_means_that_there_is_none(tmp_path):
+    write_nifti(tmp_path / "t" / "t.nii.gz", chest())
+    lists = {"test": [{"patient": "t", "label": "t/t.nii.gz"}]}
+    evaluation = {"format": 1, "patients": [{"patient": "t", "figures": {"psnr": 20.0}}]}
+    (tmp_path / "patients.json").write_text(json.dumps(evaluation))
+
+    def baselines(training):
+        (tmp_path / "dataset.json").write_text(json.dumps({**lists, "training": training}))
+        write_baselines(tmp_path, tmp_path, {"patients": {}}, lists["test"], lambda item: sample(2), GEOMETRY)
+        return json.loads((tmp_path / "baselines.json").read_text())["baselines"]
+
+    assert list(baselines([])) == ["backprojection"]
+    with pytest.raises(InputError, match="does not exist"):
+        baselines([{"patient": "gone", "label": "gone/gone.nii.gz"}])

@@ -17,7 +17,14 @@ from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from drr2ct.pipeline import metrics
-from drr2ct.pipeline.metrics import FIGURES, FigureHandler, ReconstructionMetric, ReprojectionMetric
+from drr2ct.pipeline.metrics import (
+    FIGURES,
+    FigureHandler,
+    PredictionAndRadiographs,
+    ReconstructionMetric,
+    ReprojectionMetric,
+)
+from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
@@ -300,6 +307,24 @@ def test_reprojection_of_the_truth_and_of_a_denser_volume():
     rows = metric([truth, truth + 50], [radiographs, radiographs])
     assert rows[0].abs().max() < 1e-5
     assert rows[1, 1] == pytest.approx(float(rows[1, 0]), rel=1e-3) and rows[1, 1] > 0.05
+
+
+def test_predictions_and_radiographs_leave_the_network_s_scale():
+    scaled = torch.tensor([0.0, 1024 / 4095, 1.0, 1.5]).reshape(1, 4, 1, 1).expand(1, 4, 4, 4)
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0]))
+    image = torch.full((2, 3, 3), 0.25)
+    output = [
+        {"pred": scaled, "label": MetaTensor(torch.zeros(1, 4, 4, 4), affine=affine), "image": image},
+        {"pred": MetaTensor(scaled, affine=affine), "label": torch.zeros(1, 4, 4, 4), "image": image},
+    ]
+    (placed, bare), radiographs = PredictionAndRadiographs()(output)
+    for volume in (placed, bare):
+        assert volume[0, :, 0, 0].tolist() == pytest.approx([-1024, 0, 3071, 3071], abs=1e-3)
+    torch.testing.assert_close(placed.affine.float(), affine)  # the label's
+    assert not isinstance(bare, MetaTensor)  # nobody says where it lies: the geometry's grid will
+    assert len(radiographs) == 2
+    for lines in radiographs:
+        torch.testing.assert_close(lines, torch.full((2, 3, 3), 0.25 * LINE_INTEGRAL_SCALE))
 
 
 @pytest.mark.parametrize("shapes", [((1, 24, 24, 24), (1, 24, 24, 23)), ((1, 8, 8, 8), (1, 8, 8, 8))])

@@ -17,17 +17,19 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from PIL import Image
 from rich.console import Console
 
 from drr2ct.networks import create_network
 from drr2ct.pipeline.checkpoint import describe, write_checkpoint
+from drr2ct.pipeline.evaluation import FORMAT, patient_records, write_table
 from drr2ct.pipeline.metrics import FIGURES, REPROJECTION_FIGURES
+from drr2ct.pipeline.page import encode_volume
 from drr2ct.pipeline.report import (
     NOT_MEASURED,
     choose_patients,
     comparison_table,
     decision_table,
-    encode_volume,
     figure_name,
     load_cases,
     milestones_table,
@@ -35,6 +37,7 @@ from drr2ct.pipeline.report import (
     robustness_table,
     write_report,
 )
+from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
 from tests.files import chest, write_nifti
@@ -65,13 +68,19 @@ def make_run(root: Path, name: str = "run", epochs: int = 12, gain: float = 0.0,
         for epoch in range(1, epochs + 1):
             writer.writerow([epoch, "training", 1 / epoch, 15 + epoch / 2, 0.3 + epoch / 50, 1e-3, 100])
             writer.writerow([epoch, "validation", 1.1 / epoch, 14 + epoch / 2, 0.25 + epoch / 50, 1e-3, 20])
-    (run / "evaluation").mkdir()
-    with (run / "evaluation" / "patients.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["patient", "psnr", "ssim", "mae_hu", "bias_hu_lung"])
-        for patient, psnr in SCORES.items():
-            writer.writerow([patient, psnr + gain, psnr / 40, 100 - psnr, -12.5])
-        writer.writerow(["mean", 0, 0, 0, 0])
+    figures = {
+        patient: {
+            "psnr": psnr + gain,
+            "ssim": psnr / 40,
+            "mae_hu": 100 - psnr,
+            "bias_hu_lung": -12.5,
+            "legacy_x2ct_psnr": psnr + 5,
+        }
+        for patient, psnr in SCORES.items()
+    }
+    write_table(run / "evaluation" / "patients.csv", figures)
+    records = {"format": FORMAT, "patients": patient_records(figures)}
+    write_json(run / "evaluation" / "patients.json", records)
     if memory:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -91,19 +100,48 @@ def test_page_says_what_it_must(report: Path):
     page = report.read_text()
     assert "not for clinical use" in page
     assert "Two views cannot determine a volume" in page
-    assert "23.67 dB" in page  # the mean of SCORES, not the table's own last row
+    assert "23.67 dB" in page  # the mean of SCORES
     assert "−1024 … 1476 HU (range 2500)" in page
     assert "−12.5" in page  # bias of lung
     assert "3.5" in page  # GiB
     assert page.count(NOT_MEASURED) > 3  # baselines, other tissues, robustness, epochs 50 and 100
 
 
+def words(page: Path) -> str:
+    """The page without scripts and pictures."""
+    text = re.sub(r"<script.*?</script>", "", page.read_text(), flags=re.S)
+    return re.sub(r"base64,[^\"]*", "", text)
+
+
 def test_page_says_how_it_was_made(report: Path):
-    page = report.read_text()
-    for fact in ("metric_window", "dataset_dir", "torch", "monai", "1500", "1800", "11.25"):
-        assert fact in page, fact  # configuration, versions, geometry
-    assert "legacy" not in re.sub(r"<script.*?</script>", "", page, flags=re.S)  # in words:
-    assert figure_name("legacy_x2ct_psnr") == "PSNR as older tables have it (X2CT, not comparable; dB)"
+    page = words(report)
+    details = page[page.index('<section id="details">') :]
+    for fact in ("metric_window", "dataset_dir", "1500 mm", "1800 mm", "0°", "90°", "32 × 32", "11.25 mm", "360 mm"):
+        assert fact in details, fact  # configuration and geometry
+    run = open_run(report.parents[1])
+    for package, version in run.description["versions"].items():
+        assert f"<td>{package}</td>" in details.replace(' class="text"', "") and f">{version}</td>" in details, package
+    assert {"torch", "monai"} <= run.description["versions"].keys()
+    listed = re.findall(r"<summary>(\w+): (\d+) patients</summary><ul class=\"names\">(.*?)</ul>", details)
+    assert {part: re.findall("<li>(.*?)</li>", names) for part, _, names in listed} == {
+        "training": ["&lt;b&gt;t1&lt;/b&gt;"],
+        "validation": [],
+        "test": list(SCORES),
+    }
+
+
+def test_the_older_protocol_is_called_that_wherever_it_is_shown(report: Path):
+    page = words(report)
+    name = "PSNR as older tables have it (X2CT, not comparable; dB)"
+    assert figure_name("legacy_x2ct_psnr") == name and "legacy" not in page  # in words:
+    row = re.search(r"<tr>((?:(?!<tr>).)*28\.67.*?)</tr>", page, flags=re.S)
+    assert row is not None and name in row[1]
+    assert page.count("28.67") == 1, "its mean stands beside its name only, never as a headline"
+    header = (report.parents[1] / "evaluation" / "patients.csv").read_text().splitlines()[0].split(",")
+    assert [column for column in (*header, *FIGURES) if "x2ct" in column.lower()] == ["legacy_x2ct_psnr"] * 2
+    documents = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text().splitlines()
+    told = [line for line in documents if "x2ct" in line.lower()]
+    assert told and all("`legacy_x2ct_psnr`" in line and "older tables" in line for line in told)
 
 
 def test_page_needs_nothing_else(report: Path):
@@ -127,6 +165,18 @@ def test_figures_are_written_as_png_and_embedded(report: Path):
     page = report.read_text()
     assert all(base64.b64encode(file.read_bytes()).decode() in page for file in files)
     assert not list(report.parent.rglob(".*"))  # no temporary file left
+
+
+def test_viewer_leaves_out_what_would_be_too_large(report: Path, monkeypatch):
+    def patients(page: Path) -> list[str]:
+        return re.findall(r"<option value=\"\d\">(.*?)</option>", page.read_text())
+
+    assert sorted(patients(report)) == ["p-high (best)", "p-low (worst)", "p-middle (median)"]
+    assert "more would be too large" not in report.read_text()
+    monkeypatch.setattr("drr2ct.pipeline.report.VIEWER_BYTES", 1)
+    small = write_report([report.parents[1]], report.parents[1] / "small", console=Console(quiet=True))
+    assert patients(small) == ["p-middle (median)"]
+    assert "Only 1 of 3 patients" in small.read_text()
 
 
 def test_best_median_worst():
@@ -260,9 +310,17 @@ def _browser(width: int, profile: Path):
     flags += f" disable-background-networking disable-component-update user-data-dir={profile}"
     for flag in flags.split():
         options.add_argument(f"--{flag}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")  # no network: there is no host but the page's file
     size = {"width": width, "height": 900, "pixelRatio": 1.0}
     options.add_experimental_option("mobileEmulation", {"deviceMetrics": size})
     return webdriver.Chrome(options=options, service=Service(driver))
+
+
+def rendered_share(screenshot: str) -> float:
+    """Share of the volume rendering's tile, at the bottom right, that is grey: neither background nor crosshair."""
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(screenshot))).convert("RGB")).astype(int)
+    tile = pixels[pixels.shape[0] // 2 :, pixels.shape[1] // 2 :]
+    return float(((np.ptp(tile, axis=-1) < 12) & (tile.mean(axis=-1) > 40)).mean())
 
 
 @pytest.mark.slow
@@ -294,13 +352,31 @@ def test_viewer_moves_in_a_browser(report: Path, tmp_path: Path, width: int):
 
         before = pictures()
         assert pictures() == before  # it changes only when it is told to
-        browser.execute_script(
-            "const s = document.getElementById('slide-z'); s.value = 0.75; s.dispatchEvent(new Event('input'));"
-        )
-        moved = pictures()
-        assert all(a != b for a, b in zip(before, moved, strict=True))
-        assert browser.find_element("id", "value-z").text == "90 mm"  # a quarter of 360 mm above the middle
-        browser.execute_script("document.querySelector('button[data-window=\"-450,1050\"]').click()")
-        assert all(a != b for a, b in zip(moved, pictures(), strict=True))
+
+        def changed(what: str) -> list[str]:
+            nonlocal before
+            last, before = before, pictures()
+            assert all(a != b for a, b in zip(last, before, strict=True)), what
+            return before
+
+        for axis in "zyx":
+            browser.execute_script(
+                "const s = document.getElementById(arguments[0]); s.value = 0.75; s.dispatchEvent(new Event('input'));",
+                f"slide-{axis}",
+            )
+            moved = changed(axis)
+            # a quarter of 360 mm from the middle, and the others where they were left
+            texts = [browser.find_element("id", f"value-{a}").text for a in "zyx"]
+            assert texts == ["90 mm" if a in "zyx"[: "zyx".index(axis) + 1] else "0 mm" for a in "zyx"]
+        for low, high in ((-450, 1050), (-160, 240), (-1000, 200)):  # bone, soft tissue, and back to lung
+            browser.execute_script(f"document.querySelector('button[data-window=\"{low},{high}\"]').click()")
+            shown = changed(f"{low} … {high} HU")
+            if low == -450:
+                body, nothing = map(rendered_share, shown)
+                assert body > 0.1, "the volume rendering is blank"
+                assert nothing < 0.01, "an untrained network makes air, so its rendering holds the crosshair only"
+        assert shown == moved
+        addresses = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+        assert not [name for name in addresses if not name.startswith(("data:", "blob:"))]
     finally:
         browser.quit()

@@ -9,8 +9,10 @@ import torch
 from drr2ct.pipeline import robustness
 from drr2ct.pipeline.robustness import Condition, conditions, degrade, run_robustness, turned
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
+from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.volume import LoadCT
 from tests.files import chest, write_nifti
 
 LINES = torch.full((2, 64, 64), 3.0)
@@ -114,6 +116,21 @@ def test_known_changes_have_known_effects(measured):
     assert float(rows["clean", ""]["psnr_change"]) == 0.0
     change = float(rows["exposure", "2"]["psnr"]) - float(rows["clean", ""]["psnr"])
     assert float(rows["exposure", "2"]["psnr_change"]) == pytest.approx(change, abs=1e-3) and change > 0
+
+
+def test_turned_views_are_those_of_a_geometry_at_that_angle(measured, monkeypatch):
+    read = []
+    load = LoadCT.__call__
+    monkeypatch.setattr(LoadCT, "__call__", lambda self, path, *rest: read.append(path) or load(self, path, *rest))
+    measured.measure()
+    assert len(read) == 1  # one patient, one reading
+    ct = load(LoadCT(), read[0])
+    angles = (-5, -2, -1, 1, 2, 5)
+    for angle, views in zip(angles, measured.seen[1:7], strict=True):
+        there = BiplanarGeometry.from_angles(
+            VolumeGrid(24), (0.0, 90.0 + angle), detector_size=128, pixel_pitch_mm=GEOMETRY.views[0].pixel_pitch_mm
+        )
+        torch.testing.assert_close(views, render_drr(ct, there) / LINE_INTEGRAL_SCALE, atol=1e-5, rtol=1e-4)
 
 
 def test_scores_on_another_grid_are_no_gain(measured):
