@@ -62,7 +62,8 @@ class PyramidEncoder(nn.Module):
 
     Going down, resolution is halved by 2×2 averages: anti-aliased, and the edges of the larger pixels stay on edges
     of detector pixels, which the back-projection relies on. Going up, coarse maps are added to finer ones, so that
-    every level has seen the whole radiograph.
+    every level has seen the whole radiograph. Every level that is read is given the averaged radiograph itself too:
+    the normalisation takes away how much a patient attenuates altogether.
 
     Args:
         channels: of each level, from the full resolution down; deeper levels take the last.
@@ -93,24 +94,27 @@ class PyramidEncoder(nn.Module):
         for fine, coarse in itertools.pairwise(widths):
             self.down.append(nn.Sequential(layer(fine, coarse, 3), layer(coarse, coarse, 3)))
         # levels finer than any stage reads end on the way down; the coarsest needs nothing added
-        self.lateral = nn.ModuleList(nn.Conv2d(width, shared, 1) for width in widths[self.finest :])
+        self.lateral = nn.ModuleList(nn.Conv2d(width + 1, shared, 1) for width in widths[self.finest :])
         self.output = nn.ModuleList(nn.Conv2d(shared, width, 3, padding=1) for width in outputs)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(batch, views, H, W) → per stage (batch, views, channels, h, w) with h = ⌈H / 2^level⌉."""
         batch, views = x.shape[0], x.shape[1]
-        features = x.flatten(0, 1).unsqueeze(1)
+        radiograph = x.flatten(0, 1).unsqueeze(1)
+        features = radiograph
         maps: list[Tensor] = []
         for i, down in enumerate(self.down):
             if i > 0:
                 # an odd last row or column is averaged over the pixels it has
                 features = F.avg_pool2d(features, 2, ceil_mode=True, count_include_pad=False)
+                radiograph = F.avg_pool2d(radiograph, 2, ceil_mode=True, count_include_pad=False)
             features = down(features)
-            maps.append(features)
+            if i >= self.finest:
+                maps.append(torch.cat([features, radiograph.to(features.dtype)], dim=1))
 
         pyramid: list[Tensor] = []
         for i, lateral in enumerate(self.lateral):
-            pyramid.append(lateral(maps[self.finest + i]))
+            pyramid.append(lateral(maps[i]))
         for i in range(len(pyramid) - 2, -1, -1):
             height, width = pyramid[i].shape[2], pyramid[i].shape[3]
             coarse = F.interpolate(pyramid[i + 1], scale_factor=2.0, mode="bilinear", align_corners=False)

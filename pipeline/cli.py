@@ -346,9 +346,9 @@ def segmentations(
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Rows of one kind as a table."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(*rows[0])
+    table = Table(*(Column(name, overflow="fold") for name in rows[0]))  # in a narrow terminal nothing is cut
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     wide_console().print(table)

@@ -621,7 +621,7 @@ class TableText:
         """For the terminal."""
         table = Table(title=self.title)
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if i else "left")
+            table.add_column(column, justify="right" if i else "left", overflow="fold")  # never cut
         for row in self.rows:
             table.add_row(*row)
         return table

@@ -143,6 +143,19 @@ def test_every_view_is_used() -> None:
         assert (x.grad[0].abs().amax(dim=(1, 2)) > 0).all()
 
 
+def test_how_much_a_patient_attenuates_passes_the_normalisation() -> None:
+    network = thin()
+    for layer in network.encoder.down.modules():
+        if isinstance(layer, torch.nn.GroupNorm):
+            torch.nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        flat = [network.encoder(torch.full((1, 2, 32, 32), value)) for value in (0.2, 0.4, 0.6)]
+    for thin_patient, patient, thick_patient in zip(*flat, strict=True):
+        inner = (..., slice(1, -1), slice(1, -1))  # the border is padded
+        assert (patient - thin_patient)[inner].abs().amax() > 1e-3
+        assert torch.allclose((patient - thin_patient)[inner], (thick_patient - patient)[inner], atol=1e-6)
+
+
 def test_ours_depends_on_the_geometry_and_direct_does_not() -> None:
     grid = VolumeGrid(16)
     for name, differs in (("cascade64", True), ("direct256", False)):
