@@ -1,6 +1,6 @@
 """Each training recipe once on the demonstration's cohort, with the same number of samples seen: a table.
 
-python benchmarks/recipes.py --output DIR [--training 24] [--epochs 12] [--recipes plain warm_up …] [--seed 0]
+python benchmarks/recipes.py --output DIR [--training 36] [--epochs 16] [--recipes plain warm_up …] [--seed 0]
 
 cascade64 at 64³ on variations of one real chest CT (as drr2ct demo). Every recipe sees training · epochs samples;
 early stopping may see fewer, and says so. A recipe's row is the mean over test patients that no training saw. Finished
@@ -108,10 +108,10 @@ def run_recipe(recipe: str, data: Path, output: Path, arguments: argparse.Namesp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--training", type=int, default=24)
+    parser.add_argument("--training", type=int, default=36)
     parser.add_argument("--validation", type=int, default=4)
     parser.add_argument("--test", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seed", type=int, default=0)
