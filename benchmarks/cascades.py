@@ -283,20 +283,40 @@ def train(variant: Variant, fold: Fold, budget: Budget, seed: int) -> dict[str, 
 def mean_volume(fold: Fold) -> dict[str, Any]:
     """The mean training volume as everybody's reconstruction."""
     mean = fold.training.labels.mean(dim=0, keepdim=True)
-    return {**figures(mean.expand_as(fold.test.labels), fold.test.labels), "steps": 0, "seconds": 0, "parameters": 0, "curve": []}
+    return {
+        **figures(mean.expand_as(fold.test.labels), fold.test.labels),
+        "steps": 0,
+        "seconds": 0,
+        "parameters": 0,
+        "curve": [],
+    }
 
 
 def print_table(results: dict[str, dict[str, dict[str, Any]]], console: Console, title: str) -> None:
     """Variants by mean PSNR over the folds; the gain is over the mean volume of the same folds."""
     table = Table(title=title)
-    columns = ("variant", "folds", "PSNR dB", "spread", "gain dB", "worst gain", "SSIM", "MAE HU", "fitted dB", "steps", "s")
+    columns = (
+        "variant",
+        "folds",
+        "PSNR dB",
+        "spread",
+        "gain dB",
+        "worst gain",
+        "SSIM",
+        "MAE HU",
+        "fitted dB",
+        "steps",
+        "s",
+    )
     for column in (*columns, "Mpar"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     for name, folds in results.items():
         rows = list(folds.values())
         psnr = np.array([row["psnr"] for row in rows])
         gains = np.array([row["psnr"] - results[MEAN][fold]["psnr"] for fold, row in folds.items()])
-        others = [float(np.mean([row[key] for row in rows])) for key in ("ssim", "mae_hu", "steps", "seconds", "parameters")]
+        others = [
+            float(np.mean([row[key] for row in rows])) for key in ("ssim", "mae_hu", "steps", "seconds", "parameters")
+        ]
         fitted = [row["fitted"]["psnr"] for row in rows if "fitted" in row]
         table.add_row(
             name,

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import numpy as np
 from monai.data import MetaTensor
+from monai.data.utils import orientation_ras_lps
 from monai.transforms import Orientation
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -73,7 +74,7 @@ def write_dicom_series(
             raise InputError(f"patient {name!r} cannot stand in a DICOM header; give at most 64 characters without \\.")
     # columns to the patient's left, rows to posterior, slices to the head, as near as the volume's own axes allow
     turned: Any = Orientation("LPS", labels=None)(volume)
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(turned.affine, dtype=np.float64)
+    affine = orientation_ras_lps(np.asarray(turned.affine, dtype=np.float64))
     if not has_square_corners(affine):
         raise InputError(f"DICOM series {folder} cannot hold voxels whose edges are not perpendicular; use .nii.gz.")
     values = stored_values(turned)

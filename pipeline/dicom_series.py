@@ -29,6 +29,7 @@ import SimpleITK as sitk
 import torch
 from jaxtyping import Float
 from monai.data import MetaTensor
+from monai.data.utils import orientation_ras_lps
 from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 
@@ -500,7 +501,7 @@ def _read_slices(files: Sequence[str]) -> MetaTensor:
         [orientation[0] * right, orientation[1] * down, (end - origin) / (len(files) - 1)], axis=1
     )
     affine[:3, 3] = origin
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM is LPS
+    affine = orientation_ras_lps(affine)
     return MetaTensor(torch.from_numpy(stack.transpose(2, 1, 0))[None], affine=torch.from_numpy(affine))
 
 

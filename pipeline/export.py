@@ -9,13 +9,13 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Int16
 from monai.data import MetaTensor
+from monai.data.utils import orientation_ras_lps
 
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError
 
 DISCLAIMER = "drr2ct: research use only, not for clinical use"
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def volume_ending(path: str | Path) -> str | None:
@@ -55,7 +55,7 @@ def write_volume(path: str | Path, volume: MetaTensor) -> Path:
         return path
     if not has_square_corners(affine):
         raise InputError(f"volume {path} has voxels whose edges are not perpendicular; write it as .nii.gz.")
-    to_lps = _LPS @ affine
+    to_lps = orientation_ras_lps(affine)
     spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
     itk_image = sitk.GetImageFromArray(values.transpose(2, 1, 0))
     itk_image.SetSpacing(spacing.tolist())

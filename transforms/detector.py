@@ -167,9 +167,8 @@ def place_on_detector(
     image: Float[Tensor, "rows columns"],
     view: View,
     pixel_mm: tuple[float, float],
-    centre: tuple[float, float] | None = None,
 ) -> Float[Tensor, "r c"]:
-    """Resample line integrals onto a view's detector, anti-aliased; what the image does not cover is 0 (air).
+    """Resample line integrals onto a view's detector, middle on middle, anti-aliased; what is not covered is 0 (air).
 
     A separable triangle filter, as wide as the coarser of the two pitches, normalised over the pixels that exist:
     for an image that covers the detector exactly, what ``F.interpolate(mode="bilinear", antialias=True)`` gives.
@@ -178,19 +177,17 @@ def place_on_detector(
         image: line integrals.
         view: whose detector is filled.
         pixel_mm: size of the image's pixels (rows, columns) on that detector.
-        centre: (row, column) of the image, in pixels, where the central ray meets it; its middle by default.
     """
-    centre = centre or ((image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2)
     rows, columns = (
-        _triangle_weights(count, pixels, view.pixel_pitch_mm / mm, middle)
-        for count, pixels, mm, middle in zip(image.shape, view.detector_size, pixel_mm, centre, strict=True)
+        _triangle_weights(count, pixels, view.pixel_pitch_mm / mm)
+        for count, pixels, mm in zip(image.shape, view.detector_size, pixel_mm, strict=True)
     )
     return rows @ image @ columns.T
 
 
-def _triangle_weights(count: int, pixels: int, step: float, middle: float) -> Float[Tensor, "pixels count"]:
-    """Weights of ``count`` samples in ``pixels`` outputs that are ``step`` samples apart, centred on ``middle``."""
-    position = middle + step * (torch.arange(pixels, dtype=torch.float64) - (pixels - 1) / 2)
+def _triangle_weights(count: int, pixels: int, step: float) -> Float[Tensor, "pixels count"]:
+    """Weights of ``count`` samples in ``pixels`` outputs that are ``step`` samples apart, middle on middle."""
+    position = (count - 1) / 2 + step * (torch.arange(pixels, dtype=torch.float64) - (pixels - 1) / 2)
     offset = torch.arange(count, dtype=torch.float64) - position[:, None]
     weights = (1 - offset.abs() / max(step, 1.0)).clamp(min=0)
     total = weights.sum(dim=1, keepdim=True)

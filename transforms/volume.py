@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelReader
+from monai.data.utils import orientation_ras_lps
 from monai.networks.layers import gaussian_1d, separable_filtering
 from monai.transforms import (
     InvertibleTransform,
@@ -114,7 +115,7 @@ def _from_itk(image: sitk.Image) -> tuple[np.ndarray, dict[str, Any]]:
     if image.GetDimension() == 3:
         affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
         affine[:3, 3] = image.GetOrigin()
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    affine = orientation_ras_lps(affine)
     shape = np.asarray(array.shape)
     return array, {"affine": affine, "original_affine": affine.copy(), "space": "RAS", "spatial_shape": shape}
 
