@@ -395,10 +395,7 @@ def main() -> None:
             path = arguments.output / "results" / name / f"{fold.name}.json"
             if path.exists():
                 continue
-            if name == MEAN:
-                row = mean_volume(fold)
-            else:
-                row = train(VARIANTS[name], fold, budget, arguments.seed)
+            row = mean_volume(fold) if name == MEAN else train(VARIANTS[name], fold, budget, arguments.seed)
             write_json(path, row)
             console.print(f"{fold.name}  {name}: {row['psnr']:.2f} dB after {row['steps']} steps", highlight=False)
 
