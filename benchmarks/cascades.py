@@ -38,6 +38,7 @@ from drr2ct.networks import create_network, network_config
 from drr2ct.networks.cascade import CascadeConfig, StageConfig
 from drr2ct.networks.losses import DEFAULT_TERMS, ReprojectionLoss, WeightedLoss
 from drr2ct.networks.ssim import SeparableSSIMMetric
+from drr2ct.pipeline.cli import wide_console
 from drr2ct.pipeline.cohort import CohortPlan, Variation, write_cohort
 from drr2ct.pipeline.consistency import fit_to_radiographs
 from drr2ct.pipeline.datalist import load_datalist
@@ -372,7 +373,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    console = Console()
+    console = wide_console()
 
     def core_seconds() -> float:
         return time.process_time() / arguments.threads
