@@ -129,7 +129,8 @@ def test_overflows_of_the_scaled_gradient_are_counted_and_no_fault(
     dataset: Path, tmp_path: Path, scaler: Callable[[float], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     scaler(2.0**127)
-    run = train(dataset, tmp_path, **ONE_EACH, **{"train#trainer#amp": True, "max_nonfinite_steps": 1})
+    heavy = {"loss#terms#l1": 16.0}  # a gradient that this scale takes out of range
+    run = train(dataset, tmp_path, **ONE_EACH, **heavy, **{"train#trainer#amp": True, "max_nonfinite_steps": 1})
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     (overflows,) = [event.value for event in events.Scalars("training/scaler_overflows")]

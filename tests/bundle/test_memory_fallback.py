@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -200,11 +201,18 @@ def test_a_process_that_really_runs_out(dataset: Path, tmp_path: Path) -> None:
     for part in ("training", "validation"):  # the renderer's libraries would need more than the network
         items = load_datalist(str(dataset), part, views, (0.8, 0.1, 0.1), 0)
         list(CachedDataset(items, files_to_samples(geometry), tmp_path / "cache"))
+    stages = json.dumps(
+        [
+            {"channels": 64, "scale": 1, "growth": 24, "layers": 4, "lift_channels": 32},
+            {"channels": 32, "growth": 24, "layers": 3, "lift_channels": 24},
+        ]
+    )
     # a step on four patients needs 486 MiB more than what is there before, 351 with checkpointing
     arguments = [
         "train", dataset, "--output", tmp_path / "run", "--network", "cascade64", "--epochs", 1,
         "--set", f"cache_dir={tmp_path / 'cache'}", "--set", "precision=fp32", "--set", "batch_size=4",
-        "--set", "on_oom=reduce", 475,
+        "--set", "on_oom=reduce", "--set", f"network_def#stages={stages}",
+        "--set", "network_def#encoder_channels=[16,32,48,64]", 475,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-c", LIMITED, *map(str, arguments)]
