@@ -128,7 +128,7 @@ def test_plan_agrees_with_the_real_network():
     assert plan.step_peak_bytes > 16 * parameters
     assert plan.forward_peak_bytes < plan.step_peak_bytes
     stage = next(s for s in plan.stages if s.name.startswith("stage 2"))
-    assert (stage.channels, stage.blocks, stage.growth, stage.output) == (32, 1, 24, (32, 16, 16, 16))
+    assert (stage.channels, stage.blocks, stage.growth, stage.output) == (16, 1, 8, (16, 16, 16, 16))
 
 
 @pytest.mark.slow
