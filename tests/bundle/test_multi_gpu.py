@@ -28,8 +28,8 @@ EPOCHS, KILLED_EPOCHS = 3, 6
 # with a large eps AdamW's step is proportional to the gradient, and does not blow up its rounding errors
 SETTINGS: dict[str, Any] = {
     **SMALL,
-    "learning_rate": 0.1,
-    "optimizer#eps": 0.01,
+    "learning_rate": 0.03,
+    "optimizer#eps": 0.1,
     "split_fractions": [0.5, 0.375, 0.125],
 }
 
@@ -97,7 +97,7 @@ def test_two_processes_train_as_one(both: tuple[Path, Path, str]) -> None:
     assert [(row["epoch"], row["phase"]) for row in rows(two)] == [(row["epoch"], row["phase"]) for row in rows(one)]
     for expected, found in zip(rows(one), rows(two), strict=True):
         for name in ("loss", "psnr", "ssim"):
-            assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-4, abs=1e-5), (name, found)
+            assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-4), (name, found)
     assert read_checkpoint(two / "checkpoints" / "last.pt")["best"].keys() == {"loss", "psnr", "ssim"}
 
 
