@@ -39,7 +39,7 @@ from drr2ct.networks.cascade import CascadeConfig, StageConfig
 from drr2ct.networks.losses import DEFAULT_TERMS, ReprojectionLoss, WeightedLoss
 from drr2ct.networks.ssim import SeparableSSIMMetric
 from drr2ct.pipeline.cli import wide_console
-from drr2ct.pipeline.cohort import CohortPlan, Variation, write_cohort
+from drr2ct.pipeline.cohort import BETWEEN_PATIENTS, CohortPlan, write_cohort
 from drr2ct.pipeline.consistency import fit_to_radiographs
 from drr2ct.pipeline.datalist import load_datalist
 from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE, real_cts, sample_ct
@@ -53,8 +53,6 @@ from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(GRID_SIZE), detector_size=DETECTOR_SIZE)
 INFERER = AutocastInferer("cpu", choose_precision(torch.device("cpu")))
 CURVE_POINTS = 12
-PATIENT_VARIATION = Variation(8.0, scale=0.2, shift_mm=20.0, deformation=0.08, control_points=6, tissue=1.5)
-"""Of the patients trained on: wider than the demonstration's, since the one left out differs by more than that."""
 CONSISTENCY_STEPS = 2
 
 
@@ -173,19 +171,21 @@ class Samples:
 
 @dataclass(frozen=True)
 class Fold:
-    """What one training sees, what draws its curve, and what it is judged on."""
+    """What one training sees, what draws its curve, what it is judged on, and whose mean it has to beat."""
 
     name: str
     training: Samples
     validation: Samples | None
     test: Samples
+    averaged: Tensor
 
 
 def cohort_fold(folder: Path, training: int, seed: int) -> Fold:
     """Variations of the sample CT."""
     root = folder / "cohort"
     write_cohort(root, CohortPlan((sample_ct(),), GEOMETRY, training, 8, 16, seed=seed))
-    return Fold("cohort", *(Samples.read(load_datalist(root, part)) for part in ("training", "validation", "test")))
+    parts = [Samples.read(load_datalist(root, part)) for part in ("training", "validation", "test")]
+    return Fold("cohort", *parts, averaged=parts[0].labels)
 
 
 def patient_folds(cts_dir: Path, folder: Path, training: int, seed: int, chosen: list[str] | None) -> Iterator[Fold]:
@@ -196,15 +196,18 @@ def patient_folds(cts_dir: Path, folder: Path, training: int, seed: int, chosen:
     each = math.ceil(training / (len(cts) - 1))
     # one cohort per patient, shared by the folds
     for number, (patient, ct) in enumerate(cts.items()):
-        plan = CohortPlan((ct,), GEOMETRY, each, 0, 0, seed=100 * (seed + 1) + number, variation=PATIENT_VARIATION)
+        plan = CohortPlan((ct,), GEOMETRY, each, 0, 0, seed=100 * (seed + 1) + number, variation=BETWEEN_PATIENTS)
         write_cohort(folder / "cohorts" / patient, plan)
     variations = {p: Samples.read(load_datalist(folder / "cohorts" / p, "training")) for p in cts}
-    for patient, ct in cts.items():
-        if chosen and patient not in chosen:
-            continue
-        others = [variations[other] for other in cts if other != patient]
-        together = Samples(torch.cat([s.images for s in others]), torch.cat([s.labels for s in others]))
-        yield Fold(patient, together, None, Samples.read([{"patient": patient, "label": str(ct)}]))
+    undeformed = {p: Samples.read([{"patient": p, "label": str(ct)}]) for p, ct in cts.items()}
+    for patient in chosen or cts:
+        others = [other for other in cts if other != patient]
+        images, labels = (
+            torch.cat([getattr(variations[other], key) for other in others]) for key in ("images", "labels")
+        )
+        # the mean of the patients themselves: that of their variations, which end elsewhere, is easier to beat
+        mean_of = torch.cat([undeformed[other].labels for other in others])
+        yield Fold(patient, Samples(images, labels), None, undeformed[patient], mean_of)
 
 
 def predict(network: torch.nn.Module, images: Tensor) -> Tensor:
@@ -281,7 +284,7 @@ def train(variant: Variant, fold: Fold, budget: Budget, seed: int) -> dict[str, 
 
 def mean_volume(fold: Fold) -> dict[str, Any]:
     """The mean training volume as everybody's reconstruction."""
-    mean = fold.training.labels.mean(dim=0, keepdim=True)
+    mean = fold.averaged.mean(dim=0, keepdim=True)
     untrained = {"steps": 0, "seconds": 0, "parameters": 0, "curve": []}
     return {**figures(mean.expand_as(fold.test.labels), fold.test.labels), **untrained}
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from drr2ct.networks import network_config
 from drr2ct.pipeline.bundle import bundle_file, run_bundle
-from drr2ct.pipeline.cohort import CohortPlan, write_cohort
+from drr2ct.pipeline.cohort import BETWEEN_PATIENTS, CohortPlan, write_cohort
 from drr2ct.pipeline.demo import real_cts
 from drr2ct.pipeline.evaluation import FORMAT, patient_records, plain, read_patients, summarise_all, write_table
 from drr2ct.transforms.files import write_json
@@ -27,7 +27,8 @@ def run_fold(patient: str, cts: dict[str, Path], folder: Path, arguments: argpar
     size = network_config(arguments.network).geometry.grid.size
     geometry = BiplanarGeometry.from_angles(VolumeGrid(size), detector_size=2 * size)
     others = tuple(path for name, path in cts.items() if name != patient)
-    plan = CohortPlan(others, geometry, arguments.training, arguments.validation, 0, seed=arguments.seed)
+    count, watched = arguments.training, arguments.validation
+    plan = CohortPlan(others, geometry, count, watched, 0, seed=arguments.seed, variation=BETWEEN_PATIENTS)
     write_cohort(folder / "data", plan)
     common = {"dataset_dir": str(folder / "data"), "seed": arguments.seed}
     configs = [bundle_file(f"configs/{name}.yaml") for name in ("train", f"networks/{arguments.network}", "demo")]

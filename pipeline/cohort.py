@@ -13,13 +13,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from monai.data import MetaTensor
-from monai.transforms import Compose, Orientation, RandAffine, RandSmoothDeform
+from monai.transforms import Compose, Orientation, RandAffine, RandSmoothDeform, SpatialCrop
 
 from drr2ct.pipeline.datalist import PARTS, write_datalist
 from drr2ct.pipeline.export import write_volume
@@ -45,6 +45,7 @@ class Variation:
         deformation: largest local displacement, as a fraction of the scan's extent.
         control_points: of the displacement field, along each axis.
         tissue: multiplies the HU variation of lung (±40), fat (±20), muscle (±15) and bone (±80).
+        coverage: largest part of the scan's extent that is cut off, at either end of each axis: scans end elsewhere.
     """
 
     rotation_deg: float = 6.0
@@ -53,6 +54,13 @@ class Variation:
     deformation: float = 0.05
     control_points: int = 5
     tissue: float = 1.0
+    coverage: float = 0.0
+
+
+BETWEEN_PATIENTS = Variation(
+    rotation_deg=8.0, scale=0.2, shift_mm=20.0, deformation=0.08, control_points=6, tissue=1.5, coverage=0.12
+)
+"""Wide enough to learn other patients from: a scan that is left out differs in build, and in where it ends."""
 
 
 def deformation(shape: tuple[int, ...], spacing_mm: Float[np.ndarray, 3], variation: Variation) -> Compose:
@@ -91,7 +99,7 @@ def deformation(shape: tuple[int, ...], spacing_mm: Float[np.ndarray, 3], variat
 
 
 def vary(ct: MetaTensor, seed: int, variation: Variation | None = None) -> MetaTensor:
-    """One variation of a CT on the same voxels.
+    """One variation of a CT.
 
     Args:
         ct: (1, I, J, K) in HU, oriented RAS.
@@ -99,16 +107,20 @@ def vary(ct: MetaTensor, seed: int, variation: Variation | None = None) -> MetaT
         variation: how far it may differ.
 
     Returns:
-        (1, I, J, K) in HU, with the affine of ``ct``.
+        (1, I, J, K) in HU, on the voxels of ``ct`` or, where its ends are cut off, some of them.
     """
     variation = variation or Variation()
     spacing = np.linalg.norm(np.asarray(ct.affine)[:3, :3], axis=0)
     deform = deformation(tuple(ct.shape[1:]), spacing, variation)
     deform.set_random_state(seed)
     warped = deform(ct.as_tensor()).numpy()
-    offsets = np.random.default_rng(seed).uniform(-1, 1, len(_TISSUE_KNOTS_HU)) * _TISSUE_SPREAD_HU * variation.tissue
+    draw = np.random.default_rng(seed)
+    offsets = draw.uniform(-1, 1, len(_TISSUE_KNOTS_HU)) * _TISSUE_SPREAD_HU * variation.tissue
     remapped = np.interp(warped, _TISSUE_KNOTS_HU, _TISSUE_KNOTS_HU + offsets).astype(np.float32)
-    return MetaTensor(torch.from_numpy(remapped).clamp(AIR_HU, HU_WINDOW[1]), meta=ct.meta)
+    varied = MetaTensor(torch.from_numpy(remapped).clamp(AIR_HU, HU_WINDOW[1]), meta=ct.meta)
+    shape = np.asarray(ct.shape[1:])
+    cut = np.round(draw.uniform(0, variation.coverage, (2, 3)) * shape).astype(int)
+    return cast(MetaTensor, SpatialCrop(roi_start=cut[0], roi_end=shape - cut[1])(varied)) if cut.any() else varied
 
 
 @dataclass(frozen=True)

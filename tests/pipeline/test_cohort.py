@@ -39,6 +39,24 @@ def test_without_variation_the_ct_stays() -> None:
     np.testing.assert_allclose(vary(ct(), 5, still), ct(), atol=0.5)
 
 
+def test_cut_off_ends_leave_the_rest_where_it_was() -> None:
+    cut = Variation(rotation_deg=0, scale=0, shift_mm=0, deformation=0, tissue=0, coverage=0.2)
+    missing = []
+    for seed in range(6):
+        varied = vary(ct(), seed, cut)
+        first = np.linalg.solve(AFFINE, varied.affine.numpy())[:3, 3]
+        start = np.round(first).astype(int)
+        np.testing.assert_allclose(first, start, atol=1e-6)
+        end = start + varied.shape[1:]
+        size = np.array(ct().shape[1:])
+        assert (start >= 0).all() and (end <= size).all()
+        assert (np.concatenate([start, size - end]) <= 0.2 * np.tile(size, 2) + 0.5).all()
+        there = ct()[(slice(None), *map(slice, start, end))]
+        np.testing.assert_allclose(varied.numpy(), there.numpy(), atol=0.5)
+        missing.append((*start, *(size - end)))
+    assert (np.std(missing, axis=0) > 0).all(), "every end of every axis is cut, differently"
+
+
 def test_anatomy_stays_plausible() -> None:
     heart_left = 0
     for seed in range(8):
