@@ -64,7 +64,7 @@ class Variant:
     network: str = "cascade64"
     overrides: dict[str, Any] = field(default_factory=dict)
     terms: Callable[[], dict[str, Any]] = lambda: dict(DEFAULT_TERMS)
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
 
     def build(self) -> torch.nn.Module:
         """The network on the benchmark's geometry, with random weights."""
@@ -110,7 +110,7 @@ VARIANTS = {
         "ours with a third stage at 64³ instead of the sub-voxel head",
         overrides={
             "head_scale": 1,
-            "stages": (*_LIGHT.stages, StageConfig(16, growth=8, layers=2, lift_channels=8)),
+            "stages": (*_LIGHT.stages, StageConfig(16, norm_groups=0, growth=8, layers=2, lift_channels=8)),
         },
     ),
     "wide": Variant(
@@ -128,26 +128,35 @@ VARIANTS = {
     ),
     "stage-outputs": Variant("ours with every stage adding to the volume", overrides={"stage_outputs": True}),
     "squared": Variant("ours with the squared error besides, weight 5", terms=lambda: {**DEFAULT_TERMS, "l2": 5.0}),
-    "fast": Variant("ours at twice the learning rate", learning_rate=1e-3),
+    "normalised": Variant(
+        "ours with group normalisation in the stages, at half the learning rate",
+        overrides={"stages": tuple(replace(stage, norm_groups=8) for stage in _LIGHT.stages)},
+        learning_rate=5e-4,
+    ),
     "reprojection": Variant(
         "ours with the reprojection loss, weight 0.1", terms=lambda: {**DEFAULT_TERMS, **_REPROJECTION}
     ),
-    "direct256": Variant("the draft with its three memory fixes", "direct256", _DIRECT),
-    "draft": Variant("direct256_draft cut to 64³, every width divided by 4", "direct256_draft", _DRAFT),
+    "direct256": Variant("the draft with its three memory fixes", "direct256", _DIRECT, learning_rate=5e-4),
+    "draft": Variant(
+        "direct256_draft cut to 64³, every width divided by 4", "direct256_draft", _DRAFT, learning_rate=5e-4
+    ),
     "draft-fix-xray": Variant(
         "the draft with 128/4 X-ray channels",
         "direct256_draft",
         {**_DRAFT, **{key: _DIRECT[key] for key in ("encoder_channels", "encoder_norm_groups")}},
+        learning_rate=5e-4,
     ),
     "draft-fix-stage4": Variant(
         "the draft without dense blocks in stage 4",
         "direct256_draft",
         {**_DRAFT, "stages": (*_DRAFT["stages"][:3], _DIRECT["stages"][3])},
+        learning_rate=5e-4,
     ),
     "draft-fix-refinement": Variant(
         "the draft with the plain refinement",
         "direct256_draft",
         {**_DRAFT, "refinement_blocks": 0, "refinement": _DIRECT["refinement"]},
+        learning_rate=5e-4,
     ),
 }
 MEAN = "mean"

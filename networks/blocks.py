@@ -19,8 +19,8 @@ def activation_layer(name: str) -> nn.Module:
 
 
 def group_count(channels: int, at_most: int) -> int:
-    """The largest divisor of ``channels`` that is not above ``at_most``."""
-    return next(n for n in range(min(channels, at_most), 0, -1) if channels % n == 0)
+    """The largest divisor of ``channels`` that is not above ``at_most``; 0 for 0."""
+    return next((n for n in range(min(channels, at_most), 0, -1) if channels % n == 0), 0)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -42,9 +42,17 @@ class GroupNorm(nn.GroupNorm):
 def conv_norm_act(
     dims: int, in_channels: int, out_channels: int, kernel: int, groups: int, activation: str, stride: int = 1
 ) -> nn.Sequential:
-    """Convolution that keeps the size (or divides it by the stride), normalisation with ``groups``, activation."""
+    """Convolution that keeps the size (or divides it by the stride), normalisation with ``groups``, activation.
+
+    With 0 groups there is no normalisation, and the weights begin so large that the convolution keeps the variance
+    through rectifiers (He et al., *Delving Deep into Rectifiers*, ICCV 2015).
+    """
     conv = (nn.Conv2d if dims == 2 else nn.Conv3d)(in_channels, out_channels, kernel, stride, padding=kernel // 2)
-    return nn.Sequential(conv, GroupNorm(groups, out_channels), activation_layer(activation))
+    if groups:
+        return nn.Sequential(conv, GroupNorm(groups, out_channels), activation_layer(activation))
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv, activation_layer(activation))
 
 
 class ResidualDenseBlock(nn.Module):
@@ -58,7 +66,8 @@ class ResidualDenseBlock(nn.Module):
         growth: channels that each layer adds.
         layers: number of layers.
         activation: one of :data:`ACTIVATIONS`.
-        norm_groups: most groups of a layer's normalisation (the largest divisor of ``growth`` up to it is taken).
+        norm_groups: most groups of a layer's normalisation (the largest divisor of ``growth`` up to it is taken); 0
+            for none.
     """
 
     def __init__(self, channels: int, growth: int, layers: int, activation: str = "gelu", norm_groups: int = 8) -> None:

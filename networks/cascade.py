@@ -35,7 +35,8 @@ class StageConfig:
     Args:
         channels: width of the stage.
         scale: how many times finer than the stage before (or the learned volume); 1 keeps the size.
-        norm_groups: most groups of the normalisation after the growing convolution.
+        norm_groups: most groups of the normalisation after the growing convolution; 0 for none, there and in the
+            residual dense blocks.
         blocks: number of residual dense blocks.
         growth: channels that each of their layers adds.
         layers: layers in each of them.
@@ -53,8 +54,9 @@ class StageConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < (0 if f.name == "blocks" else 1):
-                raise InputError(f"a stage's {f.name} is {value!r}; it must be a positive whole number.")
+            least = 0 if f.name in ("blocks", "norm_groups") else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"a stage's {f.name} is {value!r}; it must be a whole number of at least {least}.")
 
 
 @dataclass(frozen=True)
@@ -385,7 +387,9 @@ class ProgressiveCascade(nn.Module):
             inputs = width if stage.scale == 1 and config.fuse == "before" else stage.channels
             mix = self._mix(inputs + lifted, stage.channels, config.fuse_norm_groups)
             blocks: list[nn.Module] = [
-                ResidualDenseBlock(stage.channels, stage.growth, stage.layers, config.block_activation)
+                ResidualDenseBlock(
+                    stage.channels, stage.growth, stage.layers, config.block_activation, 8 if stage.norm_groups else 0
+                )
                 for _ in range(stage.blocks)
             ]
             if config.transformer_layers and not stages:

@@ -175,9 +175,12 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Callable[[
 
 def _put_back(path: Path, before: bytes | None, made: Sequence[Path]) -> None:
     written = path.stat().st_mtime_ns
-    others = (other for other in path.parent.rglob("*") if other.is_file() and "tensorboard" not in other.parts)
-    if any(other.stat().st_mtime_ns > written for other in others):
+    if any(other.is_file() and other.stat().st_mtime_ns > written for other in path.parent.rglob("*")):
         return
+    # folders that were made for what was to come; the deepest last in order
+    for folder in sorted((other for other in path.parent.rglob("*") if other.is_dir()), reverse=True):
+        if folder.stat().st_mtime_ns > written and not any(folder.iterdir()):
+            folder.rmdir()
     if before is not None:
         with replacing(path) as temporary:
             temporary.write_bytes(before)

@@ -336,7 +336,7 @@ class EpochCSV:
 
 
 class EventLog(SummaryWriter):
-    """TensorBoard's writer, which a resumed training brings back to where its checkpoint was.
+    """TensorBoard's writer, which makes its file with the first event, and goes back to where a checkpoint was.
 
     Its state is the size of every event file of the folder. Events that came later are cut off on resuming, whatever
     their tags and steps count; TensorBoard's own ``purge_step`` compares one number with steps, which here count
@@ -349,11 +349,17 @@ class EventLog(SummaryWriter):
     def __init__(self, log_dir: str | Path) -> None:
         self._folder = Path(log_dir)
         self._earlier = self._files()
+        self._opened = False
         if is_main_process():
             self._await_later_name()
             super().__init__(str(log_dir))
+            self._opened = True
         else:
             self.all_writers = None  # flush and close do nothing
+
+    def _get_file_writer(self) -> Any:
+        # torch asks for it before every event, and once when this is made: too early, as the run may yet be refused
+        return super()._get_file_writer() if self._opened else None
 
     def _await_later_name(self) -> None:
         """TensorBoard reads files in the order of their names, which begin with the second that they were made in."""

@@ -17,6 +17,7 @@ from drr2ct.networks.blocks import (
 
 @given(st.integers(1, 400), st.integers(1, 64))
 def test_group_count_is_the_largest_divisor(channels: int, at_most: int) -> None:
+    assert group_count(channels, 0) == 0
     groups = group_count(channels, at_most)
     assert channels % groups == 0
     assert groups <= at_most
@@ -33,6 +34,22 @@ def test_residual_dense_block_has_the_layers_of_the_design() -> None:
     assert (block.fuse.in_channels, block.fuse.out_channels, block.fuse.kernel_size) == (22, 10, (1, 1, 1))
     assert ResidualDenseBlock(8, 24, 1).layers[0][1].num_groups == 8
     assert ResidualDenseBlock(8, 12, 1).layers[0][1].num_groups == 6
+
+
+def test_without_normalisation_magnitudes_are_kept() -> None:
+    torch.manual_seed(0)
+    block = ResidualDenseBlock(32, 16, 4, activation="relu", norm_groups=0)
+    assert not any(isinstance(module, nn.GroupNorm) for module in block.modules())
+    x = torch.randn(1, 32, 12, 12, 12)
+    features = x
+    for layer in block.layers:
+        features = torch.cat([features, layer(features)], dim=1)
+    power = features[..., 4:8, 4:8, 4:8].square().mean((0, 2, 3, 4))  # away from the padding
+    assert 0.5 < power[32:].mean() < 2
+    # what normalisation takes away: how large the input is
+    for groups, kept in ((0, True), (8, False)):
+        layer = ResidualDenseBlock(32, 16, 1, activation="relu", norm_groups=groups).layers[0]
+        assert torch.allclose(layer(2 * x), 2 * layer(x), atol=1e-4) == kept
 
 
 def test_residual_dense_block_by_hand() -> None:

@@ -77,6 +77,14 @@ def test_cost_of_a_forward_pass(name: str, low: float, high: float) -> None:
     assert low < counter.get_total_flops() / 1e12 < high
 
 
+def test_only_cascade64_grows_without_normalisation() -> None:
+    for name in NAMES:
+        network, _ = on_meta(name)
+        normalised = any(isinstance(module, torch.nn.GroupNorm) for module in network.stages.modules())
+        assert normalised == (name != "cascade64"), name
+    assert sum(p.numel() for p in on_meta("cascade64")[0].parameters()) == 327_600
+
+
 def test_ours_keeps_wide_maps_small() -> None:
     network, x = on_meta("cascade256")
     largest = {}
