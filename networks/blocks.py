@@ -51,6 +51,7 @@ def conv_norm_act(
     if groups:
         return nn.Sequential(conv, GroupNorm(groups, out_channels), activation_layer(activation))
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    assert conv.bias is not None  # for the type checker
     nn.init.zeros_(conv.bias)
     return nn.Sequential(conv, activation_layer(activation))
 
