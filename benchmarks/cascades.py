@@ -355,7 +355,7 @@ def plot(results: dict[str, dict[str, dict[str, Any]]], path: Path, unit: str) -
         for name, folds in results.items():
             if name != MEAN:
                 gains = [row["psnr"] - results[MEAN][fold]["psnr"] for fold, row in folds.items()]
-                axes.plot(list(folds), gains, "o-", label=name)
+                axes.plot(list(folds), gains, "o", label=name)
         axes.axhline(0, color="grey", linewidth=1)
         axes.tick_params(axis="x", rotation=30)
         axes.set(ylabel="PSNR above the mean training volume, dB")

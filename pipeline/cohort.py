@@ -46,6 +46,9 @@ class Variation:
         control_points: of the displacement field, along each axis.
         tissue: multiplies the HU variation of lung (±40), fat (±20), muscle (±15) and bone (±80).
         coverage: largest part of the scan's extent that is cut off, at either end of each axis: scans end elsewhere.
+
+    Raises:
+        InputError: if the coverage would leave nothing.
     """
 
     rotation_deg: float = 6.0
@@ -55,6 +58,10 @@ class Variation:
     control_points: int = 5
     tissue: float = 1.0
     coverage: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.coverage < 0.5:
+            raise InputError(f"coverage is {self.coverage:g}; at either end less than 0.5 of a scan can be cut off.")
 
 
 BETWEEN_PATIENTS = Variation(

@@ -55,6 +55,9 @@ def test_cut_off_ends_leave_the_rest_where_it_was() -> None:
         np.testing.assert_allclose(varied.numpy(), there.numpy(), atol=0.5)
         missing.append((*start, *(size - end)))
     assert (np.std(missing, axis=0) > 0).all(), "every end of every axis is cut, differently"
+    for wrong in (-0.1, 0.5, float("nan")):
+        with pytest.raises(InputError, match="coverage is"):
+            Variation(coverage=wrong)
 
 
 def test_anatomy_stays_plausible() -> None:
