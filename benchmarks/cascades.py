@@ -99,6 +99,12 @@ _LIGHT = network_config("cascade64")
 _NORMALISED = tuple(replace(stage, norm_groups=8) for stage in _LIGHT.stages)
 _REPROJECTION = {"reprojection": (0.1, ReprojectionLoss(GEOMETRY))}
 
+
+def draft(about: str, network: str = "direct256_draft", **changes: Any) -> Variant:
+    """The first design, narrowed, with some of its fields changed."""
+    return Variant(about, network, {**_DRAFT, **changes}, learning_rate=5e-4)
+
+
 VARIANTS = {
     "cascade64": Variant("ours as it is by default"),
     "broadcast": Variant(
@@ -138,27 +144,17 @@ VARIANTS = {
     "reprojection": Variant(
         "ours with the reprojection loss, weight 0.1", terms=lambda: {**DEFAULT_TERMS, **_REPROJECTION}
     ),
-    "direct256": Variant("the draft with its three memory fixes", "direct256", _DIRECT, learning_rate=5e-4),
-    "draft": Variant(
-        "direct256_draft cut to 64³, every width divided by 4", "direct256_draft", _DRAFT, learning_rate=5e-4
-    ),
-    "draft-fix-xray": Variant(
+    "direct256": draft("the draft with its three memory fixes", network="direct256", **_DIRECT),
+    "draft": draft("direct256_draft cut to 64³, every width divided by 4"),
+    "draft-fix-xray": draft(
         "the draft with 128/4 X-ray channels",
-        "direct256_draft",
-        {**_DRAFT, **{key: _DIRECT[key] for key in ("encoder_channels", "encoder_norm_groups")}},
-        learning_rate=5e-4,
+        **{key: _DIRECT[key] for key in ("encoder_channels", "encoder_norm_groups")},
     ),
-    "draft-fix-stage4": Variant(
-        "the draft without dense blocks in stage 4",
-        "direct256_draft",
-        {**_DRAFT, "stages": (*_DRAFT["stages"][:3], _DIRECT["stages"][3])},
-        learning_rate=5e-4,
+    "draft-fix-stage4": draft(
+        "the draft without dense blocks in stage 4", stages=(*_DRAFT["stages"][:3], _DIRECT["stages"][3])
     ),
-    "draft-fix-refinement": Variant(
-        "the draft with the plain refinement",
-        "direct256_draft",
-        {**_DRAFT, "refinement_blocks": 0, "refinement": _DIRECT["refinement"]},
-        learning_rate=5e-4,
+    "draft-fix-refinement": draft(
+        "the draft with the plain refinement", refinement_blocks=0, refinement=_DIRECT["refinement"]
     ),
 }
 MEAN = "mean"
@@ -210,12 +206,11 @@ def patient_folds(cts: dict[str, Path], folder: Path, training: int, seed: int, 
     undeformed = {p: Samples.read([{"patient": p, "label": str(ct)}]) for p, ct in cts.items()}
     for patient in chosen:
         others = [other for other in cts if other != patient]
-        images, labels = (
-            torch.cat([getattr(variations[other], key) for other in others]) for key in ("images", "labels")
-        )
+        seen = [variations[other] for other in others]
+        together = Samples(torch.cat([s.images for s in seen]), torch.cat([s.labels for s in seen]))
         # the mean of the patients themselves: that of their variations, which end elsewhere, is easier to beat
         mean_of = torch.cat([undeformed[other].labels for other in others])
-        yield Fold(patient, Samples(images, labels), None, undeformed[patient], mean_of)
+        yield Fold(patient, together, None, undeformed[patient], mean_of)
 
 
 def predict(network: torch.nn.Module, images: Tensor) -> Tensor:
@@ -314,6 +309,7 @@ def print_table(results: dict[str, dict[str, dict[str, Any]]], console: Console,
     )
     for column in (*columns, "steps", "s", "Mpar"):
         table.add_column(column, justify="left" if column == "variant" else "right")
+    ours = results.get("cascade64", {})
     for name, folds in results.items():
         rows = list(folds.values())
         psnr = np.array([row["psnr"] for row in rows])
@@ -322,7 +318,6 @@ def print_table(results: dict[str, dict[str, dict[str, Any]]], console: Console,
             float(np.mean([row[key] for row in rows])) for key in ("ssim", "mae_hu", "steps", "seconds", "parameters")
         ]
         fitted = [row["fitted"]["psnr"] for row in rows if "fitted" in row]
-        ours = results.get("cascade64", {})
         over_ours = [row["psnr"] - ours[fold]["psnr"] for fold, row in folds.items() if fold in ours]
         table.add_row(
             name,
@@ -378,6 +373,9 @@ def main() -> None:
     parser.add_argument("--training", type=int, default=576, help="variations to train on")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    cts = real_cts(arguments.cts) if arguments.cts else {}
+    if unknown := set(arguments.folds or ()) - cts.keys():
+        parser.error(f"--folds: {', '.join(sorted(unknown))} is not among the patients {', '.join(cts) or 'of --cts'}")
     torch.set_num_threads(arguments.threads)
     console = wide_console()
 
@@ -398,9 +396,7 @@ def main() -> None:
         return {name: path for name, path in paths.items() if not path.exists()}
 
     folds: Iterator[Fold] = iter(())
-    if arguments.cts:
-        if unknown := set(arguments.folds or ()) - (cts := real_cts(arguments.cts)).keys():
-            parser.error(f"--folds: {', '.join(sorted(unknown))} is not among the patients {', '.join(cts)}")
+    if cts:
         if to_do := [patient for patient in arguments.folds or cts if missing(patient)]:
             folds = patient_folds(cts, arguments.output, arguments.training, arguments.seed, to_do)
     elif missing("cohort"):
