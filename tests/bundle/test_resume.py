@@ -115,13 +115,15 @@ def test_killed_once(dataset: Path, whole: Path, cache: dict[str, Any], tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_twenty_times(dataset: Path, cache: dict[str, Any], tmp_path: Path, workers: int) -> None:
-    settings = {**cache, "num_workers": workers, "train#trainer#max_epochs": 20}
+    settings = {**cache, "num_workers": workers, "train#trainer#max_epochs": 30}
     rng = random.Random(workers)
     for _ in range(20):
-        by_clock = rng.random() < 0.3
-        process = start(dataset, tmp_path / "run", settings, None if by_clock else random_fault(rng))
-        if by_clock:
-            time.sleep(rng.uniform(0.2, 2.0))
+        anywhere = rng.random() < 0.3
+        process = start(dataset, tmp_path / "run", settings, None if anywhere else random_fault(rng))
+        if anywhere:
+            # counted in saves, of which there is one a step: a fast machine would be through in a few seconds
+            wait_for_saves(tmp_path / "run" / "checkpoints" / "last.pt", process, rng.randint(0, 4))
+            time.sleep(rng.uniform(0, 0.05))
             process.kill()
         assert finish(process) == -signal.SIGKILL, "it was over too early to be killed twenty times"
     assert finish(start(dataset, tmp_path / "run", settings)) == 0
@@ -135,6 +137,26 @@ def wait_for(path: Path, process: Any, seconds: float = 60.0) -> None:
     while not path.exists():
         assert process.is_alive() and time.monotonic() - began < seconds, path
         time.sleep(0.02)
+
+
+def wait_for_saves(path: Path, process: Any, count: int, seconds: float = 60.0) -> None:
+    """Until the training has replaced a file so many times, or is over."""
+    began = time.monotonic()
+    before = inode_of(path)
+    while count and process.is_alive():
+        assert time.monotonic() - began < seconds, path
+        time.sleep(0.001)
+        now = inode_of(path)
+        if now not in (before, None):
+            before, count = now, count - 1
+
+
+def inode_of(path: Path) -> int | None:
+    """The number of the file that is there, if one is."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 @pytest.mark.parametrize(
