@@ -1,11 +1,12 @@
 """Networks trained side by side for equal time: which choices earn their place. A table and a plot.
 
 python benchmarks/cascades.py --output DIR [--cts DIR] [--seconds 600] [--threads 2] [--clock wall|cpu]
-    [--variants mean broadcast cascade64 …] [--folds PATIENT …] [--seed 0]
+    [--variants mean broadcast cascade64 …] [--folds PATIENT …] [--groups 3] [--seed 0]
 
 Without --cts: a cohort of variations of the sample CT; the curve is measured on validation patients, the final figure
 on test patients. With --cts, a folder of patient folders, which the sample joins: leave one patient out; training on
 variations of all the others, the final figure on the one left out, undeformed; for each in turn, mean and spread.
+With --groups the patients are left out in so many groups instead: fewer trainings tell something of every patient.
 Every training and fold that is finished stays in DIR and is not repeated, so the command goes on where it was stopped.
 
 All train on a 64³ grid from two 128² radiographs with the bundle's loss, optimiser and batch of one; the learning rate
@@ -17,11 +18,13 @@ does not.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,18 @@ class Variant:
     def build(self) -> torch.nn.Module:
         """The network on the benchmark's geometry, with random weights."""
         return create_network(self.network, geometry=GEOMETRY, **self.overrides)
+
+    def digest(self) -> str:
+        """Of all that is trained and how: results that are kept are of no use to another network, loss or rate."""
+        with torch.device("meta"):
+            network = self.build()
+        recipe = {
+            "configuration": network_config(self.network, geometry=GEOMETRY, **self.overrides).to_dict(),
+            "weights": {name: list(p.shape) for name, p in network.named_parameters()},
+            "loss": WeightedLoss(self.terms()).weights,
+            "learning_rate": self.learning_rate,
+        }
+        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def narrowed(config: CascadeConfig, factor: int = 4) -> dict[str, Any]:
@@ -135,7 +150,7 @@ VARIANTS = {
         "ours with a learned confidence of each view, voxel by voxel", overrides={"confidence": True}
     ),
     "stage-outputs": Variant("ours with every stage adding to the volume", overrides={"stage_outputs": True}),
-    "squared": Variant("ours with the squared error besides, weight 5", terms=lambda: {**DEFAULT_TERMS, "l2": 5.0}),
+    "squared": Variant("ours with the squared error besides, weight 20", terms=lambda: {**DEFAULT_TERMS, "l2": 20.0}),
     "normalised": Variant(
         "ours with group normalisation in the stages, at half the learning rate",
         overrides={"stages": _NORMALISED},
@@ -161,6 +176,12 @@ MEAN = "mean"
 """The mean training volume: no network."""
 
 
+@cache
+def digest_of(name: str) -> str:
+    """:meth:`Variant.digest`; the mean volume has nothing to tell."""
+    return MEAN if name == MEAN else VARIANTS[name].digest()
+
+
 @dataclass(frozen=True)
 class Samples:
     """Radiographs (n, views, H, W), CTs (n, 1, N, N, N) on the network's scale."""
@@ -178,12 +199,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class Fold:
-    """What one training sees, what draws its curve, what it is judged on, and whose mean it has to beat."""
+    """What one training sees, what draws its curve, what it is judged on (by name), and whose mean it has to beat."""
 
-    name: str
     training: Samples
     validation: Samples | None
-    test: Samples
+    tests: dict[str, Samples]
     averaged: Tensor
 
 
@@ -191,12 +211,14 @@ def cohort_fold(folder: Path, training: int, seed: int) -> Fold:
     """Variations of the sample CT."""
     root = folder / "cohort"
     write_cohort(root, CohortPlan((sample_ct(),), GEOMETRY, training, 8, 16, seed=seed))
-    parts = [Samples.read(load_datalist(root, part)) for part in ("training", "validation", "test")]
-    return Fold("cohort", *parts, averaged=parts[0].labels)
+    seen, curve, test = [Samples.read(load_datalist(root, part)) for part in ("training", "validation", "test")]
+    return Fold(seen, curve, {"cohort": test}, averaged=seen.labels)
 
 
-def patient_folds(cts: dict[str, Path], folder: Path, training: int, seed: int, chosen: list[str]) -> Iterator[Fold]:
-    """One fold per chosen patient; ``training`` variations of all the others together."""
+def patient_folds(
+    cts: dict[str, Path], folder: Path, training: int, seed: int, groups: list[list[str]]
+) -> Iterator[Fold]:
+    """One fold per group of patients, who are left out; each of the others gives as many variations in every fold."""
     each = math.ceil(training / (len(cts) - 1))
     # one cohort per patient, shared by the folds
     for number, (patient, ct) in enumerate(cts.items()):
@@ -204,13 +226,13 @@ def patient_folds(cts: dict[str, Path], folder: Path, training: int, seed: int, 
         write_cohort(folder / "cohorts" / patient, plan)
     variations = {p: Samples.read(load_datalist(folder / "cohorts" / p, "training")) for p in cts}
     undeformed = {p: Samples.read([{"patient": p, "label": str(ct)}]) for p, ct in cts.items()}
-    for patient in chosen:
-        others = [other for other in cts if other != patient]
+    for group in groups:
+        others = [other for other in cts if other not in group]
         seen = [variations[other] for other in others]
         together = Samples(torch.cat([s.images for s in seen]), torch.cat([s.labels for s in seen]))
         # the mean of the patients themselves: that of their variations, which end elsewhere, is easier to beat
         mean_of = torch.cat([undeformed[other].labels for other in others])
-        yield Fold(patient, together, None, undeformed[patient], mean_of)
+        yield Fold(together, None, {patient: undeformed[patient] for patient in group}, mean_of)
 
 
 def predict(network: torch.nn.Module, images: Tensor) -> Tensor:
@@ -244,8 +266,8 @@ class Budget:
         return steps / self.steps if self.steps else seconds / self.seconds
 
 
-def train(variant: Variant, fold: Fold, budget: Budget, seed: int) -> dict[str, Any]:
-    """Train and measure; returns what the table and the plot need."""
+def train(variant: Variant, fold: Fold, budget: Budget, seed: int) -> dict[str, dict[str, Any]]:
+    """Train and measure; returns what the table and the plot need, for each that it is judged on."""
     set_determinism(seed, use_deterministic_algorithms=False)
     network = variant.build()
     loss = WeightedLoss(variant.terms())
@@ -273,23 +295,27 @@ def train(variant: Variant, fold: Fold, budget: Budget, seed: int) -> dict[str, 
         if fold.validation is not None and budget.share(used, steps) >= (len(curve) + 1) / CURVE_POINTS:
             prediction = predict(network, fold.validation.images)
             curve.append((used, figures(prediction, fold.validation.labels)["psnr"]))
-    prediction = predict(network, fold.test.images)
-    fitted = fit_to_radiographs(prediction, fold.test.images, GEOMETRY, CONSISTENCY_STEPS)
-    return {
-        **figures(prediction, fold.test.labels),
-        "fitted": figures(fitted, fold.test.labels),
+    trained = {
         "steps": steps,
         "seconds": used,
         "parameters": sum(p.numel() for p in network.parameters()),
         "curve": curve,
     }
+    rows = {}
+    for name, test in fold.tests.items():
+        prediction = predict(network, test.images)
+        fitted = fit_to_radiographs(prediction, test.images, GEOMETRY, CONSISTENCY_STEPS)
+        rows[name] = {**figures(prediction, test.labels), "fitted": figures(fitted, test.labels), **trained}
+    return rows
 
 
-def mean_volume(fold: Fold) -> dict[str, Any]:
+def mean_volume(fold: Fold) -> dict[str, dict[str, Any]]:
     """The mean training volume as everybody's reconstruction."""
     mean = fold.averaged.mean(dim=0, keepdim=True)
     untrained = {"steps": 0, "seconds": 0, "parameters": 0, "curve": []}
-    return {**figures(mean.expand_as(fold.test.labels), fold.test.labels), **untrained}
+    return {
+        name: {**figures(mean.expand_as(test.labels), test.labels), **untrained} for name, test in fold.tests.items()
+    }
 
 
 def print_table(results: dict[str, dict[str, dict[str, Any]]], console: Console, title: str) -> None:
@@ -370,12 +396,15 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--variants", nargs="+", default=[MEAN, *VARIANTS], choices=[MEAN, *VARIANTS])
     parser.add_argument("--folds", nargs="+", help="with --cts: patients to leave out; all by default")
-    parser.add_argument("--training", type=int, default=576, help="variations to train on")
+    parser.add_argument("--groups", type=int, default=0, help="with --cts: leave out so many groups; 0: each alone")
+    parser.add_argument("--training", type=int, default=576, help="variations to train on if one patient is left out")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     cts = real_cts(arguments.cts) if arguments.cts else {}
     if unknown := set(arguments.folds or ()) - cts.keys():
         parser.error(f"--folds: {', '.join(sorted(unknown))} is not among the patients {', '.join(cts) or 'of --cts'}")
+    if arguments.groups and not 2 <= arguments.groups <= len(cts):
+        parser.error(f"--groups: {len(cts)} patients cannot be left out in {arguments.groups} groups")
     torch.set_num_threads(arguments.threads)
     console = wide_console()
 
@@ -384,28 +413,42 @@ def main() -> None:
 
     clock = time.monotonic if arguments.clock == "wall" else core_seconds
     budget = Budget(arguments.seconds, arguments.steps, clock)
-    settings = {key: getattr(arguments, key) for key in ("seconds", "steps", "threads", "clock", "training", "seed")}
+    keys = ("seconds", "steps", "threads", "clock", "training", "seed")
+    settings: dict[str, Any] = {key: getattr(arguments, key) for key in keys}
+    if cts:
+        settings |= {"variation": asdict(BETWEEN_PATIENTS), "groups": arguments.groups}
     claim = arguments.output / "settings.json"
     if claim.exists() and json.loads(claim.read_text()) != settings:
         parser.error(f"{arguments.output} holds results with other settings ({claim}); choose another folder")
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_json(claim, settings)
 
-    def missing(fold: str) -> dict[str, Path]:
-        paths = {name: arguments.output / "results" / name / f"{fold}.json" for name in [MEAN, *arguments.variants]}
-        return {name: path for name, path in paths.items() if not path.exists()}
+    def missing(tests: Iterable[str]) -> list[str]:
+        wanted = [MEAN, *arguments.variants]
+        results = arguments.output / "results"
+        return [name for name in wanted if not all((results / name / f"{test}.json").exists() for test in tests)]
+
+    for path in sorted((arguments.output / "results").glob("*/*.json")):
+        name = path.parent.name
+        if name not in (MEAN, *VARIANTS) or digest_of(name) != json.loads(path.read_text()).get("digest"):
+            parser.error(f"{path} is of another {name} (network, loss or learning rate); delete it to train this one")
 
     folds: Iterator[Fold] = iter(())
     if cts:
-        if to_do := [patient for patient in arguments.folds or cts if missing(patient)]:
+        patients = list(cts)
+        groups = [patients[i :: arguments.groups] for i in range(arguments.groups)] or [[p] for p in patients]
+        chosen = set(arguments.folds or cts)
+        if to_do := [group for group in groups if chosen & set(group) and missing(group)]:
             folds = patient_folds(cts, arguments.output, arguments.training, arguments.seed, to_do)
-    elif missing("cohort"):
+    elif missing(["cohort"]):
         folds = iter([cohort_fold(arguments.output, arguments.training, arguments.seed)])
     for fold in folds:
-        for name, path in missing(fold.name).items():
-            row = mean_volume(fold) if name == MEAN else train(VARIANTS[name], fold, budget, arguments.seed)
-            write_json(path, row)
-            console.print(f"{fold.name}  {name}: {row['psnr']:.2f} dB after {row['steps']} steps", highlight=False)
+        for name in missing(fold.tests):
+            rows = mean_volume(fold) if name == MEAN else train(VARIANTS[name], fold, budget, arguments.seed)
+            for test, row in rows.items():
+                write_json(arguments.output / "results" / name / f"{test}.json", {**row, "digest": digest_of(name)})
+                told = f"{test}  {name}: {row['psnr']:.2f} dB after {row['steps']} steps"
+                console.print(told, highlight=False)
 
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for name in (MEAN, *VARIANTS):

@@ -67,13 +67,14 @@ class ResidualDenseBlock(nn.Module):
         growth: channels that each layer adds.
         layers: number of layers.
         activation: one of :data:`ACTIVATIONS`.
-        norm_groups: most groups of a layer's normalisation (the largest divisor of ``growth`` up to it is taken); 0
-            for none.
+        normalised: normalise in at most 8 groups (the largest divisor of ``growth`` up to it).
     """
 
-    def __init__(self, channels: int, growth: int, layers: int, activation: str = "gelu", norm_groups: int = 8) -> None:
+    def __init__(
+        self, channels: int, growth: int, layers: int, activation: str = "gelu", normalised: bool = True
+    ) -> None:
         super().__init__()
-        groups = group_count(growth, norm_groups)
+        groups = group_count(growth, 8) if normalised else 0
         self.layers = nn.ModuleList(
             conv_norm_act(3, channels + i * growth, growth, 3, groups, activation) for i in range(layers)
         )

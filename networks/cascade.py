@@ -388,7 +388,7 @@ class ProgressiveCascade(nn.Module):
             mix = self._mix(inputs + lifted, stage.channels, config.fuse_norm_groups)
             blocks: list[nn.Module] = [
                 ResidualDenseBlock(
-                    stage.channels, stage.growth, stage.layers, config.block_activation, 8 if stage.norm_groups else 0
+                    stage.channels, stage.growth, stage.layers, config.block_activation, bool(stage.norm_groups)
                 )
                 for _ in range(stage.blocks)
             ]
