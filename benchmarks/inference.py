@@ -18,13 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from resident_memory import peak_bytes, resident_bytes
 from rich.console import Console
 from rich.table import Table
-
-
-def status_bytes(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def measure(folder: Path, precision: str, threads: int, began: float) -> dict[str, float]:
@@ -41,14 +37,14 @@ def measure(folder: Path, precision: str, threads: int, began: float) -> dict[st
     views = [str(folder / f"{view.name}.nii.gz") for view in network.config.geometry.views]
     image = files_to_samples(network.config.geometry, with_ct=False)({"patient": "p", "image": views})["image"][None]
     loaded = time.time()
-    libraries = status_bytes("VmRSS")
+    libraries = resident_bytes()
     inferer = AutocastInferer("cpu", precision)
     with torch.inference_mode():
         start = time.time()
         volume = inferer(image, network)
         first = time.time() - start
         total = time.time() - began
-        peak = status_bytes("VmHWM")
+        peak = peak_bytes()
         del volume
         start, processor = time.time(), time.process_time()
         inferer(image, network)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.metrics import SSIMMetric
+from resident_memory import peak_bytes, resident_bytes, restart_peak
 from rich.console import Console
 from rich.table import Table
 
@@ -37,17 +38,6 @@ PARTS = {
     "Dice, NSD, HD95": ["dice_body"],
 }
 """Each also finds the body in the truth, as the whole does once."""
-
-
-def set_peak_back() -> None:
-    """Make the process's high-water mark what it holds now."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def memory_gib(entry: str) -> float:
-    """``VmRSS``, what the process holds now, or ``VmHWM``, the most it held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(entry)) / 2**20
 
 
 def main() -> None:
@@ -79,13 +69,13 @@ def main() -> None:
     for name in ("seconds", "of them computing", "peak GiB"):
         table.add_column(name, justify="right")
     for name, job in jobs.items():
-        set_peak_back()
+        restart_peak()
         began, busy = time.perf_counter(), time.process_time()
         job()
         wall, computing = time.perf_counter() - began, time.process_time() - busy
-        table.add_row(name, f"{wall:.2f}", f"{computing:.2f}", f"{memory_gib('VmHWM'):.2f}")
+        table.add_row(name, f"{wall:.2f}", f"{computing:.2f}", f"{peak_bytes() / 2**30:.2f}")
     Console().print(table)
-    print(f"the process held {memory_gib('VmRSS'):.2f} GiB at the end; load {os.getloadavg()[0]:.1f}")
+    print(f"the process held {resident_bytes() / 2**30:.2f} GiB at the end; load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

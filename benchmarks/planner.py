@@ -28,6 +28,7 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # before torch: its profiler is talkative
 
 import torch
+from resident_memory import peak_bytes, resident_bytes, restart_peak
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import _disable_current_modes
@@ -93,11 +94,6 @@ def most_allocated(work: Any) -> int:
     return most
 
 
-def status_bytes(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-
 def measure(settings: Settings, device: str) -> int:
     """Bytes that one step needs above what is there between steps."""
     step, loss = TrainingStep(settings.config(), 1, settings.precision, device), WeightedLoss()
@@ -112,10 +108,10 @@ def measure(settings: Settings, device: str) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-    before = status_bytes("VmRSS")
+    restart_peak()
+    before = resident_bytes()
     step.run(loss)
-    return status_bytes("VmHWM") - before
+    return peak_bytes() - before
 
 
 def measured_apart(network: str, size: int, precision: str, device: str) -> int:
