@@ -19,6 +19,7 @@ from drr2ct.networks import (
     network_config,
 )
 from drr2ct.networks.blocks import OUTPUT_BIAS
+from drr2ct.networks.cascade import Upsample
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
 
@@ -140,6 +141,13 @@ def test_any_number_of_views_and_detectors_that_are_not_square(
     x = radiographs(network)
     assert x.shape == (1, len(angles_deg), *detector)
     assert network(x).shape == (1, 1, 16, 16, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_upsampling_is_trilinear_whatever_the_layout(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, 4, 5, 6).to(dtype)
+    expected = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False)
+    assert torch.equal(Upsample(2)(x), expected)
 
 
 def test_every_view_is_used() -> None:
