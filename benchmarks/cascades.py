@@ -397,7 +397,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=[MEAN, *VARIANTS], choices=[MEAN, *VARIANTS])
     parser.add_argument("--folds", nargs="+", help="with --cts: patients to leave out; all by default")
     parser.add_argument("--groups", type=int, default=0, help="with --cts: leave out so many groups; 0: each alone")
-    parser.add_argument("--training", type=int, default=576, help="variations to train on if one patient is left out")
+    parser.add_argument("--training", type=int, default=1728, help="variations to train on, with one patient left out")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     cts = real_cts(arguments.cts) if arguments.cts else {}

@@ -7,6 +7,7 @@ attenuation of lung, fat, muscle and bone. It makes a data set where there is on
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -172,21 +173,22 @@ def write_cohort(
     plan.geometry.save(root / "geometry.json")
     patients = plan.patients()
     jobs = [(root, name, source, seed, plan.geometry, plan.variation) for _, name, source, seed in patients]
+    missing = [job for job in jobs if not _is_complete(root / job[1], plan.geometry)]
     # spawned, not forked: torch's and ITK's thread pools do not survive a fork
     spawn = get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for _ in pool.map(_write_patient, jobs):
+        written = pool.map(_write_patient, missing)  # no process is started for none
+        for _ in itertools.chain(range(len(jobs) - len(missing)), written):
             if on_patient is not None:
                 on_patient()
-    views = [view.name for view in plan.geometry.views]
     parts: dict[str, list[dict[str, object]]] = {part: [] for part in PARTS}
     for part, name, source, seed in patients:
-        folder = root / name
+        volume, radiographs = _files(root / name, plan.geometry)
         parts[part].append(
             {
                 "patient": name,
-                "label": str(folder / f"{name}.nii.gz"),
-                "image": [str(folder / f"{name}_{view}_drr.nii.gz") for view in views],
+                "label": str(volume),
+                "image": [str(path) for path in radiographs],
                 "source": source.name,
                 "seed": seed,
             }
@@ -209,14 +211,21 @@ def _claim(record: Path, plan: CohortPlan) -> None:
             temporary.write_text(described)
 
 
+def _files(folder: Path, geometry: BiplanarGeometry) -> tuple[Path, list[Path]]:
+    """CT and radiographs of a patient."""
+    name = folder.name
+    return folder / f"{name}.nii.gz", [folder / f"{name}_{view.name}_drr.nii.gz" for view in geometry.views]
+
+
+def _is_complete(folder: Path, geometry: BiplanarGeometry) -> bool:
+    volume, radiographs = _files(folder, geometry)
+    return volume.exists() and all(path.exists() for path in radiographs)
+
+
 def _write_patient(job: tuple[Path, str, Path, int, BiplanarGeometry, Variation]) -> None:
     root, name, source, seed, geometry, variation = job
-    folder = root / name
-    radiographs = [folder / f"{name}_{view.name}_drr.nii.gz" for view in geometry.views]
-    volume = folder / f"{name}.nii.gz"
-    if volume.exists() and all(path.exists() for path in radiographs):
-        return
-    folder.mkdir(exist_ok=True)
+    volume, radiographs = _files(root / name, geometry)
+    volume.parent.mkdir(exist_ok=True)
     ct = vary(_load_source(source), seed, variation)
     ct.meta["isocentre"] = bounding_box_centre(ct).tolist()
     for path, radiograph in zip(radiographs, render_drr(ct, geometry), strict=True):
