@@ -1,6 +1,6 @@
 """Leave one patient out: train on variations of all other real CTs, test on that patient as it is; for each in turn.
 
-python benchmarks/leave_one_out.py CTS --output DIR [--seconds 300] [--network cascade64] [--training 96] [--seed 0]
+python benchmarks/leave_one_out.py CTS --output DIR [--seconds 300] [--network cascade64] [--training 576] [--seed 0]
 
 CTS is a folder of patient folders; the sample CT of the package joins them. Folds that are finished are kept, so the
 command goes on where it was stopped. Writes patients.csv, patients.json and summary.json over all folds.
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--network", default="cascade64")
     parser.add_argument("--seconds", type=float, default=300.0, help="of training, per fold")
-    parser.add_argument("--training", type=int, default=96, help="variations to train on, per fold")
+    parser.add_argument("--training", type=int, default=576, help="variations to train on, per fold")
     parser.add_argument("--validation", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
