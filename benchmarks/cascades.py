@@ -381,7 +381,7 @@ def plot(results: dict[str, dict[str, dict[str, Any]]], path: Path, unit: str) -
         axes.tick_params(axis="x", rotation=30)
         axes.set(ylabel="PSNR above the mean training volume, dB")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 

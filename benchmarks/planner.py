@@ -29,12 +29,12 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # before torch: its profiler is 
 
 import torch
 from resident_memory import peak_bytes, resident_bytes, restart_peak
-from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 from drr2ct.networks.losses import WeightedLoss
+from drr2ct.pipeline.cli import wide_console
 from drr2ct.pipeline.plan import Settings, TableText, TrainingStep, plan_config
 
 TOLERANCE = {"cpu": 0.15, "cuda": 0.10}
@@ -137,7 +137,7 @@ def main() -> None:
         print(measure(settings_of(network, int(size), precision), device))
         return
 
-    console = Console()
+    console = wide_console()
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     inside = InsideConvolutions()
     columns = (
