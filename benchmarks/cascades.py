@@ -423,12 +423,13 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_json(claim, settings)
 
+    kept = arguments.output / "results"
+
     def missing(tests: Iterable[str]) -> list[str]:
         wanted = [MEAN, *arguments.variants]
-        results = arguments.output / "results"
-        return [name for name in wanted if not all((results / name / f"{test}.json").exists() for test in tests)]
+        return [name for name in wanted if not all((kept / name / f"{test}.json").exists() for test in tests)]
 
-    for path in sorted((arguments.output / "results").glob("*/*.json")):
+    for path in sorted(kept.glob("*/*.json")):
         name = path.parent.name
         if name not in (MEAN, *VARIANTS) or digest_of(name) != json.loads(path.read_text()).get("digest"):
             parser.error(f"{path} is of another {name} (network, loss or learning rate); delete it to train this one")
@@ -446,13 +447,13 @@ def main() -> None:
         for name in missing(fold.tests):
             rows = mean_volume(fold) if name == MEAN else train(VARIANTS[name], fold, budget, arguments.seed)
             for test, row in rows.items():
-                write_json(arguments.output / "results" / name / f"{test}.json", {**row, "digest": digest_of(name)})
+                write_json(kept / name / f"{test}.json", {**row, "digest": digest_of(name)})
                 told = f"{test}  {name}: {row['psnr']:.2f} dB after {row['steps']} steps"
                 console.print(told, highlight=False)
 
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for name in (MEAN, *VARIANTS):
-        rows = {p.stem: json.loads(p.read_text()) for p in sorted((arguments.output / "results" / name).glob("*.json"))}
+        rows = {p.stem: json.loads(p.read_text()) for p in sorted((kept / name).glob("*.json"))}
         if rows:
             results[name] = rows
     unit = "s" if arguments.clock == "wall" else f"core-seconds on {arguments.threads}"
