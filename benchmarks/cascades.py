@@ -42,13 +42,14 @@ from drr2ct.networks.cascade import CascadeConfig, StageConfig
 from drr2ct.networks.losses import DEFAULT_TERMS, ReprojectionLoss, WeightedLoss
 from drr2ct.networks.ssim import SeparableSSIMMetric
 from drr2ct.pipeline.cli import wide_console
-from drr2ct.pipeline.cohort import BETWEEN_PATIENTS, CohortPlan, write_cohort
-from drr2ct.pipeline.consistency import fit_to_radiographs
-from drr2ct.pipeline.datalist import load_datalist
-from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE, real_cts, sample_ct
-from drr2ct.pipeline.handlers import annealed
-from drr2ct.pipeline.metrics import DEFAULT_WINDOW, InWindow
-from drr2ct.pipeline.precision import AutocastInferer, choose_precision
+from drr2ct.pipeline.data.cohort import BETWEEN_PATIENTS, CohortPlan, write_cohort
+from drr2ct.pipeline.data.datalist import load_datalist
+from drr2ct.pipeline.data.sample.cts import real_cts, sample_ct
+from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE
+from drr2ct.pipeline.evaluation.metrics import DEFAULT_WINDOW, InWindow
+from drr2ct.pipeline.reconstruction.consistency import fit_to_radiographs
+from drr2ct.pipeline.running.precision import AutocastInferer, choose_precision
+from drr2ct.pipeline.training.handlers import annealed
 from drr2ct.transforms import files_to_samples
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid

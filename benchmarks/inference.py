@@ -27,8 +27,8 @@ def measure(folder: Path, precision: str, threads: int, began: float) -> dict[st
     """Seconds since ``began`` (start of the process) and bytes."""
     import torch
 
-    from drr2ct.pipeline.checkpoint import load_network
-    from drr2ct.pipeline.precision import AutocastInferer
+    from drr2ct.pipeline.checkpoints.checkpoint import load_network
+    from drr2ct.pipeline.running.precision import AutocastInferer
     from drr2ct.transforms.preprocessing import files_to_samples
 
     torch.set_num_threads(threads)
@@ -66,7 +66,7 @@ def measured_apart(name: str, precision: str, threads: int) -> dict[str, float]:
     import torch
 
     from drr2ct.networks import create_network
-    from drr2ct.pipeline.checkpoint import describe, write_checkpoint
+    from drr2ct.pipeline.checkpoints.checkpoint import describe, write_checkpoint
     from drr2ct.transforms.radiograph import write_radiograph
 
     network = create_network(name, channels_last=precision == "bf16")
@@ -95,7 +95,7 @@ def main() -> None:
         print(json.dumps(measure(Path(folder), precision, int(threads), float(began))))
         return
 
-    from drr2ct.pipeline.plan import Settings, plan_network
+    from drr2ct.pipeline.planning.plan import Settings, plan_network
 
     load = os.getloadavg()[0]
     table = Table(

@@ -14,10 +14,17 @@ from pathlib import Path
 from rich.console import Console
 
 from drr2ct.networks import network_config
-from drr2ct.pipeline.bundle import bundle_file, run_bundle
-from drr2ct.pipeline.cohort import BETWEEN_PATIENTS, CohortPlan, write_cohort
-from drr2ct.pipeline.demo import real_cts
-from drr2ct.pipeline.evaluation import FORMAT, patient_records, plain, read_patients, summarise_all, write_table
+from drr2ct.pipeline.data.cohort import BETWEEN_PATIENTS, CohortPlan, write_cohort
+from drr2ct.pipeline.data.sample.cts import real_cts
+from drr2ct.pipeline.evaluation.protocol import (
+    FORMAT,
+    patient_records,
+    plain,
+    read_patients,
+    summarise_all,
+    write_table,
+)
+from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 

@@ -23,15 +23,15 @@ from monai.data import list_data_collate
 from rich.console import Console
 from rich.table import Table
 
-from drr2ct.pipeline.bundle import bundle_file
-from drr2ct.pipeline.cache import AugmentedDataset, CachedDataset, decoded, read_entry
-from drr2ct.pipeline.cohort import Variation, deformation
-from drr2ct.pipeline.plan import Settings, parse_rate, plan_network
+from drr2ct.pipeline.data.cache import AugmentedDataset, CachedDataset, decoded, read_entry
+from drr2ct.pipeline.data.cohort import Variation, deformation
+from drr2ct.pipeline.planning.plan import Settings, parse_rate, plan_network
+from drr2ct.pipeline.running.bundle import bundle_file
 from drr2ct.transforms.augmentation import RandQuantumNoised, RandWarpAndRenderd, warp
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_samples
 
-SAMPLE = Path(__file__).resolve().parents[1] / "pipeline/sample/lidc-idri-0001/lidc-idri-0001.nii.gz"
+SAMPLE = Path(__file__).resolve().parents[1] / "pipeline/data/sample/lidc-idri-0001/lidc-idri-0001.nii.gz"
 
 
 def seconds(work: Callable[[], Any], repetitions: int) -> float:

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from drr2ct.networks.ssim import SeparableSSIMMetric
-from drr2ct.pipeline.demo import sample_ct
-from drr2ct.pipeline.metrics import DEFAULT_WINDOW, FIGURES, ReconstructionMetric, body_mask
+from drr2ct.pipeline.data.sample.cts import sample_ct
+from drr2ct.pipeline.evaluation.metrics import DEFAULT_WINDOW, FIGURES, ReconstructionMetric, body_mask
 from drr2ct.transforms.geometry import VolumeGrid
 from drr2ct.transforms.volume import LoadCT, ResampleToGrid
 

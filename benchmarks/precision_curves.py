@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from drr2ct.pipeline.bundle import bundle_file, run_bundle
-from drr2ct.pipeline.cohort import CohortPlan, write_cohort
-from drr2ct.pipeline.demo import sample_ct
+from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
+from drr2ct.pipeline.data.sample.cts import sample_ct
+from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 
 SIZE, DETECTOR = 32, 64

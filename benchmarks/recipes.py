@@ -20,11 +20,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from drr2ct.pipeline.bundle import bundle_file, run_bundle
-from drr2ct.pipeline.checkpoint import read_checkpoint
-from drr2ct.pipeline.cohort import CohortPlan, write_cohort
-from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE, sample_ct
-from drr2ct.pipeline.recipes import finished, train_growing
+from drr2ct.pipeline.checkpoints.checkpoint import read_checkpoint
+from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
+from drr2ct.pipeline.data.sample.cts import sample_ct
+from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE
+from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
+from drr2ct.pipeline.training.recipes import finished, train_growing
 from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 

@@ -25,8 +25,8 @@ from rich.table import Table
 
 from drr2ct.networks import create_network
 from drr2ct.networks.losses import WeightedLoss
-from drr2ct.pipeline.distributed import is_main_process, local_device, parallel, start, stop, world_size
-from drr2ct.pipeline.precision import AutocastInferer, choose_precision, clip_gradients
+from drr2ct.pipeline.running.distributed import is_main_process, local_device, parallel, start, stop, world_size
+from drr2ct.pipeline.running.precision import AutocastInferer, choose_precision, clip_gradients
 from drr2ct.transforms.files import write_json
 
 

@@ -80,9 +80,9 @@ def train(
 ) -> None:
     """Train a network on a data set: train.yaml, networks/<NETWORK>.yaml and recipes; under torchrun, on all GPUs."""
     from drr2ct.networks import network_config
-    from drr2ct.pipeline.bundle import bundle_file, run_bundle
-    from drr2ct.pipeline.distributed import world_size
-    from drr2ct.pipeline.recipes import parse_growth, train_growing
+    from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
+    from drr2ct.pipeline.running.distributed import world_size
+    from drr2ct.pipeline.training.recipes import parse_growth, train_growing
 
     network_config(network)  # an unknown name is refused with its neighbours
     overlays = [f"networks/{network}", *(f"recipes/{name}" for name in recipes or [])]
@@ -107,7 +107,7 @@ def evaluate(
     """Evaluate a checkpoint on a data set's test patients: the bundle's evaluate.yaml."""
     from json import loads
 
-    from drr2ct.pipeline.bundle import bundle_file, run_bundle
+    from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 
     settings = {"dataset_dir": str(dataset), "checkpoint": str(checkpoint), "output_dir": str(output)}
     settings |= parse_overrides(overrides)
@@ -154,9 +154,9 @@ def reconstruct(
 ) -> None:
     """Reconstruct CT volumes from radiographs: the bundle's inference.yaml."""
     print("drr2ct: loading PyTorch and MONAI", flush=True)  # which takes seconds
-    from drr2ct.pipeline.export import volume_ending
-    from drr2ct.pipeline.reconstruction import file_destination
-    from drr2ct.pipeline.reconstruction import reconstruct as run_reconstruct
+    from drr2ct.pipeline.reconstruction.writing import file_destination
+    from drr2ct.pipeline.reconstruction.writing import reconstruct as run_reconstruct
+    from drr2ct.pipeline.volumes.files import volume_ending
 
     settings = parse_overrides(overrides)
     if "radiographs" not in settings and (pa is None, lateral is None) != (patients is not None,) * 2:
@@ -208,7 +208,7 @@ def plan(
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
 ) -> None:
     """Say what a network costs in memory, FLOPs and time, without allocating it."""
-    from drr2ct.pipeline.plan import Settings, run_plan
+    from drr2ct.pipeline.planning.plan import Settings, run_plan
 
     if bool(names) != compare:
         raise InputError("give --compare and the networks' names together: --compare direct256 cascade256.")
@@ -247,14 +247,14 @@ def prepare(
     feet_first: Annotated[bool, typer.Option("--feet-first", help="For --check: stored with the feet up.")] = False,
 ) -> None:
     """Make a data set of CT studies, or check one."""
-    from drr2ct.pipeline.datalist import dataset_geometry
+    from drr2ct.pipeline.data.datalist import dataset_geometry
     from drr2ct.transforms.geometry import BiplanarGeometry
     from drr2ct.transforms.validation import existing_file
 
     console = Console()
     if dest is not None:
-        from drr2ct.pipeline.prepare import PrepareSettings
-        from drr2ct.pipeline.prepare import prepare as run_prepare
+        from drr2ct.pipeline.data.prepare import PrepareSettings
+        from drr2ct.pipeline.data.prepare import prepare as run_prepare
 
         space = BiplanarGeometry.load(geometry) if geometry else dataset_geometry(fov_mm=fov_mm, detector_size=detector)
         key = existing_file(key_file, "key file").read_bytes().strip() if key_file else None
@@ -266,7 +266,7 @@ def prepare(
     elif not check:
         raise InputError("give DEST, the data set to make, or --check to check the data set SOURCE.")
     if check:
-        from drr2ct.pipeline.dataset_check import check_dataset, conclusions, write_check
+        from drr2ct.pipeline.data.dataset_check import check_dataset, conclusions, write_check
 
         root = dest or source
         checks = check_dataset(root, intensity, feet_first, console)
@@ -289,7 +289,7 @@ def robustness(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Evaluate a checkpoint under other view angles, noise, blur, exposure and on another grid."""
-    from drr2ct.pipeline.robustness import run_robustness
+    from drr2ct.pipeline.evaluation.robustness import run_robustness
 
     rows = run_robustness(dataset, checkpoint, output, part, device=device)
     figures = ("psnr", "ssim", "mae_hu", "psnr_body", "psnr_change")
@@ -307,8 +307,8 @@ def inspect(
     """Say what a checkpoint is: network, geometry, patients, versions and metrics; its checksum is verified."""
     from json import dumps
 
-    from drr2ct.pipeline.checkpoint import write_release
-    from drr2ct.pipeline.inspection import checkpoint_facts, print_facts
+    from drr2ct.pipeline.checkpoints.checkpoint import write_release
+    from drr2ct.pipeline.checkpoints.inspection import checkpoint_facts, print_facts
 
     facts = checkpoint_facts(checkpoint)
     if json:
@@ -326,7 +326,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Folder of another, on the same patients.")],
 ) -> None:
     """Compare two evaluations patient by patient: first minus second, with 95 % intervals."""
-    from drr2ct.pipeline.evaluation import compare_evaluations, plain
+    from drr2ct.pipeline.evaluation.protocol import compare_evaluations, plain
 
     found = plain(compare_evaluations(first, second))
     print_rows([{"figure": name, **entry} for name, entry in found.items()])
@@ -339,7 +339,7 @@ def segmentations(
     output: Annotated[Path, typer.Option(help="CSV file to write.")],
 ) -> None:
     """Compare masks from files by Dice, normalised surface Dice and 95 % Hausdorff distance."""
-    from drr2ct.pipeline.evaluation import compare_segmentations
+    from drr2ct.pipeline.evaluation.protocol import compare_segmentations
 
     print_rows(compare_segmentations(predicted, true, output))
 
@@ -365,7 +365,7 @@ def export(
     output: Annotated[Path, typer.Option(help="File: .ts TorchScript, .pt2 torch.export, .onnx ONNX.")],
 ) -> None:
     """Write a checkpoint's network as one file for other runtimes, and check it against the checkpoint."""
-    from drr2ct.pipeline.network_export import export_network
+    from drr2ct.pipeline.checkpoints.network_export import export_network
 
     made = export_network(checkpoint, output)
     print(f"{made.path}  {made.kind}, float32; differs from the checkpoint's network by at most {made.difference:.1e}")
@@ -379,7 +379,7 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Folder of the page; RUN/report by default.")] = None,
 ) -> None:
     """Write one self-contained page about a run, compared with others: report.html and its figures."""
-    from drr2ct.pipeline.report import write_report
+    from drr2ct.pipeline.reports.report import write_report
 
     console = Console()
     console.print(str(write_report(runs, output, evaluation or (), dataset, console)))
@@ -405,7 +405,7 @@ def main() -> None:
         print("drr2ct: interrupted; the same command goes on from what is complete.", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        from drr2ct.pipeline.bundle import find_input_error
+        from drr2ct.pipeline.running.bundle import find_input_error
 
         mistake = find_input_error(error) or misplaced(error)
         if mistake is None:

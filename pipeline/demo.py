@@ -7,21 +7,20 @@ import json
 import shutil
 import time
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from drr2ct.pipeline.bundle import bundle_file, run_bundle
-from drr2ct.pipeline.checkpoint import versions
-from drr2ct.pipeline.cohort import CohortPlan, write_cohort
-from drr2ct.pipeline.datalist import find_patients, load_datalist
-from drr2ct.pipeline.export import DISCLAIMER
-from drr2ct.pipeline.figures import overview_figure, save_figure
-from drr2ct.pipeline.metrics import DEFAULT_WINDOW, InWindow
-from drr2ct.pipeline.reconstruction import place_on_grid
+from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
+from drr2ct.pipeline.data.datalist import load_datalist
+from drr2ct.pipeline.data.sample.cts import sample_ct
+from drr2ct.pipeline.evaluation.metrics import DEFAULT_WINDOW, InWindow
+from drr2ct.pipeline.pictures.figures import overview_figure, save_figure
+from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
+from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
+from drr2ct.pipeline.volumes.placing import place_on_grid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
@@ -51,17 +50,6 @@ class DemoSettings:
     test: int = 16
     train_seconds: float = 300.0
     seed: int = 0
-
-
-def sample_ct() -> Path:
-    """The real CT that ships with the package: LIDC-IDRI-0001 at 2.5 mm (see the README beside it)."""
-    return Path(str(files("drr2ct.pipeline"))) / "sample" / "lidc-idri-0001" / "lidc-idri-0001.nii.gz"
-
-
-def real_cts(cts_dir: str | Path) -> dict[str, Path]:
-    """Patient → CT of a folder of patient folders, with the sample's as the last."""
-    sample = sample_ct()
-    return {item["patient"]: Path(item["label"]) for item in find_patients(cts_dir)} | {sample.parent.name: sample}
 
 
 def run_demo(output: str | Path, settings: DemoSettings, console: Console) -> dict[str, float]:

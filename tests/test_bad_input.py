@@ -27,12 +27,12 @@ from PIL import Image
 from pydicom.uid import HTJ2KLossless, JPEGLSLossless, generate_uid
 
 from drr2ct.networks import create_network
-from drr2ct.pipeline.checkpoint import describe, read_checkpoint, write_checkpoint
+from drr2ct.pipeline.checkpoints.checkpoint import describe, read_checkpoint, write_checkpoint
 from drr2ct.transforms import LoadCT, render_drr, write_radiograph
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from tests.bundle.conftest import SMALL, command  # noqa: F401  # a fixture
 from tests.files import chest, file_system, read_rows, write_nifti
-from tests.pipeline.dicom_files import SHAPE, write_series
+from tests.pipeline.data.dicom_files import SHAPE, write_series
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"
 REFUSED, LEFT_OUT, USED = "refused", "left out", "used"
@@ -761,7 +761,7 @@ def test_data_sets(command: Command, tmp_path: Path, case: Case) -> None:  # noq
 
 
 def test_patients_folders_may_be_links(tmp_path: Path) -> None:
-    from drr2ct.pipeline.datalist import find_patients, load_datalist, split_patients, write_datalist
+    from drr2ct.pipeline.data.datalist import find_patients, load_datalist, split_patients, write_datalist
 
     make_patients(tmp_path / "disk")
     root = tmp_path / "set"
@@ -1167,7 +1167,7 @@ def test_full_disks(
     case: Case,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import drr2ct.pipeline.prepare as module
+    import drr2ct.pipeline.data.prepare as module
 
     monkeypatch.setattr(module, "_check_space", lambda *args: None)  # it would have refused to begin
     arguments = case.make(tmp_path, small_disk)

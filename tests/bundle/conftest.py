@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from drr2ct.pipeline import cli
-from drr2ct.pipeline.bundle import bundle_file, run_bundle
+from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from tests.files import chest, write_nifti
 
 SMALL: dict[str, Any] = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["drr2ct.pipeline.cli", "drr2ct.pipeline.handlers", "tests.bundle.conftest"])
+_context.set_forkserver_preload(["drr2ct.pipeline.cli", "drr2ct.pipeline.training.handlers", "tests.bundle.conftest"])
 
 
 def start(dataset: Path, output: Path, overrides: dict[str, Any], fault: Any = None) -> BaseProcess:
@@ -119,7 +119,8 @@ class Slow:
 
     def __call__(self) -> None:
         """Arm."""
-        from drr2ct.pipeline import loading, precision
+        from drr2ct.pipeline.data import loading
+        from drr2ct.pipeline.running import precision
 
         owner: Any = {"reader": loading.SeededSamples, "network": precision.AutocastInferer}[self.place]
         name = {"reader": "__getitem__", "network": "__call__"}[self.place]

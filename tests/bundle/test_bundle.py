@@ -11,7 +11,7 @@ import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
 import drr2ct.networks
-from drr2ct.pipeline.bundle import bundle_file, command_line, merged_config
+from drr2ct.pipeline.running.bundle import bundle_file, command_line, merged_config
 from drr2ct.transforms.validation import InputError
 
 CONFIGS = bundle_file("configs/train.yaml").parent

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from drr2ct.pipeline.bundle import bundle_file
-from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
-from drr2ct.pipeline.datalist import load_datalist
+from drr2ct.pipeline.checkpoints.checkpoint import load_network, read_checkpoint
+from drr2ct.pipeline.data.datalist import load_datalist
+from drr2ct.pipeline.running.bundle import bundle_file
 from drr2ct.transforms import LoadCT, render_drr, write_radiograph
 from tests.bundle.conftest import assert_one_sentence
 from tests.files import chest, write_nifti

@@ -14,11 +14,11 @@ import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
 
-from drr2ct.pipeline.bundle import bundle_file, find_input_error, run_bundle
-from drr2ct.pipeline.checkpoint import load_network
-from drr2ct.pipeline.datalist import load_datalist
-from drr2ct.pipeline.export import write_volume
-from drr2ct.pipeline.reconstruction import place_on_grid
+from drr2ct.pipeline.checkpoints.checkpoint import load_network
+from drr2ct.pipeline.data.datalist import load_datalist
+from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, run_bundle
+from drr2ct.pipeline.volumes.files import write_volume
+from drr2ct.pipeline.volumes.placing import place_on_grid
 from drr2ct.transforms import files_to_samples, render_drr, write_radiograph
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.volume import LoadCT

@@ -19,11 +19,11 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from drr2ct.pipeline.bundle import find_input_error
-from drr2ct.pipeline.checkpoint import read_checkpoint
-from drr2ct.pipeline.datalist import load_datalist
-from drr2ct.pipeline.interrupt import SIGNALS
-from drr2ct.pipeline.precision import AutocastInferer
+from drr2ct.pipeline.checkpoints.checkpoint import read_checkpoint
+from drr2ct.pipeline.data.datalist import load_datalist
+from drr2ct.pipeline.running.bundle import find_input_error
+from drr2ct.pipeline.running.precision import AutocastInferer
+from drr2ct.pipeline.training.interrupt import SIGNALS
 from tests.bundle.conftest import train
 from tests.files import file_system, read_rows
 
@@ -258,7 +258,7 @@ class _InWorker:
 def test_readers_that_die_or_stall_are_noticed(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, says: str
 ) -> None:
-    from drr2ct.pipeline.loading import SeededSamples
+    from drr2ct.pipeline.data.loading import SeededSamples
 
     monkeypatch.setattr(SeededSamples, "__getitem__", _InWorker(action)(SeededSamples.__getitem__))
     began = time.monotonic()
@@ -299,7 +299,7 @@ def test_a_read_only_output_says_so(dataset: Path, tmp_path: Path, small_disk: P
 def test_an_output_that_becomes_read_only_stops_the_run(
     dataset: Path, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from drr2ct.pipeline import checkpoint
+    from drr2ct.pipeline.checkpoints import checkpoint
 
     write = checkpoint._write_synced
     written = 0

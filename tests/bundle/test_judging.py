@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drr2ct.pipeline.bundle import bundle_file
-from drr2ct.pipeline.datalist import load_datalist
+from drr2ct.pipeline.data.datalist import load_datalist
+from drr2ct.pipeline.running.bundle import bundle_file
 from tests.bundle.conftest import assert_one_sentence
 from tests.files import chest, write_nifti
 

@@ -16,11 +16,11 @@ import yaml
 from torch._subclasses.fake_tensor import FakeTensor
 
 from drr2ct.networks import ProgressiveCascade, create_network, network_config
-from drr2ct.pipeline.bundle import bundle_file, find_input_error, run_bundle
-from drr2ct.pipeline.cache import CachedDataset
-from drr2ct.pipeline.checkpoint import load_network, read_checkpoint, write_checkpoint
-from drr2ct.pipeline.datalist import dataset_geometry, load_datalist
-from drr2ct.pipeline.memory_fallback import asked_bytes, find_out_of_memory, next_reduction, shrink_checkpoint
+from drr2ct.pipeline.checkpoints.checkpoint import load_network, read_checkpoint, write_checkpoint
+from drr2ct.pipeline.data.cache import CachedDataset
+from drr2ct.pipeline.data.datalist import dataset_geometry, load_datalist
+from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, run_bundle
+from drr2ct.pipeline.training.memory_fallback import asked_bytes, find_out_of_memory, next_reduction, shrink_checkpoint
 from drr2ct.transforms.preprocessing import files_to_samples
 from tests.bundle.conftest import TRAIN, train
 from tests.files import read_rows
@@ -180,7 +180,7 @@ def test_unknown_words_are_refused(dataset: Path, tmp_path: Path) -> None:
 
 LIMITED = """
 import resource, sys
-import drr2ct.pipeline.memory_fallback as fallback
+import drr2ct.pipeline.training.memory_fallback as fallback
 mebibytes = int(sys.argv.pop())
 real = fallback.Where.attach
 def attach(where, trainer):  # everything is loaded and set up: so much more may be mapped

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from drr2ct.pipeline.datalist import PARTS, load_datalist
+from drr2ct.pipeline.data.datalist import PARTS, load_datalist
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.radiograph import read_radiograph
 from tests.bundle.conftest import assert_one_sentence

@@ -20,11 +20,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from drr2ct.pipeline import reconstruction
-from drr2ct.pipeline.bundle import bundle_file
-from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
-from drr2ct.pipeline.datalist import load_datalist
-from drr2ct.pipeline.reconstruction import reconstruct
+from drr2ct.pipeline.checkpoints.checkpoint import load_network, read_checkpoint
+from drr2ct.pipeline.data.datalist import load_datalist
+from drr2ct.pipeline.reconstruction import writing as reconstruction
+from drr2ct.pipeline.reconstruction.writing import reconstruct
+from drr2ct.pipeline.running.bundle import bundle_file
 from drr2ct.transforms import BiplanarGeometry, LoadCT, files_to_samples, render_drr, write_radiograph
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import to_hu

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from drr2ct.pipeline.bundle import bundle_file, find_input_error, run_bundle
-from drr2ct.pipeline.checkpoint import load_network, read_checkpoint
-from drr2ct.pipeline.datalist import load_datalist
-from drr2ct.pipeline.handlers import CSV_COLUMNS, NonFiniteLossError
+from drr2ct.pipeline.checkpoints.checkpoint import load_network, read_checkpoint
+from drr2ct.pipeline.data.datalist import load_datalist
+from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, run_bundle
+from drr2ct.pipeline.training.handlers import CSV_COLUMNS, NonFiniteLossError
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.radiograph_intensity import radiograph_statistics

@@ -1,0 +1,1 @@
+"""What a checkpoint, or released weights, are on disk."""

@@ -1,0 +1,267 @@
+"""Checkpoints: what a training leaves behind, and everything needed to use or go on with it.
+
+A checkpoint is one file of tensors and plain types (``torch.load(weights_only=True)`` reads it)::
+
+    network, optimizer, lr_scheduler, tensorboard, …    state dicts, to go on
+    trainer, scaler                                     step, steps per epoch; of the gradient scaler, with fp16
+    epoch_state                                         what gathers within an epoch, unless the epoch is closed
+    gradients                                           of an accumulation that is under way
+    best                                                best score so far, by metric
+    description                                         plain facts, see describe()
+
+The file is a zip archive; the CRC-32 of each of its entries is verified before anything is read from it. It is written
+to a temporary name, synced and renamed, so a process that is killed leaves the one before. Weights to be passed on are
+safetensors (:func:`write_release`): network and description alone, with a SHA-256 over both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from drr2ct.networks import CascadeConfig, ProgressiveCascade, create_network
+from drr2ct.pipeline.data.identity import ct_fingerprints
+from drr2ct.pipeline.running.distributed import is_main_process
+from drr2ct.pipeline.running.faults import explain_fault
+from drr2ct.pipeline.running.provenance import versions
+from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
+from drr2ct.transforms.files import replacing
+from drr2ct.transforms.validation import InputError, existing_file
+from drr2ct.transforms.volume import HU_WINDOW
+
+CHECKPOINT_FORMAT = 1
+RELEASE_SUFFIX = ".safetensors"
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedCheckpointError(InputError):
+    """A checkpoint's file is not what was written."""
+
+
+def describe(
+    network: ProgressiveCascade, name: str, mode: str, datalists: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """What a user of the weights must know, in plain types.
+
+    Args:
+        network: its configuration holds the geometry.
+        name: of the configuration, as in ``list_networks``.
+        mode: how CTs were put on the grid, ``cube`` or ``resize``.
+        datalists: data lists by part; patients' names are kept, and of the training's CTs a hash of parts of the file,
+            by which an evaluation knows them under another name.
+    """
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "name": name,
+        "config": network.config.to_dict(),
+        "mode": mode,
+        "hu_window": list(HU_WINDOW),
+        "line_integral_scale": LINE_INTEGRAL_SCALE,
+        "patients": {part: [str(item["patient"]) for item in items] for part, items in datalists.items()},
+        # read by the process that writes the description, not by every one
+        "training_cts": ct_fingerprints(datalists.get("training", [])) if is_main_process() else [],
+        "versions": versions(),
+    }
+
+
+def write_checkpoint(path: str | Path, content: Mapping[str, Any], keep: Path | None = None) -> Path:
+    """Write, sync and rename; there is never half a checkpoint, and a power cut leaves this one or the one before.
+
+    Args:
+        path: of the checkpoint.
+        content: tensors and plain types.
+        keep: name for the one that is replaced, if it is to stay; at every moment one of the two is complete.
+
+    Raises:
+        InputError: if it cannot be written; what was there before stays.
+    """
+    path = Path(path)
+    try:
+        with replacing(path) as temporary:
+            _write_synced(temporary, content)
+            if keep is not None and path.exists():
+                path.replace(keep)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        raise _not_written(path, error) from error
+    return path
+
+
+def _write_synced(path: Path, content: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk only once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _not_written(path: Path, error: Exception) -> InputError:
+    reason = explain_fault(error) or " ".join(str(error).split())
+    return InputError(f"checkpoint {path} could not be written, the one before is intact: {reason}")
+
+
+def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this project, or its released weights.
+
+    Raises:
+        InputError: if the file is missing, holds code (which is never run), or is not such a checkpoint.
+        DamagedCheckpointError: if a checksum does not fit.
+    """
+    path = existing_file(path, "checkpoint")
+    if path.suffix == RELEASE_SUFFIX:
+        return _checked(path, _read_release(path, device))
+    _verify(path)
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"checkpoint {path} holds more than tensors and plain values; it was not loaded.") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise DamagedCheckpointError(f"checkpoint {path} cannot be read; copy it again.") from error
+    return _checked(path, content)
+
+
+def _verify(path: Path) -> None:
+    """Compare the archive's CRC-32s (torch itself does not)."""
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged header can make the reader fail in any way
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(
+                f"checkpoint {path} cannot be read ({error.strerror}); give a file such as checkpoints/best_psnr.pt."
+            ) from error
+        raise DamagedCheckpointError(
+            f"checkpoint {path} cannot be read and was not loaded; it is truncated, damaged, or no archive as torch "
+            "writes them: copy it again."
+        ) from error
+    if damaged is not None:
+        raise DamagedCheckpointError(
+            f"checkpoint {path} is damaged: the checksum of {damaged} does not fit; copy it again."
+        )
+
+
+def _checked(path: Path, content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict) or "description" not in content or "network" not in content:
+        raise InputError(f"checkpoint {path} was not written by drr2ct; give a file such as checkpoints/best_psnr.pt.")
+    found = content["description"].get("format")
+    if found != CHECKPOINT_FORMAT:
+        raise InputError(f"checkpoint {path} has format {found}; this version reads {CHECKPOINT_FORMAT}.")
+    return content
+
+
+def write_release(checkpoint: str | Path, path: str | Path) -> Path:
+    """Write a checkpoint's weights and description, without the state of its training, as safetensors.
+
+    Args:
+        checkpoint: of this project.
+        path: with the suffix ``.safetensors``.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`, or for another suffix, or if the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != RELEASE_SUFFIX:
+        raise InputError(f"released weights are safetensors; name the file {path.with_suffix(RELEASE_SUFFIX)}.")
+    content = read_checkpoint(checkpoint)
+    weights = {name: value.contiguous() for name, value in content["network"].items()}
+    description = json.dumps(content["description"])
+    metadata = {"description": description, "sha256": _digest(weights, description)}
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(save(weights, metadata))  # save_file would let only its owner read it
+    except (OSError, SafetensorError) as error:
+        raise _not_written(path, error) from error
+    return path
+
+
+def _read_release(path: Path, device: torch.device | str) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except (SafetensorError, OSError) as error:
+        raise DamagedCheckpointError(f"weights {path} cannot be read ({error}); copy them again.") from error
+    if "description" not in metadata:
+        raise InputError(f"weights {path} were not written by drr2ct.")
+    if _digest(weights, metadata["description"]) != metadata.get("sha256"):
+        raise DamagedCheckpointError(f"weights {path} are damaged: the checksum does not fit; copy them again.")
+    return {"network": weights, "description": json.loads(metadata["description"])}
+
+
+def _digest(weights: Mapping[str, Tensor], description: str) -> str:
+    digest = hashlib.sha256(description.encode())
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def network_of(path: str | Path, name: str, **overrides: Any) -> ProgressiveCascade:
+    """The network that a checkpoint's weights are for, still with random weights (see :func:`load_weights`).
+
+    Args:
+        path: of the checkpoint. Without one, the network of that name is built, so that a bundle without weights can
+            be inspected.
+        name: one of ``list_networks``.
+        **overrides: of its configuration.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`.
+    """
+    if not Path(path).exists():
+        return create_network(name, **overrides)
+    return ProgressiveCascade(CascadeConfig.from_dict(read_checkpoint(path)["description"]["config"]))
+
+
+def load_network(path: str | Path, device: torch.device | str = "cpu") -> ProgressiveCascade:
+    """The network of a checkpoint with its weights, in evaluation mode.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`, or if the weights do not fit the configuration beside them.
+    """
+    content = read_checkpoint(path, device)
+    network = ProgressiveCascade(CascadeConfig.from_dict(content["description"]["config"])).to(device)
+    load_weights(network, path, content)
+    return network.eval()
+
+
+def load_weights(network: torch.nn.Module, path: str | Path, content: Mapping[str, Any] | None = None) -> None:
+    """Put a checkpoint's weights into a network of the same configuration.
+
+    Args:
+        network: of the configuration that the checkpoint describes.
+        path: of the checkpoint.
+        content: of the checkpoint, if it was read already.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`, or if the checkpoint is of another network.
+    """
+    content = read_checkpoint(path) if content is None else content
+    try:
+        network.load_state_dict(content["network"])
+    except RuntimeError as error:
+        name = content["description"].get("name")
+        raise InputError(
+            f"checkpoint {path} is of another network ({name}); use the network and overrides it was trained with."
+        ) from error

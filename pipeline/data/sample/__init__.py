@@ -1,0 +1,1 @@
+"""The sample: one real chest CT, its provenance and licence beside it."""

@@ -1,0 +1,170 @@
+"""What can be had without a network: the figures that a reconstruction must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from monai.data import MetaTensor
+from rich.progress import track
+from torch import Tensor
+
+from drr2ct.networks.lifting import BackprojectionLift
+from drr2ct.pipeline.data.datalist import load_parts
+from drr2ct.pipeline.data.identity import trained_on
+from drr2ct.pipeline.evaluation.metrics import FIGURES, ReconstructionMetric
+from drr2ct.pipeline.evaluation.protocol import (
+    FORMAT,
+    compare_all,
+    number_text,
+    patient_records,
+    plain,
+    read_patients,
+    summarise_all,
+)
+from drr2ct.pipeline.running.distributed import is_main_process
+from drr2ct.transforms.attenuation import HU_BONE, LINE_INTEGRAL_SCALE, MU_BONE, MU_WATER
+from drr2ct.transforms.files import write_csv, write_json
+from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.volume import HU_WINDOW, to_hu
+
+_THUMBNAIL = 64
+
+
+def backproject(
+    image: Float[Tensor, "views h w"], geometry: BiplanarGeometry, box_mm: Sequence[float] | None = None
+) -> Float[Tensor, "1 n n n"]:
+    """Unfiltered back-projection in HU: each line integral spread evenly along its ray's path through the grid.
+
+    The views' attenuations are averaged (the first step of SART; Andersen & Kak, Ultrasonic Imaging 6, 1984).
+
+    Args:
+        image: line integrals divided by :data:`LINE_INTEGRAL_SCALE`.
+        geometry: grid and views.
+        box_mm: edges, along x, y and z, of the box around the isocentre that the grid's voxels fill, where that is not
+            the geometry's cube (mode ``resize``).
+    """
+    rates = []
+    fov = geometry.grid.fov_mm
+    half = np.array([fov] * 3 if box_mm is None else box_mm, dtype=np.float64) / 2
+    for radiograph, view in zip(image * LINE_INTEGRAL_SCALE, geometry.views, strict=True):
+        rows, columns = view.detector_size
+        u, v = view.detector_axes
+        across = (np.arange(columns) - (columns - 1) / 2)[None, :, None] * view.pixel_pitch_mm * u
+        down = (np.arange(rows) - (rows - 1) / 2)[:, None, None] * view.pixel_pitch_mm * v
+        forward = -view.source_position / view.source_to_isocentre_mm
+        direction = forward * view.source_to_detector_mm + across + down
+        direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+        with np.errstate(divide="ignore"):  # slabs: a ray along a face never meets the other pairs
+            to_faces = np.stack([(side * half - view.source_position) / direction for side in (-1, 1)])
+        path = to_faces.max(axis=0).min(axis=-1) - to_faces.min(axis=0).max(axis=-1)
+        # rays that only graze the box would divide by nothing
+        length = torch.from_numpy(np.maximum(path, geometry.grid.spacing_mm)).float()
+        rates.append(radiograph.cpu().float() / length)
+    lift = BackprojectionLift(geometry, geometry.grid.size, level=0)
+    for line, edge in zip((lift.axis_x, lift.axis_y, lift.axis_z), 2 * half, strict=True):
+        line.mul_(edge / fov)
+    lifted = lift(torch.stack(rates)[None, :, None])[0]
+    attenuation = lifted.mean(dim=0, keepdim=True)
+    dense = (attenuation - MU_WATER) * (HU_BONE / (MU_BONE - MU_WATER))
+    light = (attenuation / MU_WATER - 1) * 1000
+    return torch.where(attenuation > MU_WATER, dense, light).clamp(*HU_WINDOW)
+
+
+def _box_mm(truth: Tensor) -> list[float] | None:
+    """Edges of the box that a volume fills, if it says."""
+    if not isinstance(truth, MetaTensor):
+        return None
+    return [n * float(spacing) for n, spacing in zip(truth.shape[1:], truth.pixdim, strict=True)]
+
+
+def _thumbnail(image: Float[Tensor, "views h w"]) -> Float[Tensor, "views h w"]:
+    rows, columns = image.shape[1:]
+    size = (min(rows, _THUMBNAIL), min(columns, _THUMBNAIL))
+    return F.adaptive_avg_pool2d(image.cpu().float(), size)
+
+
+def evaluate_baselines(
+    test: Sequence[Mapping[str, Any]],
+    training: Sequence[Mapping[str, Any]],
+    load: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    geometry: BiplanarGeometry,
+    figures: Sequence[str] = FIGURES,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Figures of each baseline on the same patients: baseline → patient → figure → value.
+
+    Args:
+        test: data list items to judge on.
+        training: items that may be learned from; without any, only ``backprojection`` is computed.
+        load: item → sample, see ``files_to_samples``.
+        geometry: of the samples.
+        figures: names, see ``ReconstructionMetric``.
+    """
+    metric = ReconstructionMetric(figures)
+    mean: Tensor | None = None
+    thumbnails = []
+    for item in track(training, "baselines: training patients", disable=not training):
+        sample = load(item)
+        label = sample["label"].as_subclass(Tensor)
+        mean = label.clone() if mean is None else mean.add_(label)
+        thumbnails.append(_thumbnail(sample["image"]))
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for item in track(test, "baselines: test patients"):
+        sample = load(item)
+        truth, patient = to_hu(sample["label"]), str(item["patient"])
+        made = {"backprojection": backproject(sample["image"], geometry, _box_mm(truth))}
+        if mean is not None:
+            made["mean_volume"] = to_hu(mean / len(training))
+            own = _thumbnail(sample["image"])
+            nearest = min(range(len(training)), key=lambda i: float((thumbnails[i] - own).square().sum()))
+            made["nearest_patient"] = to_hu(load(training[nearest])["label"].as_subclass(Tensor))
+        for name, volume in made.items():
+            found.setdefault(name, {})[patient] = metric.compute(volume, truth)
+    return found
+
+
+def write_baselines(
+    output_dir: str | Path,
+    dataset_dir: str | Path,
+    description: Mapping[str, Any],
+    test: Sequence[Mapping[str, Any]],
+    load: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    geometry: BiplanarGeometry,
+    split: tuple[Sequence[float], int] = ((0.8, 0.1, 0.1), 0),
+) -> None:
+    """Write ``baselines.csv`` and ``baselines.json`` beside an evaluation's ``patients.json``; one process does.
+
+    Only patients that the checkpoint was trained on are learned from; where the data set holds none of them,
+    back-projection is the only baseline.
+
+    Args:
+        output_dir: of the evaluation.
+        dataset_dir: with the training's patients.
+        description: what the checkpoint says of itself.
+        test: items to judge on.
+        load: item → sample.
+        geometry: of the samples.
+        split: fractions and seed, for a data set without ``dataset.json``.
+    """
+    if not is_main_process():
+        return
+    # a data set for testing has no other part
+    candidates = load_parts(dataset_dir, [view.name for view in geometry.views], *split)["training"]
+    training = trained_on(description, candidates)
+    found = evaluate_baselines(test, training, load, geometry)
+    model = read_patients(output_dir)
+    entries, rows = {}, []
+    for name, figures in found.items():
+        entries[name] = {
+            "patients": patient_records(figures),
+            "figures": plain(summarise_all(figures)),
+            "gain": plain(compare_all(model, figures)),
+        }
+        rows += [[name, patient, *map(number_text, row.values())] for patient, row in figures.items()]
+    write_csv(Path(output_dir) / "baselines.csv", ["baseline", "patient", *FIGURES], rows)
+    write_json(Path(output_dir) / "baselines.json", {"format": FORMAT, "baselines": entries})

@@ -1,0 +1,87 @@
+"""An evaluation's predictions as NIfTI files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.transforms import Compose
+from torch import Tensor
+
+from drr2ct.pipeline.running.engines import batch_patients, engine_output
+from drr2ct.pipeline.running.provenance import NOTE, versions
+from drr2ct.pipeline.volumes.files import write_volume
+from drr2ct.pipeline.volumes.placing import place_on_grid, restore_to_ct
+from drr2ct.transforms.files import write_json
+from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.validation import InputError
+
+logger = logging.getLogger(__name__)
+
+EXPORT_GRIDS = ("network", "ct", "none")
+
+
+class ExportPredictions:
+    """Write every prediction of an evaluator: ``<patient>/<patient>_ct.nii.gz``, with a record beside it.
+
+    Args:
+        output_dir: where to.
+        geometry: of the network; written into the record.
+        grid: ``network`` for the network's own voxels, ``ct`` for the voxels of the patient's CT, ``none`` for no
+            volumes.
+        preprocessing: needed for ``ct``.
+        provenance: further entries of the record, for example the checkpoint.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        geometry: BiplanarGeometry,
+        grid: str = "network",
+        preprocessing: Compose | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        if grid not in EXPORT_GRIDS:
+            raise InputError(f"export grid {grid!r} is unknown; choose from {', '.join(EXPORT_GRIDS)}.")
+        if grid == "ct" and preprocessing is None:
+            raise InputError("export on the CT's own grid needs the preprocessing that is to be undone.")
+        self.output_dir = Path(output_dir)
+        self.geometry = geometry
+        self.grid = grid
+        self.preprocessing = preprocessing
+        self.provenance = dict(provenance or {})
+
+    def attach(self, evaluator: Engine) -> None:
+        """Register on the evaluator."""
+        if self.grid != "none":
+            evaluator.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, evaluator: Engine) -> None:
+        """Write the predictions of one batch."""
+        for patient, sample in zip(batch_patients(evaluator.state.batch), engine_output(evaluator), strict=True):
+            self._write(patient, sample["pred"], sample.get("label"))
+
+    def _write(self, patient: str, prediction: Tensor, label: Tensor | None) -> None:
+        if self.preprocessing is not None and self.grid == "ct":
+            if not isinstance(label, MetaTensor):
+                raise InputError(f"patient {patient} has no CT whose grid the prediction could be put on.")
+            volume = restore_to_ct(prediction, label, self.preprocessing)
+        else:
+            volume = place_on_grid(prediction, self.geometry, label)
+        stem = self.output_dir / patient / f"{patient}_ct"
+        path = write_volume(stem.with_name(f"{stem.name}.nii.gz"), volume)
+        record = {
+            "patient": patient,
+            "note": NOTE,
+            "units": "HU",
+            "affine": volume.affine.tolist(),
+            "geometry": self.geometry.to_dict(),
+            "versions": versions(),
+            **self.provenance,
+        }
+        write_json(stem.with_name(f"{stem.name}.json"), record)
+        logger.info("wrote %s", path)

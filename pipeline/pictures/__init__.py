@@ -1,0 +1,1 @@
+"""Figures of planes and radiographs that several rooms draw."""

@@ -1,0 +1,106 @@
+"""What every page of ours is made of: a template with our style, and a viewer that carries its data and its script."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import importlib.metadata
+import json
+import re
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from jinja2 import Environment
+from markupsafe import Markup
+from monai.data import MetaTensor
+
+from drr2ct.transforms.files import replacing
+from drr2ct.transforms.validation import InputError
+
+VIEWER_WINDOWS = (("Lung", -1000, 200), ("Soft tissue", -160, 240), ("Bone", -450, 1050))
+"""Name, and HU shown as black and white."""
+VIEWER_STEP_HU = 10.0
+"""The viewer holds 8 bits per voxel, from air on in steps of this."""
+
+
+def write_page(path: str | Path, template: str, **values: Any) -> Path:
+    """Write a page from a template of ``assets``; values are escaped unless they are ``Markup``.
+
+    Args:
+        path: of the page.
+        template: name of its file.
+        **values: for the template, which also has ``css`` and ``version``.
+    """
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(_asset(template)).render(
+        css=Markup(_asset("style.css")), version=importlib.metadata.version("drr2ct"), **values
+    )
+    path = Path(path)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def viewer_values(pairs: Sequence[Mapping[str, Any]], grid_size: int) -> dict[str, Any]:
+    """What a template's viewer needs: its data and script, windows, slider step, and NiiVue's ``niivue`` version.
+
+    Args:
+        pairs: of each patient, ``prediction`` and perhaps ``truth`` (:func:`encode_volume`), and ``fov_mm``.
+        grid_size: voxels along each axis.
+
+    Raises:
+        InputError: see :func:`niivue_module`.
+    """
+    return {
+        "data": Markup(json.dumps(pairs).replace("<", "\\u003c")),
+        "script": Markup(niivue_module() + "\n" + _asset("viewer.js")),
+        "windows": VIEWER_WINDOWS,
+        "step": 1 / grid_size,
+        "niivue": importlib.metadata.version("ipyniivue"),
+    }
+
+
+def encode_volume(volume: MetaTensor) -> str:
+    """A volume for the viewer: gzipped 8-bit NIfTI, base64.
+
+    Args:
+        volume: (1, N, N, N) in HU with an affine.
+    """
+    hu = volume.as_tensor()[0].cpu().numpy()
+    low = -1000.0
+    levels = np.clip(np.round((hu - low) / VIEWER_STEP_HU), 0, 255).astype(np.uint8)
+    image = nib.Nifti1Image(levels, np.asarray(volume.affine, dtype=np.float64))
+    image.header.set_slope_inter(VIEWER_STEP_HU, low)
+    image.header.set_xyzt_units("mm")
+    image.header["cal_min"], image.header["cal_max"] = VIEWER_WINDOWS[0][1:]
+    return base64.b64encode(gzip.compress(image.to_bytes(), 9, mtime=0)).decode()
+
+
+def niivue_module() -> str:
+    """NiiVue as one JavaScript module: ipyniivue carries it for the pages that NiiVue itself saves.
+
+    Raises:
+        InputError: if ipyniivue is not installed, or holds it no longer.
+    """
+    try:
+        package = importlib.metadata.distribution("ipyniivue")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError("the report's viewer needs the package ipyniivue; pip install ipyniivue.") from error
+    widget = Path(str(package.locate_file("ipyniivue/static/widget.js"))).read_text(encoding="utf-8")
+    # the only literal of that length that is percent-encoded source
+    found = re.search(r"=\s*\"([a-z]+%20[\w%.!~*'()-]{1000000,})\"", widget)
+    module = urllib.parse.unquote(found.group(1)) if found else ""
+    if "Niivue" not in module[-2000:] or "</script" in module:
+        raise InputError(
+            f"ipyniivue {package.version} carries no NiiVue page module; install the version pinned in constraints.txt."
+        )
+    return module
+
+
+def _asset(name: str) -> str:
+    return (files("drr2ct.pipeline.reports") / "assets" / name).read_text(encoding="utf-8")

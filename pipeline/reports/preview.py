@@ -1,0 +1,67 @@
+"""A reconstruction as one self-contained page: what was given, what was assumed, and the volume to look into."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from monai.data import MetaTensor
+from torch import Tensor
+
+from drr2ct.pipeline.pictures.figures import DISPLAY_WINDOW, planes_figure, radiographs_figure
+from drr2ct.pipeline.reports.page import VIEWER_STEP_HU, encode_volume, viewer_values, write_page
+from drr2ct.pipeline.reports.report import geometry_tables
+from drr2ct.transforms.drr import render_drr
+from drr2ct.transforms.geometry import BiplanarGeometry
+
+
+def write_preview(
+    path: str | Path,
+    volume: MetaTensor,
+    given: Float[Tensor, "views rows columns"],
+    geometry: BiplanarGeometry,
+    record: Mapping[str, Any],
+) -> Path:
+    """Write the page; it needs no server and no network.
+
+    Args:
+        path: of the page.
+        volume: (1, N, N, N) in HU on the network's grid, isocentre at the origin.
+        given: line integrals that the network was given.
+        geometry: of the network.
+        record: of the reconstruction (``WriteReconstructions``).
+    """
+    views, grid = geometry_tables(geometry)
+    low, high = DISPLAY_WINDOW
+    pictures = [
+        (planes_figure(volume, ""), f"Middle planes, {low:.0f} to {high:.0f} HU.".replace("-", "−")),
+        (
+            radiographs_figure(given, render_drr(volume, geometry), geometry, top=max(float(given.max()), 1.0)),
+            "The X-rays as the network was given them, those that its own volume would give, and the difference.",
+        ),
+    ]
+    pair = {"prediction": encode_volume(volume), "fov_mm": geometry.grid.fov_mm}
+    return write_page(
+        path,
+        "preview.html.j2",
+        record=record,
+        n_views=len(geometry.views),
+        tables=(views, grid),
+        pictures=[
+            {"base64": _png(figure), "caption": caption, "width": 7 * figure.get_figwidth()}
+            for figure, caption in pictures
+        ],
+        viewer_note=f"On the network's grid, in steps of {VIEWER_STEP_HU:.0f} HU.",
+        **viewer_values([pair], geometry.grid.size),
+    )
+
+
+def _png(figure: Figure) -> str:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130, facecolor="white")
+    return base64.b64encode(stream.getvalue()).decode()

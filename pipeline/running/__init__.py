@@ -1,0 +1,1 @@
+"""How a bundle run begins: configuration, processes, precision, faults, progress."""

@@ -1,0 +1,1 @@
+"""What listens to a training, saves it, and goes on with it."""

@@ -1,0 +1,1 @@
+"""Putting a prediction into patient space, and into a file."""

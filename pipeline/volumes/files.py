@@ -1,0 +1,80 @@
+"""Volumes to files: NIfTI, NRRD or MHA in HU with a true affine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Int16
+from monai.data import MetaTensor
+from monai.data.utils import orientation_ras_lps
+
+from drr2ct.pipeline.running.provenance import DISCLAIMER
+from drr2ct.transforms.files import replacing
+from drr2ct.transforms.validation import InputError
+
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+
+def volume_ending(path: str | Path) -> str | None:
+    """The one of :data:`VOLUME_ENDINGS` that a name ends in, if any."""
+    name = Path(path).name.lower()
+    return next((ending for ending in VOLUME_ENDINGS if name.endswith(ending)), None)
+
+
+def write_volume(path: str | Path, volume: MetaTensor) -> Path:
+    """Write a volume in HU as int16; its name's ending decides the format.
+
+    The order of the voxels stays as it is and the affine says what it means. NRRD and MHA hold LPS coordinates, as
+    ITK has them.
+
+    Args:
+        path: ends in ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.mha``.
+        volume: (1, I, J, K) in HU with an RAS+ affine in mm.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: for another ending, or voxels whose edges are not perpendicular in NRRD or MHA.
+    """
+    path = Path(path)
+    ending = volume_ending(path)
+    if ending is None:
+        raise InputError(f"volume {path} must end in {', '.join(VOLUME_ENDINGS[:-1])} or {VOLUME_ENDINGS[-1]}.")
+    values = stored_values(volume)
+    affine = np.asarray(volume.affine, dtype=np.float64)
+    if ending in (".nii", ".nii.gz"):
+        image = nib.Nifti1Image(values, affine)
+        image.header.set_xyzt_units("mm")
+        image.header["descrip"] = DISCLAIMER.encode()
+        with replacing(path) as temporary:
+            nib.save(image, temporary)
+        return path
+    if not has_square_corners(affine):
+        raise InputError(f"volume {path} has voxels whose edges are not perpendicular; write it as .nii.gz.")
+    to_lps = orientation_ras_lps(affine)
+    spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
+    itk_image = sitk.GetImageFromArray(values.transpose(2, 1, 0))
+    itk_image.SetSpacing(spacing.tolist())
+    itk_image.SetOrigin(to_lps[:3, 3].tolist())
+    direction = to_lps[:3, :3] / spacing
+    # what is 0 but for rounding, down to 1e-300, is not read back from the text of an NRRD header
+    itk_image.SetDirection(np.where(np.abs(direction) < 1e-12, 0.0, direction).ravel().tolist())
+    itk_image.SetMetaData("Comment", DISCLAIMER)
+    with replacing(path) as temporary:
+        sitk.WriteImage(itk_image, str(temporary), useCompression=True)
+    return path
+
+
+def stored_values(volume: MetaTensor) -> Int16[np.ndarray, "i j k"]:
+    """HU as files hold them: whole numbers of 16 bits."""
+    return volume.as_tensor()[0].round().clamp(-32768, 32767).cpu().numpy().astype(np.int16)
+
+
+def has_square_corners(affine: np.ndarray) -> bool:
+    """Whether an affine's axes are perpendicular, as all formats but NIfTI need them."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4)

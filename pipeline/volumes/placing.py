@@ -1,0 +1,83 @@
+"""A network's output in HU and in patient space: on its own grid, on a CT's voxels, or on others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd, Orientation, SpatialResample
+from torch import Tensor
+
+from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.volume import AIR_HU, ResampleToGrid, smooth_for_spacing, to_hu
+
+
+def place_on_grid(prediction: Tensor, geometry: BiplanarGeometry, label: Tensor | None = None) -> MetaTensor:
+    """A network's output in HU, in patient space.
+
+    Args:
+        prediction: (1, N, N, N) in [0, 1].
+        geometry: whose grid it lies on, with the isocentre at the origin.
+        label: the CT on the network's grid, if there is one: then its affine holds.
+
+    Returns:
+        (1, N, N, N) in HU with an affine.
+    """
+    affine = label.affine if isinstance(label, MetaTensor) else torch.from_numpy(geometry.grid.affine())
+    return MetaTensor(to_hu(_plain(prediction)), affine=affine)
+
+
+def _plain(prediction: Tensor) -> Tensor:
+    """On the CPU in float32, without metadata."""
+    return prediction.detach().cpu().float().as_subclass(Tensor)
+
+
+def restore_to_ct(prediction: Tensor, label: MetaTensor, preprocessing: Compose) -> MetaTensor:
+    """A network's output in HU on the voxels of the CT that ``label`` was made from.
+
+    Args:
+        prediction: (1, N, N, N) in [0, 1].
+        label: the CT on the network's grid, with the record of what was done to it.
+        preprocessing: the transform that did it.
+    """
+    invert = Invertd("pred", transform=preprocessing, orig_keys="label", nearest_interp=False)
+    return invert({"pred": MetaTensor(_plain(prediction), affine=label.affine), "label": label.cpu()})["pred"]
+
+
+def place_like(prediction: Tensor, geometry: BiplanarGeometry, ct: MetaTensor, mode: str = "cube") -> MetaTensor:
+    """A network's output in HU on the voxels of a CT, whose bounding box is centred on the isocentre.
+
+    Args:
+        prediction: (1, N, N, N) in [0, 1].
+        geometry: of the network.
+        ct: (1, I, J, K) with an affine; its values are not used.
+        mode: how the network's CTs were put on the grid (see ``ResampleToGrid``).
+
+    Returns:
+        (1, I, J, K) in HU with the CT's affine, −1024 HU outside the grid.
+    """
+    hu = to_hu(_plain(prediction))
+    if geometry.grid.vertical_flip:
+        hu = hu.flip(3)
+    # the same affine as a training CT's, which runs from feet to head
+    upright: Any = Orientation("RAS", labels=None)(ct)
+    affine = ResampleToGrid(geometry.grid, mode).target_affine(upright)
+    target = np.asarray(ct.affine, dtype=np.float64)
+    step = np.abs(np.linalg.solve(affine[:3, :3], target[:3, :3])).max(axis=1)
+    # zero padding: values are shifted so that zero is air
+    shifted = MetaTensor(smooth_for_spacing(hu, (1.0, 1.0, 1.0), step.tolist()) - AIR_HU, torch.from_numpy(affine))
+    resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=True, dtype=np.float32)
+    placed: Any = resample(shifted, dst_affine=torch.from_numpy(target), spatial_size=ct.shape[1:])
+    return MetaTensor(placed.as_tensor() + AIR_HU, affine=torch.from_numpy(target))
+
+
+def place_resized(prediction: Tensor, geometry: BiplanarGeometry, size: int) -> MetaTensor:
+    """A network's output in HU, interpolated (trilinear, anti-aliased) to ``size``³ voxels of the same cube."""
+    hu = to_hu(_plain(prediction))
+    factor = geometry.grid.size / size
+    hu = smooth_for_spacing(hu, (1.0, 1.0, 1.0), (factor,) * 3)
+    resized = F.interpolate(hu[None], size=(size,) * 3, mode="trilinear", align_corners=False)[0]
+    return MetaTensor(resized, affine=torch.from_numpy(geometry.grid.resized(size).affine()))

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from drr2ct.networks import create_network
+from drr2ct.pipeline.checkpoints.checkpoint import describe, write_checkpoint
+from drr2ct.pipeline.training.recipes import coarse_network
+from drr2ct.pipeline.training.transfer import transfer_matching, transfer_weights
+from drr2ct.transforms.validation import InputError
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "tensors", "weights"),
+    [
+        ("cascade128", "cascade256", (143, 24, 2), (2_101_472, 2_233_568)),
+        ("direct128", "direct256", (13, 24, 88), (376_320, 2_675_489)),
+    ],
+)
+def test_exact_counts(source: str, target: str, tensors: tuple[int, int, int], weights: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    smaller, larger = create_network(source), create_network(target)
+    before = copy.deepcopy(larger.state_dict())
+    transfer = transfer_matching(larger, smaller.state_dict())
+    assert (len(transfer.taken), len(transfer.missing), len(transfer.reshaped)) == tensors
+    assert (transfer.weights, transfer.of_weights) == weights
+    for name, value in larger.state_dict().items():
+        expected = smaller.state_dict()[name] if name in transfer.taken else before[name]
+        assert torch.equal(value, expected), name
+    assert len(transfer.taken) + len(transfer.reshaped) + len(transfer.unused) == len(smaller.state_dict())
+
+
+def test_the_summary_names_what_was_not_taken() -> None:
+    transfer = transfer_matching(create_network("cascade256"), create_network("cascade128").state_dict())
+    lines = transfer.summary()
+    assert lines[0] == "took 143 of 169 tensors, 2,101,472 of 2,233,568 weights (94.1 %)"
+    assert "  other shape: refinement.0.conv_block.weight 8×32×3×3×3, was 8×48×3×3×3" in lines
+    assert "  not there: stages.3.fusion.mix.weight 32×64×1×1×1" in lines
+    assert lines[-1] == "  not there: 12 more"
+
+
+def test_coarse_stages_fit_into_the_whole() -> None:
+    geometry = create_network("cascade256").config.geometry.resized(size=128)
+    transfer = transfer_matching(create_network("cascade256"), coarse_network("cascade256", 3, geometry).state_dict())
+    assert len(transfer.taken) == 143, "the first three stages of cascade256 are cascade128"
+
+
+def test_from_a_checkpoint(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = create_network("cascade64", size=16, detector_size=24)
+    description = describe(source, "cascade64", "cube", {})
+    path = write_checkpoint(tmp_path / "last.pt", {"network": source.state_dict(), "description": description})
+    target = create_network("cascade64", size=32, detector_size=24)
+    assert transfer_weights(target, None) is None
+    assert transfer_weights(target, path, tmp_path) is None, "a training that is resumed does not start from it again"
+    transfer = transfer_weights(target, path)
+    assert transfer is not None and f"weights from {path}:\ntook {len(transfer.taken)} of " in capsys.readouterr().out
+    with pytest.raises(InputError, match="no layer in common"):
+        transfer_weights(torch.nn.Linear(2, 2), path)
