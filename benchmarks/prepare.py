@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from tests.pipeline.dicom_files import write_series
+from tests.pipeline.data.dicom_files import write_series
 
 from drr2ct.pipeline.data.prepare import PrepareSettings, prepare
 from drr2ct.pipeline.data.sample.cts import sample_ct

@@ -25,7 +25,7 @@ from drr2ct.transforms.radiograph import DISPLAY_MAXIMUM, PNG_COUNTS, read_radio
 from drr2ct.transforms.validation import InputError
 from tests.files import chest, read_rows, write_nifti
 from tests.pipeline.data.dicom_files import SHAPE, write_series
-from tests.pipeline.test_dicom_series import put
+from tests.pipeline.data.test_dicom_series import put
 
 GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(16), detector_size=16)
 

@@ -20,7 +20,7 @@ from drr2ct.pipeline.data.prepare import PrepareSettings, find_candidates, prepa
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from tests.files import chest, write_nifti
 from tests.pipeline.data.dicom_files import SHAPE, write_series
-from tests.pipeline.test_prepare import contents
+from tests.pipeline.data.test_prepare import contents
 
 COMMAND = Path(sys.executable).with_name("drr2ct")
 OPTIONS = ("--detector", "64", "--fov-mm", "300")

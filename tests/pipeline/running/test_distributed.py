@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from drr2ct.pipeline.running import distributed
 from drr2ct.pipeline.running.bundle import begin
 from drr2ct.transforms.validation import InputError
-from tests.pipeline import distributed_worker as worker
+from tests.pipeline.running import distributed_worker as worker
 
 ROOT = Path(__file__).parents[3]
 

@@ -18,7 +18,7 @@ from drr2ct.pipeline.data.dicom_series import Header, dicom_candidates, read_hea
 from drr2ct.pipeline.volumes.dicom_output import NOT_FOR_CLINICAL_USE, write_dicom_series
 from drr2ct.transforms import LoadCT, VolumeGrid
 from drr2ct.transforms.validation import InputError
-from tests.pipeline.test_export import SIZE, eight_marks, lps_of
+from tests.pipeline.volumes.test_files import SIZE, eight_marks, lps_of
 
 # PS3.3 A.3, CT Image IOD: mandatory modules, attributes of type 1 (a value) and 2 (present, may be empty); of the
 # conditional ones those whose condition holds here.
