@@ -49,7 +49,7 @@ from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE
 from drr2ct.pipeline.evaluation.metrics import DEFAULT_WINDOW, InWindow
 from drr2ct.pipeline.reconstruction.consistency import fit_to_radiographs
 from drr2ct.pipeline.running.precision import AutocastInferer, choose_precision
-from drr2ct.pipeline.training.handlers import annealed
+from drr2ct.pipeline.training.time_budget import annealed
 from drr2ct.transforms import files_to_samples
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid

@@ -27,7 +27,7 @@ def measure(folder: Path, precision: str, threads: int, began: float) -> dict[st
     """Seconds since ``began`` (start of the process) and bytes."""
     import torch
 
-    from drr2ct.pipeline.checkpoints.checkpoint import load_network
+    from drr2ct.pipeline.checkpoints.networks import load_network
     from drr2ct.pipeline.running.precision import AutocastInferer
     from drr2ct.transforms.preprocessing import files_to_samples
 
@@ -66,7 +66,8 @@ def measured_apart(name: str, precision: str, threads: int) -> dict[str, float]:
     import torch
 
     from drr2ct.networks import create_network
-    from drr2ct.pipeline.checkpoints.checkpoint import describe, write_checkpoint
+    from drr2ct.pipeline.checkpoints.description import describe
+    from drr2ct.pipeline.checkpoints.files import write_checkpoint
     from drr2ct.transforms.radiograph import write_radiograph
 
     network = create_network(name, channels_last=precision == "bf16")

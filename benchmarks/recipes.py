@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from drr2ct.pipeline.checkpoints.checkpoint import read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
 from drr2ct.pipeline.data.sample.cts import sample_ct
 from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE

@@ -17,13 +17,14 @@ from monai.data import MetaTensor
 from rich.console import Console
 
 from drr2ct.networks import create_network
-from drr2ct.pipeline.checkpoints.checkpoint import describe, write_checkpoint
+from drr2ct.pipeline.checkpoints.description import describe
+from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.data.datalist import write_datalist
 from drr2ct.pipeline.data.sample.cts import real_cts, sample_ct
 from drr2ct.pipeline.evaluation.metrics import REPROJECTION_FIGURES, ReconstructionMetric
 from drr2ct.pipeline.evaluation.protocol import FORMAT, patient_records, write_table
 from drr2ct.pipeline.reports.report import write_report
-from drr2ct.pipeline.training.handlers import CSV_COLUMNS
+from drr2ct.pipeline.training.epoch_csv import CSV_COLUMNS
 from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.pipeline.volumes.placing import place_on_grid
 from drr2ct.transforms.files import write_csv, write_json

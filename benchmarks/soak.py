@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from drr2ct.pipeline.checkpoints.checkpoint import read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
 from drr2ct.pipeline.data.sample.cts import sample_ct
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
@@ -83,7 +83,7 @@ def soak(folder: Path, seconds: float, epochs: int, seed: int) -> dict[str, Any]
     geometry = BiplanarGeometry.from_angles(VolumeGrid(SIZE), detector_size=DETECTOR)
     write_cohort(data, CohortPlan((sample_ct(),), geometry, 4, 1, 1, seed=seed))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["drr2ct.pipeline.cli", "drr2ct.pipeline.training.handlers"])
+    context.set_forkserver_preload(["drr2ct.pipeline.cli", "drr2ct.pipeline.training.checkpoint_handler"])
 
     def begin() -> BaseProcess:
         process = context.Process(target=train, args=(data, run, epochs, log))

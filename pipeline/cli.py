@@ -307,7 +307,7 @@ def inspect(
     """Say what a checkpoint is: network, geometry, patients, versions and metrics; its checksum is verified."""
     from json import dumps
 
-    from drr2ct.pipeline.checkpoints.checkpoint import write_release
+    from drr2ct.pipeline.checkpoints.files import write_release
     from drr2ct.pipeline.checkpoints.inspection import checkpoint_facts, print_facts
 
     facts = checkpoint_facts(checkpoint)

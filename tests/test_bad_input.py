@@ -27,7 +27,8 @@ from PIL import Image
 from pydicom.uid import HTJ2KLossless, JPEGLSLossless, generate_uid
 
 from drr2ct.networks import create_network
-from drr2ct.pipeline.checkpoints.checkpoint import describe, read_checkpoint, write_checkpoint
+from drr2ct.pipeline.checkpoints.description import describe
+from drr2ct.pipeline.checkpoints.files import read_checkpoint, write_checkpoint
 from drr2ct.transforms import LoadCT, render_drr, write_radiograph
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from tests.bundle.conftest import SMALL, command  # noqa: F401  # a fixture

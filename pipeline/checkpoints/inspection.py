@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from drr2ct.pipeline.checkpoints.checkpoint import read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.transforms.geometry import BiplanarGeometry
 
 _FEW = 12

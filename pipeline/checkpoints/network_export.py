@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from drr2ct.networks import ProgressiveCascade
-from drr2ct.pipeline.checkpoints.checkpoint import load_network, read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import replacing

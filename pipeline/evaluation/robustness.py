@@ -15,7 +15,8 @@ from monai.networks.layers import GaussianFilter
 from rich.progress import track
 from torch import Tensor
 
-from drr2ct.pipeline.checkpoints.checkpoint import load_network, read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.evaluation.metrics import SMALLEST_GRID, ReconstructionMetric
 from drr2ct.pipeline.evaluation.protocol import FORMAT, by_patient, patient_records, refuse_leakage

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import flop_registry
 from drr2ct.networks import CascadeConfig, ProgressiveCascade, network_config
 from drr2ct.networks.blocks import ResidualDenseBlock, group_count
 from drr2ct.networks.losses import WeightedLoss
-from drr2ct.pipeline.checkpoints.checkpoint import read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.running.precision import PRECISIONS, AutocastInferer, clip_gradients
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from drr2ct.pipeline.checkpoints.checkpoint import read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, run_bundle
 from drr2ct.pipeline.running.engines import batch_patients, engine_output
 from drr2ct.pipeline.running.provenance import DISCLAIMER, NOTE, versions

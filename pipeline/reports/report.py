@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from drr2ct.networks import CascadeConfig, ProgressiveCascade
-from drr2ct.pipeline.checkpoints.checkpoint import load_network, read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import PARTS, load_parts
 from drr2ct.pipeline.evaluation.metrics import DEFAULT_WINDOW, SURFACE_TOLERANCE_MM, TISSUES, WINDOWS
 from drr2ct.pipeline.evaluation.protocol import by_patient, read_patients, summarise_all

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from drr2ct.networks import CascadeConfig, ProgressiveCascade
-from drr2ct.pipeline.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint, write_checkpoint
 from drr2ct.pipeline.planning.plan import FEWER_XRAY_CHANNELS, Plan, Sections, plan_config, size_text, xray_channels
 from drr2ct.pipeline.running.bundle import run_bundle
 from drr2ct.pipeline.running.distributed import world_size

@@ -16,7 +16,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from drr2ct.pipeline.running.distributed import world_size
 from drr2ct.pipeline.running.engines import engine_output
-from drr2ct.pipeline.training.handlers import peak_memory_bytes
+from drr2ct.pipeline.running.memory import peak_memory_bytes
 
 
 class TrainingMonitor:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from drr2ct.pipeline.checkpoints.checkpoint import read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.transforms.validation import InputError
 

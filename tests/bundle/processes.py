@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["drr2ct.pipeline.cli", "drr2ct.pipeline.training.handlers", "tests.bundle.conftest"])
+_context.set_forkserver_preload(
+    ["drr2ct.pipeline.cli", "drr2ct.pipeline.training.checkpoint_handler", "tests.bundle.conftest"]
+)
 
 
 def start(dataset: Path, output: Path, overrides: dict[str, Any], fault: Any = None) -> BaseProcess:

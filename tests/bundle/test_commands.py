@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from drr2ct.pipeline.checkpoints.checkpoint import load_network, read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.running.bundle import bundle_file
 from drr2ct.transforms import LoadCT, render_drr, write_radiograph

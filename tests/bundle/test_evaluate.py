@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
 
-from drr2ct.pipeline.checkpoints.checkpoint import load_network
+from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, run_bundle
 from drr2ct.pipeline.volumes.files import write_volume

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from drr2ct.pipeline.checkpoints.checkpoint import read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.running.bundle import find_input_error
 from drr2ct.pipeline.running.precision import AutocastInferer
@@ -299,7 +299,7 @@ def test_a_read_only_output_says_so(dataset: Path, tmp_path: Path, small_disk: P
 def test_an_output_that_becomes_read_only_stops_the_run(
     dataset: Path, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from drr2ct.pipeline.checkpoints import checkpoint
+    from drr2ct.pipeline.checkpoints import files as checkpoint
 
     write = checkpoint._write_synced
     written = 0

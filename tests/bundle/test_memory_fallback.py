@@ -16,7 +16,8 @@ import yaml
 from torch._subclasses.fake_tensor import FakeTensor
 
 from drr2ct.networks import ProgressiveCascade, create_network, network_config
-from drr2ct.pipeline.checkpoints.checkpoint import load_network, read_checkpoint, write_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint, write_checkpoint
+from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.cache import CachedDataset
 from drr2ct.pipeline.data.datalist import dataset_geometry, load_datalist
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, run_bundle

@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 
-from drr2ct.pipeline.checkpoints.checkpoint import load_network, read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, run_bundle
 from tests.bundle.conftest import SMALL, TRAIN
 from tests.files import chest, read_rows, write_nifti

@@ -20,7 +20,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from drr2ct.pipeline.checkpoints.checkpoint import load_network, read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.reconstruction import writing as reconstruction
 from drr2ct.pipeline.reconstruction.writing import reconstruct

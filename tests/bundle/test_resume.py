@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner
 
 from drr2ct.pipeline import cli
-from drr2ct.pipeline.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint, write_checkpoint
 from drr2ct.pipeline.running.bundle import find_input_error
 from tests.bundle.conftest import train
 from tests.bundle.processes import KillAt, Slow, finish, random_fault, start

@@ -10,10 +10,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from drr2ct.pipeline.checkpoints.checkpoint import load_network, read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, run_bundle
-from drr2ct.pipeline.training.handlers import CSV_COLUMNS, NonFiniteLossError
+from drr2ct.pipeline.training.epoch_csv import CSV_COLUMNS
+from drr2ct.pipeline.training.numerics import NonFiniteLossError
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.radiograph_intensity import radiograph_statistics

@@ -12,7 +12,8 @@ import torch
 
 from drr2ct.networks import create_network
 from drr2ct.pipeline.checkpoints import network_export
-from drr2ct.pipeline.checkpoints.checkpoint import describe, write_checkpoint
+from drr2ct.pipeline.checkpoints.description import describe
+from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.checkpoints.network_export import EXTRA_FILE, TOLERANCE, export_network
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError

@@ -7,7 +7,7 @@ import torch
 from ignite.engine import Engine
 
 from drr2ct.networks import create_network
-from drr2ct.pipeline.checkpoints.checkpoint import describe
+from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.evaluation.metrics import FigureHandler, ReconstructionMetric
 from drr2ct.pipeline.evaluation.protocol import (
     PatientTable,

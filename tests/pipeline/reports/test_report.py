@@ -21,7 +21,8 @@ from PIL import Image
 from rich.console import Console
 
 from drr2ct.networks import create_network
-from drr2ct.pipeline.checkpoints.checkpoint import describe, write_checkpoint
+from drr2ct.pipeline.checkpoints.description import describe
+from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.evaluation.metrics import FIGURES, REPROJECTION_FIGURES
 from drr2ct.pipeline.evaluation.protocol import FORMAT, patient_records, write_table
 from drr2ct.pipeline.reports.page import encode_volume

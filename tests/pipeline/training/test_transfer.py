@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from drr2ct.networks import create_network
-from drr2ct.pipeline.checkpoints.checkpoint import describe, write_checkpoint
+from drr2ct.pipeline.checkpoints.description import describe
+from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.training.recipes import coarse_network
 from drr2ct.pipeline.training.transfer import transfer_matching, transfer_weights
 from drr2ct.transforms.validation import InputError

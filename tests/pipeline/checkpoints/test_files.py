@@ -19,16 +19,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from drr2ct.networks import create_network
-from drr2ct.pipeline.checkpoints import checkpoint
-from drr2ct.pipeline.checkpoints.checkpoint import (
-    DamagedCheckpointError,
-    describe,
-    load_network,
-    read_checkpoint,
-    write_checkpoint,
-    write_release,
-)
+from drr2ct.pipeline.checkpoints.description import describe
+from drr2ct.pipeline.checkpoints.files import DamagedCheckpointError, read_checkpoint, write_checkpoint, write_release
 from drr2ct.pipeline.checkpoints.inspection import checkpoint_facts
+from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.running.faults import explain_fault
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
@@ -193,7 +187,3 @@ def test_faults_are_found_behind_what_they_cause() -> None:
     assert "num_workers" in str(explain_fault(died))
     assert "loader_timeout" in str(explain_fault(RuntimeError("DataLoader timed out after 5 seconds")))
     assert explain_fault(RuntimeError("anything else")) is None and explain_fault(None) is None
-
-
-def test_versions_name_the_revision() -> None:
-    assert len(checkpoint.versions()["git"].split("-")[0]) == 40

@@ -7,7 +7,7 @@ A checkpoint is one file of tensors and plain types (``torch.load(weights_only=T
     epoch_state                                         what gathers within an epoch, unless the epoch is closed
     gradients                                           of an accumulation that is under way
     best                                                best score so far, by metric
-    description                                         plain facts, see describe()
+    description                                         plain facts, see description.py
 
 The file is a zip archive; the CRC-32 of each of its entries is verified before anything is read from it. It is written
 to a temporary name, synced and renamed, so a process that is killed leaves the one before. Weights to be passed on are
@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,50 +30,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from drr2ct.networks import CascadeConfig, ProgressiveCascade, create_network
-from drr2ct.pipeline.data.identity import ct_fingerprints
-from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.pipeline.running.faults import explain_fault
-from drr2ct.pipeline.running.provenance import versions
-from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError, existing_file
-from drr2ct.transforms.volume import HU_WINDOW
 
 CHECKPOINT_FORMAT = 1
 RELEASE_SUFFIX = ".safetensors"
 
-logger = logging.getLogger(__name__)
-
 
 class DamagedCheckpointError(InputError):
     """A checkpoint's file is not what was written."""
-
-
-def describe(
-    network: ProgressiveCascade, name: str, mode: str, datalists: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, Any]:
-    """What a user of the weights must know, in plain types.
-
-    Args:
-        network: its configuration holds the geometry.
-        name: of the configuration, as in ``list_networks``.
-        mode: how CTs were put on the grid, ``cube`` or ``resize``.
-        datalists: data lists by part; patients' names are kept, and of the training's CTs a hash of parts of the file,
-            by which an evaluation knows them under another name.
-    """
-    return {
-        "format": CHECKPOINT_FORMAT,
-        "name": name,
-        "config": network.config.to_dict(),
-        "mode": mode,
-        "hu_window": list(HU_WINDOW),
-        "line_integral_scale": LINE_INTEGRAL_SCALE,
-        "patients": {part: [str(item["patient"]) for item in items] for part, items in datalists.items()},
-        # read by the process that writes the description, not by every one
-        "training_cts": ct_fingerprints(datalists.get("training", [])) if is_main_process() else [],
-        "versions": versions(),
-    }
 
 
 def write_checkpoint(path: str | Path, content: Mapping[str, Any], keep: Path | None = None) -> Path:
@@ -215,53 +180,3 @@ def _digest(weights: Mapping[str, Tensor], description: str) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def network_of(path: str | Path, name: str, **overrides: Any) -> ProgressiveCascade:
-    """The network that a checkpoint's weights are for, still with random weights (see :func:`load_weights`).
-
-    Args:
-        path: of the checkpoint. Without one, the network of that name is built, so that a bundle without weights can
-            be inspected.
-        name: one of ``list_networks``.
-        **overrides: of its configuration.
-
-    Raises:
-        InputError: as :func:`read_checkpoint`.
-    """
-    if not Path(path).exists():
-        return create_network(name, **overrides)
-    return ProgressiveCascade(CascadeConfig.from_dict(read_checkpoint(path)["description"]["config"]))
-
-
-def load_network(path: str | Path, device: torch.device | str = "cpu") -> ProgressiveCascade:
-    """The network of a checkpoint with its weights, in evaluation mode.
-
-    Raises:
-        InputError: as :func:`read_checkpoint`, or if the weights do not fit the configuration beside them.
-    """
-    content = read_checkpoint(path, device)
-    network = ProgressiveCascade(CascadeConfig.from_dict(content["description"]["config"])).to(device)
-    load_weights(network, path, content)
-    return network.eval()
-
-
-def load_weights(network: torch.nn.Module, path: str | Path, content: Mapping[str, Any] | None = None) -> None:
-    """Put a checkpoint's weights into a network of the same configuration.
-
-    Args:
-        network: of the configuration that the checkpoint describes.
-        path: of the checkpoint.
-        content: of the checkpoint, if it was read already.
-
-    Raises:
-        InputError: as :func:`read_checkpoint`, or if the checkpoint is of another network.
-    """
-    content = read_checkpoint(path) if content is None else content
-    try:
-        network.load_state_dict(content["network"])
-    except RuntimeError as error:
-        name = content["description"].get("name")
-        raise InputError(
-            f"checkpoint {path} is of another network ({name}); use the network and overrides it was trained with."
-        ) from error

@@ -1,0 +1,63 @@
+"""From a checkpoint to a network with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drr2ct.networks import CascadeConfig, ProgressiveCascade, create_network
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.transforms.validation import InputError
+
+
+def network_of(path: str | Path, name: str, **overrides: Any) -> ProgressiveCascade:
+    """The network that a checkpoint's weights are for, still with random weights (see :func:`load_weights`).
+
+    Args:
+        path: of the checkpoint. Without one, the network of that name is built, so that a bundle without weights can
+            be inspected.
+        name: one of ``list_networks``.
+        **overrides: of its configuration.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`.
+    """
+    if not Path(path).exists():
+        return create_network(name, **overrides)
+    return ProgressiveCascade(CascadeConfig.from_dict(read_checkpoint(path)["description"]["config"]))
+
+
+def load_network(path: str | Path, device: torch.device | str = "cpu") -> ProgressiveCascade:
+    """The network of a checkpoint with its weights, in evaluation mode.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`, or if the weights do not fit the configuration beside them.
+    """
+    content = read_checkpoint(path, device)
+    network = ProgressiveCascade(CascadeConfig.from_dict(content["description"]["config"])).to(device)
+    load_weights(network, path, content)
+    return network.eval()
+
+
+def load_weights(network: torch.nn.Module, path: str | Path, content: Mapping[str, Any] | None = None) -> None:
+    """Put a checkpoint's weights into a network of the same configuration.
+
+    Args:
+        network: of the configuration that the checkpoint describes.
+        path: of the checkpoint.
+        content: of the checkpoint, if it was read already.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`, or if the checkpoint is of another network.
+    """
+    content = read_checkpoint(path) if content is None else content
+    try:
+        network.load_state_dict(content["network"])
+    except RuntimeError as error:
+        name = content["description"].get("name")
+        raise InputError(
+            f"checkpoint {path} is of another network ({name}); use the network and overrides it was trained with."
+        ) from error
