@@ -14,8 +14,10 @@ from rich.console import Console
 
 from drr2ct.transforms.validation import InputError
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Reconstruct a CT volume from two X-ray views. Research software, not for clinical use.",
@@ -392,6 +394,14 @@ def misplaced(error: BaseException) -> InputError | None:
     return None
 
 
+def usage_sentence(error: typer.TyperException) -> str:
+    """What is wrong with the arguments, and which command lists the right ones."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = "drr2ct" if context is None else f"drr2ct {context.info_name}" if context.parent else "drr2ct"
+    return f"{message[:1].lower()}{message[1:]} ({command} --help lists what there is)."
+
+
 def main() -> None:
     """Entry point: a user's mistake is one sentence and status 2."""
     warnings.simplefilter("ignore")
@@ -400,10 +410,10 @@ def main() -> None:
     logging.getLogger("monai.bundle.workflows").addFilter(lambda record: record.levelno >= logging.ERROR)
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it logs every error that it passes on
     try:
-        app()
-    except KeyboardInterrupt:
-        print("drr2ct: interrupted; the same command goes on from what is complete.", file=sys.stderr)
-        raise SystemExit(130) from None
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.TyperException as error:  # wrong arguments
+        print(f"drr2ct: {usage_sentence(error)}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     except Exception as error:
         from drr2ct.pipeline.running.bundle import find_input_error
 
@@ -412,3 +422,7 @@ def main() -> None:
             raise
         print(f"drr2ct: {mistake}", file=sys.stderr)
         raise SystemExit(getattr(mistake, "exit_status", 2)) from None
+    if status == INTERRUPTED:
+        print("drr2ct: interrupted; the same command goes on from what is complete.", file=sys.stderr)
+    if status:
+        raise SystemExit(status)

@@ -7,6 +7,12 @@ from collections.abc import Iterator
 
 from drr2ct.transforms.validation import InputError
 
+_NO_GPU = (
+    "Torch not compiled with CUDA enabled",
+    "No CUDA GPUs are available",
+    "Found no NVIDIA driver",
+    "invalid device ordinal",
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -42,6 +48,11 @@ def explain_fault(error: BaseException | None) -> InputError | None:
             return MachineFaultError(
                 f"the file system is read-only{where}; what was complete before is intact: make it writable, or set "
                 "output_dir and cache_dir elsewhere, and give the same command again."
+            )
+        if isinstance(cause, (RuntimeError, AssertionError)) and any(sign in text for sign in _NO_GPU):
+            return InputError(
+                f"the GPU that was asked for is not there ({text.splitlines()[0].rstrip('.')}); choose another device, "
+                "or install a torch that knows it."
             )
         if isinstance(cause, RuntimeError) and "DataLoader timed out" in text:
             return MachineFaultError(

@@ -76,15 +76,15 @@ class EpochCSV:
     def _open(self, first_epoch: int) -> None:
         if self._opened or not is_main_process():  # not done at STARTED: a checkpoint may only then set the epoch
             return
-        rows = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < first_epoch]
+        self._opened = True
+        if not self.path.exists():  # made with the first row: a run that is refused until then leaves none
+            return
+        with self.path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < first_epoch]
         with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, CSV_COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
-        self._opened = True
 
     def _iteration_completed(self, trainer: Engine) -> None:
         loss = float(engine_output(trainer)[0]["loss"])
@@ -109,7 +109,10 @@ class EpochCSV:
         if not is_main_process():
             return
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, CSV_COLUMNS).writerows(rows)
+            writer = csv.DictWriter(file, CSV_COLUMNS)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerows(rows)
             file.flush()
             os.fsync(file.fileno())  # before the checkpoint says that the epoch is complete
 

@@ -138,12 +138,16 @@ class HyperparameterTab:
         self.writer = writer
         self.hyperparameters = flattened(hyperparameters)
         self.metrics = list(metrics)
+        self._written = False
 
     def attach(self, trainer: Engine) -> None:
         """Register on the trainer."""
-        trainer.add_event_handler(Events.EPOCH_STARTED(once=1), self._write)
+        trainer.add_event_handler(Events.ITERATION_STARTED, self._write)
 
     def _write(self) -> None:
+        if self._written:  # with the first batch, not before: a run whose data is refused leaves no event file
+            return
+        self._written = True
         # SummaryWriter.add_hparams would open a run of its own beside this one
         for summary in hparams(self.hyperparameters, dict.fromkeys(self.metrics, 0.0)):
             self.writer._get_file_writer().add_summary(summary)

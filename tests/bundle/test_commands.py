@@ -277,3 +277,42 @@ def test_the_job_runs_as_monai_bundle_run(dataset: Path, radiographs: list[Path]
     assert not out.exists()
     wrong = monai("train", "--dataset_dir", dataset, "--output_dir", out, "--epohcs", 2, overlay="networks/cascade64")
     assert wrong.returncode != 0 and "--epohcs is no key" in wrong.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train"], "missing argument 'dataset' (drr2ct train --help"),
+        (["trian"], "no such command 'trian'. Did you mean 'train'? (drr2ct --help"),
+        (["train", "x", "--output", "y", "--epochs", "abc"], "invalid value for '--epochs'"),
+        (["train", "x"], "missing option '--output'"),
+        (["--nope"], "no such option: --nope"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(
+    command: Callable[..., tuple[int, str]], arguments: list[str], says: str
+) -> None:
+    assert_one_sentence(command(*arguments), says)
+
+
+def test_no_arguments_print_the_help(command: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command() == (0, "")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["on_bad_sample=stop", "on_oom=nonsense", "device=$torch.device('cuda:7')", "transfer_from=/nowhere.pt"],
+)
+@pytest.mark.skipif(torch.cuda.device_count() > 7, reason="there is such a GPU")
+def test_a_refused_training_leaves_nothing(
+    command: Callable[..., tuple[int, str]], tmp_path: Path, setting: str
+) -> None:
+    for name in ("a", "b", "c"):
+        path = tmp_path / "cts" / name / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"no CT")
+    output = tmp_path / "runs" / "run"
+    arguments = ["--output", output, "--network", "cascade64", "--set", "size=16", "--set", "detector_size=24"]
+    status, message = command("train", tmp_path / "cts", *arguments, "--set", setting)
+    assert status == 2 and len(message.strip().splitlines()) == 1
+    assert not output.parent.exists()
