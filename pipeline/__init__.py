@@ -1,1 +1,1 @@
-"""Data lists, metrics, handlers, checkpoints, reports and the command line."""
+"""The pipeline: a room for each thing that a user does, and the faces over them: command line, demonstration."""

@@ -1,1 +1,1 @@
-"""From a folder of studies to samples: DICOM series, preparation, data lists, checks, cache, loading, the sample CT."""
+"""From a folder of studies to samples: DICOM series, data lists, checks, cache, loading, the sample CT."""
