@@ -1,4 +1,4 @@
-"""Networks: blocks, X-ray encoders, lifting, the cascade and its named configurations, losses, SSIM."""
+"""Blocks, X-ray encoders, lifting, the cascade and its named configurations, losses, SSIM."""
 
 from drr2ct.networks.cascade import CascadeConfig, ProgressiveCascade, SkipConfig, StageConfig
 from drr2ct.networks.zoo import create_network, list_networks, network_config
