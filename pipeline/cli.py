@@ -156,8 +156,8 @@ def reconstruct(
 ) -> None:
     """Reconstruct CT volumes from radiographs: the bundle's inference.yaml."""
     print("drr2ct: loading PyTorch and MONAI", flush=True)  # which takes seconds
-    from drr2ct.pipeline.reconstruction.writing import file_destination
-    from drr2ct.pipeline.reconstruction.writing import reconstruct as run_reconstruct
+    from drr2ct.pipeline.reconstruction import reconstruct as run_reconstruct
+    from drr2ct.pipeline.reconstruction.destination import file_destination
     from drr2ct.pipeline.volumes.files import volume_ending
 
     settings = parse_overrides(overrides)
@@ -305,6 +305,7 @@ def inspect(
     export: Annotated[
         Path | None, typer.Option(help="Write weights and description to this .safetensors file, to be passed on.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
 ) -> None:
     """Say what a checkpoint is: network, geometry, patients, versions and metrics; its checksum is verified."""
     from json import dumps
@@ -312,13 +313,14 @@ def inspect(
     from drr2ct.pipeline.checkpoints.files import write_release
     from drr2ct.pipeline.checkpoints.inspection import checkpoint_facts, print_facts
 
+    if export is not None:
+        write_release(checkpoint, export, overwrite)
     facts = checkpoint_facts(checkpoint)
     if json:
         print(dumps(facts, indent=1, ensure_ascii=False))
     else:
         print_facts(facts, Console())
     if export is not None:
-        write_release(checkpoint, export)
         print(export, file=sys.stderr)
 
 
@@ -365,11 +367,12 @@ def wide_console() -> Console:
 def export(
     checkpoint: Annotated[Path, typer.Option(help="For example RUN/checkpoints/best_psnr.pt.")],
     output: Annotated[Path, typer.Option(help="File: .ts TorchScript, .pt2 torch.export, .onnx ONNX.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
 ) -> None:
     """Write a checkpoint's network as one file for other runtimes, and check it against the checkpoint."""
     from drr2ct.pipeline.checkpoints.network_export import export_network
 
-    made = export_network(checkpoint, output)
+    made = export_network(checkpoint, output, overwrite)
     print(f"{made.path}  {made.kind}, float32; differs from the checkpoint's network by at most {made.difference:.1e}")
 
 

@@ -1114,6 +1114,42 @@ def test_other_geometry(command: Command, sound: Sound) -> None:  # noqa: F811
     assert not list(out.rglob("*.csv"))
 
 
+# --------------------------------------------------------------------------- files that are there
+
+
+EXISTING = [
+    Case(
+        "a file that is there, inspect --export",
+        lambda sound: ["inspect", sound.checkpoint, "--export", mine(sound, "model.safetensors")],
+        "… exists; choose another name, or overwrite it (--overwrite).",
+    ),
+    Case(
+        "a file that is there, export",
+        lambda sound: ["export", "--checkpoint", sound.checkpoint, "--output", mine(sound, "network.pt2")],
+        "… exists; choose another name, or overwrite it (--overwrite).",
+    ),
+]
+
+
+def mine(sound: Sound, name: str) -> Path:
+    path = sound.folder / name
+    path.write_bytes(b"mine")
+    return path
+
+
+@parametrize(EXISTING)
+def test_existing_files(command: Command, sound: Sound, case: Case) -> None:  # noqa: F811
+    arguments = case.make(sound)
+    before = snapshot(sound.folder)
+    assert_refused(command(*arguments), case.says)
+    assert snapshot(sound.folder) == before
+    status, message = command(*arguments, "--overwrite")
+    assert status == 0, message
+    replaced = Path(str(arguments[-1]))
+    assert replaced.stat().st_size > 1000
+    assert_nothing_half_written(sound.folder)
+
+
 # --------------------------------------------------------------------------- full disks
 
 
@@ -1190,7 +1226,7 @@ SECTIONS = {
     "`drr2ct prepare DATASET --check`": SETS,
     "`drr2ct train DATASET`": DATA_SETS,
     "`drr2ct reconstruct` and `drr2ct evaluate`": [*RADIOGRAPHS, INVERTED, OTHER_GEOMETRY],
-    "Any command": FULL,
+    "Any command": [*EXISTING, *FULL],
 }
 
 INTRODUCTION = """# Bad input

@@ -1,14 +1,17 @@
-"""Writing files so that there is never half of one."""
+"""Writing files and folders so that there is never half of one."""
 
 from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from drr2ct.transforms.validation import InputError
 
 
 @contextmanager
@@ -26,6 +29,33 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder to fill, which takes the place of ``path`` once it is complete (see ``replacing``)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (path.with_name(f".{uuid4().hex}.{path.name}") for _ in range(2))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_to_replace(path: str | Path, overwrite: bool) -> None:
+    """Leave a file alone that is there already, unless it is to be replaced.
+
+    Raises:
+        InputError: if there is one.
+    """
+    if not overwrite and Path(path).exists():
+        raise InputError(f"{path} exists; choose another name, or overwrite it (--overwrite).")
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

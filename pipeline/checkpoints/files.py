@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from drr2ct.pipeline.running.faults import explain_fault
-from drr2ct.transforms.files import replacing
+from drr2ct.transforms.files import refuse_to_replace, replacing
 from drr2ct.transforms.validation import InputError, existing_file
 
 CHECKPOINT_FORMAT = 1
@@ -106,6 +106,30 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     return _checked(path, content)
 
 
+def read_if_there(path: str | Path) -> dict[str, Any] | None:
+    """A checkpoint's content, or None without the file, so that a bundle without weights can be inspected.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`, but for a missing file.
+    """
+    return read_checkpoint(path) if Path(path).exists() else None
+
+
+def description_of(path: str | Path, content: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Args:
+        path: of the checkpoint.
+        content: of the checkpoint, if it was read already.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`.
+    """
+    content = read_checkpoint(path) if content is None else content
+    description: dict[str, Any] = content["description"]
+    return description
+
+
 def _verify(path: Path) -> None:
     """Compare the archive's CRC-32s (torch itself does not)."""
     try:
@@ -135,19 +159,21 @@ def _checked(path: Path, content: Any) -> dict[str, Any]:
     return content
 
 
-def write_release(checkpoint: str | Path, path: str | Path) -> Path:
+def write_release(checkpoint: str | Path, path: str | Path, overwrite: bool = False) -> Path:
     """Write a checkpoint's weights and description, without the state of its training, as safetensors.
 
     Args:
         checkpoint: of this project.
         path: with the suffix ``.safetensors``.
+        overwrite: replace a file that is there.
 
     Raises:
-        InputError: as :func:`read_checkpoint`, or for another suffix, or if the file cannot be written.
+        InputError: as :func:`read_checkpoint`, or for another suffix, or if the file exists or cannot be written.
     """
     path = Path(path)
     if path.suffix != RELEASE_SUFFIX:
         raise InputError(f"released weights are safetensors; name the file {path.with_suffix(RELEASE_SUFFIX)}.")
+    refuse_to_replace(path, overwrite)
     content = read_checkpoint(checkpoint)
     weights = {name: value.contiguous() for name, value in content["network"].items()}
     description = json.dumps(content["description"])

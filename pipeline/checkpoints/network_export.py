@@ -24,7 +24,7 @@ from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
-from drr2ct.transforms.files import replacing
+from drr2ct.transforms.files import refuse_to_replace, replacing
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import HU_WINDOW
 
@@ -62,7 +62,7 @@ def facts(checkpoint: str | Path, network: ProgressiveCascade) -> dict[str, Any]
     }
 
 
-def export_network(checkpoint: str | Path, output: str | Path) -> Exported:
+def export_network(checkpoint: str | Path, output: str | Path, overwrite: bool = False) -> Exported:
     """Write the network of a checkpoint, in float32 and with a free batch size.
 
     The file is read back and run on a random input; if the result is further than :data:`TOLERANCE` from the
@@ -71,6 +71,7 @@ def export_network(checkpoint: str | Path, output: str | Path) -> Exported:
     Args:
         checkpoint: of a training.
         output: ``.ts`` (TorchScript), ``.pt2`` (``torch.export``) or ``.onnx``.
+        overwrite: replace a file that is there.
 
     Raises:
         InputError: for another ending, an unusable checkpoint, missing packages, a file that exists, or a result that
@@ -79,8 +80,7 @@ def export_network(checkpoint: str | Path, output: str | Path) -> Exported:
     output = Path(output)
     if output.suffix not in _FORMATS:
         raise InputError(f"network file {output} must end in {', '.join(_FORMATS)}.")
-    if output.exists():
-        raise InputError(f"{output} exists; delete it or choose another name.")
+    refuse_to_replace(output, overwrite)
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if output.suffix == ".onnx" and missing:
         raise InputError(f"ONNX export needs {', '.join(missing)}; pip install 'drr2ct[export]'.")

@@ -13,21 +13,18 @@ from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.transforms.validation import InputError
 
 
-def network_of(path: str | Path, name: str, **overrides: Any) -> ProgressiveCascade:
+def network_of(content: Mapping[str, Any] | None, name: str, **overrides: Any) -> ProgressiveCascade:
     """The network that a checkpoint's weights are for, still with random weights (see :func:`load_weights`).
 
     Args:
-        path: of the checkpoint. Without one, the network of that name is built, so that a bundle without weights can
-            be inspected.
+        content: of the checkpoint. Without one, the network of that name is built, so that a bundle without weights
+            can be inspected.
         name: one of ``list_networks``.
         **overrides: of its configuration.
-
-    Raises:
-        InputError: as :func:`read_checkpoint`.
     """
-    if not Path(path).exists():
+    if content is None:
         return create_network(name, **overrides)
-    return ProgressiveCascade(CascadeConfig.from_dict(read_checkpoint(path)["description"]["config"]))
+    return ProgressiveCascade(CascadeConfig.from_dict(content["description"]["config"]))
 
 
 def load_network(path: str | Path, device: torch.device | str = "cpu") -> ProgressiveCascade:

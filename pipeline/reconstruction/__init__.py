@@ -1,5 +1,5 @@
 """From radiographs and weights to files."""
 
-from drr2ct.pipeline.reconstruction.writing import reconstruct
+from drr2ct.pipeline.reconstruction.run import reconstruct
 
 __all__ = ["reconstruct"]

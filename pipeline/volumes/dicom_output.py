@@ -6,13 +6,9 @@ Attributes follow the CT Image information object (PS3.3, A.3): the types 1 and 
 from __future__ import annotations
 
 import datetime
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from monai.data import MetaTensor
@@ -24,28 +20,12 @@ from pydicom.valuerep import DSfloat
 
 from drr2ct.pipeline.running.provenance import DISCLAIMER
 from drr2ct.pipeline.volumes.files import has_square_corners, stored_values
+from drr2ct.transforms.files import replacing_folder
 from drr2ct.transforms.validation import InputError
 
 NOT_FOR_CLINICAL_USE = "NOT FOR CLINICAL USE"
 SOFT_TISSUE_WINDOW = (40, 400)
 """Centre and width (HU) that a viewer starts with."""
-
-
-@contextmanager
-def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder to fill, which takes the place of ``path`` once it is complete (see ``replacing``)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{uuid4().hex}.{path.name}") for _ in range(2))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_dicom_series(

@@ -23,8 +23,7 @@ import torch
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_datalist
-from drr2ct.pipeline.reconstruction import writing as reconstruction
-from drr2ct.pipeline.reconstruction.writing import reconstruct
+from drr2ct.pipeline.reconstruction import reconstruct, writing
 from drr2ct.pipeline.running.bundle import bundle_file
 from drr2ct.transforms import BiplanarGeometry, LoadCT, files_to_samples, render_drr, write_radiograph
 from drr2ct.transforms.validation import InputError
@@ -263,7 +262,7 @@ def test_a_folder_in_which_nothing_can_be_read(command, patients, checkpoint, tm
 
 
 def test_a_full_disk_keeps_what_is_complete(command, patients, checkpoint, tmp_path: Path, monkeypatch) -> None:
-    write, calls = reconstruction.write_volume, []
+    write, calls = writing.write_volume, []
 
     def full(path, volume):
         calls.append(path)
@@ -271,13 +270,13 @@ def test_a_full_disk_keeps_what_is_complete(command, patients, checkpoint, tmp_p
             raise OSError(28, "No space left on device")
         return write(path, volume)
 
-    monkeypatch.setattr(reconstruction, "write_volume", full)
+    monkeypatch.setattr(writing, "write_volume", full)
     out = tmp_path / "out"
     status, message = command("reconstruct", *folder(patients, checkpoint, out))
     assert_one_sentence((status, message), "No space left on device")
     assert len(calls) == 2, "it stops at once"
     assert made(out) == [f"p0/p0_ct.{ending}" for ending in ("json", "nii.gz", "png")]
-    monkeypatch.setattr(reconstruction, "write_volume", write)
+    monkeypatch.setattr(writing, "write_volume", write)
     assert command("reconstruct", *folder(patients, checkpoint, out))[0] == 0
     assert len(made(out)) == 9
 

@@ -1,8 +1,6 @@
-"""Where predictions are put, in space and on disk."""
+"""Where predictions are put in space."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +10,8 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
-from drr2ct.pipeline.reconstruction.writing import Destination, file_destination, patient_destination
 from drr2ct.pipeline.volumes.placing import place_like, place_on_grid, place_resized
 from drr2ct.transforms import BiplanarGeometry, ResampleToGrid, VolumeGrid
-from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import AIR_HU, HU_WINDOW, bounding_box_centre
 
 
@@ -97,45 +93,3 @@ def test_a_network_that_gives_more_than_the_window_is_clipped() -> None:
     geometry = geometry_of(16)
     made = place_on_grid(torch.linspace(-1, 2, 16**3).reshape(1, 16, 16, 16), geometry)
     assert (float(made.min()), float(made.max())) == HU_WINDOW
-
-
-@pytest.mark.parametrize(
-    ("output", "format", "expected"),
-    [
-        ("a/ct.nii.gz", None, "nii.gz"),
-        ("ct.nii", "nii", "nii"),
-        ("CT.NRRD", None, "nrrd"),
-        ("ct.v2.mha", None, "mha"),
-        ("ct_dicom/", None, "dicom"),
-        ("ct", "dicom", "dicom"),
-        ("patients", None, None),
-        ("patients.v2/", None, None),
-        ("patients", "nrrd", None),
-    ],
-)
-def test_the_name_decides_the_format(output: str, format: str | None, expected: str | None) -> None:
-    found = file_destination(output, format)
-    assert (found and found.format) == expected
-
-
-@pytest.mark.parametrize(
-    ("output", "format", "says"),
-    [
-        ("ct.nii.gz", "nrrd", "ends in .nii.gz, but the format is nrrd"),
-        ("ct.nii.gz", "dicom", "but the format is dicom"),
-        ("ct.dcm", None, "ends in .dcm, which is no volume format"),
-        ("ct.niigz", None, "no volume format"),
-        ("ct", "minc", "format 'minc' is unknown"),
-    ],
-)
-def test_names_that_contradict_themselves(output: str, format: str | None, says: str) -> None:
-    with pytest.raises(InputError, match=says):
-        file_destination(output, format)
-
-
-def test_what_lies_beside_a_volume() -> None:
-    assert Destination(Path("a/ct.nii.gz"), "nii.gz").beside(".json") == Path("a/ct.json")
-    assert Destination(Path("a/ct.v2.nrrd"), "nrrd").beside(".png") == Path("a/ct.v2.png")
-    assert Destination(Path("a/ct_dicom"), "dicom").beside(".html") == Path("a/ct_dicom.html")
-    assert patient_destination("out", "jane").volume == Path("out/jane/jane_ct.nii.gz")
-    assert patient_destination("out", "jane", "dicom").volume == Path("out/jane/jane_ct_dicom")

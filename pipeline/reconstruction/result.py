@@ -1,0 +1,111 @@
+"""One patient's reconstruction in values, before anything is written: the volume, and what is to be said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from monai.data import MetaTensor
+from torch import Tensor
+
+from drr2ct.pipeline.evaluation.metrics import REPROJECTION_FIGURES, ReprojectionMetric
+from drr2ct.pipeline.reconstruction.job import ReconstructionJob
+from drr2ct.pipeline.volumes.placing import place_like, place_on_grid, place_resized
+from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
+from drr2ct.transforms.radiograph_intensity import distribution_warning
+
+
+@dataclass(frozen=True)
+class Result:
+    """One patient's reconstruction.
+
+    Args:
+        patient: its name.
+        volume: (1, I, J, K) in HU in patient space, on the voxels that were asked for.
+        on_grid: (1, N, N, N) in HU on the network's grid.
+        given: line integrals that the network was given.
+        reprojection: figure → how far the volume's own radiographs are from those.
+        assumptions: what was assumed, one sentence each.
+        warnings: what makes the volume doubtful, one sentence each.
+    """
+
+    patient: str
+    volume: MetaTensor
+    on_grid: MetaTensor
+    given: Float[Tensor, "views rows columns"]
+    reprojection: Mapping[str, float]
+    assumptions: Sequence[str]
+    warnings: Sequence[str]
+
+    @property
+    def radiographs_mean(self) -> float:
+        """Mean line integral that was given."""
+        return float(self.given.mean())
+
+    @property
+    def reprojection_sentence(self) -> str:
+        """How well the volume fits the radiographs, in words."""
+        error, bias = (self.reprojection[name] for name in REPROJECTION_FIGURES)
+        return (
+            f"the volume's own radiographs differ from those given by {error:.3f} on average (bias {bias:+.3f}), "
+            f"in line integrals whose mean is {self.radiographs_mean:.3f}"
+        )
+
+
+def make_result(
+    job: ReconstructionJob,
+    patient: str,
+    prediction: Float[Tensor, "1 n n n"],
+    image: Float[Tensor, "views rows columns"],
+    read: Sequence[str] = (),
+) -> Result:
+    """Put a prediction into patient space as the job wants it, and compare it with the radiographs it came from.
+
+    Args:
+        job: whose geometry, size and CT to be like hold.
+        patient: its name.
+        prediction: in [0, 1] over the HU window, on the network's grid.
+        image: line integrals / ``LINE_INTEGRAL_SCALE``, as the network was given them.
+        read: what reading the radiographs assumed.
+    """
+    mode = job.description["mode"]
+    on_grid = place_on_grid(prediction, job.geometry)
+    if job.ct is not None:
+        volume = place_like(prediction, job.geometry, job.ct, mode)
+    elif job.size is not None and job.size != job.geometry.grid.size:
+        volume = place_resized(prediction, job.geometry, job.size)
+    else:
+        volume = on_grid
+    given = image * LINE_INTEGRAL_SCALE
+    figures: Any = ReprojectionMetric(job.geometry)([on_grid], [given])
+    statistics = job.description.get("radiographs")
+    assumptions = [*read, *_placing_assumptions(job, mode)]
+    if statistics is None:
+        assumptions.append(
+            "It was not checked whether the radiographs look like the training set's, as the checkpoint holds no "
+            "statistics of those."
+        )
+    warning = distribution_warning(image, statistics)
+    reprojection = dict(zip(REPROJECTION_FIGURES, figures[0].tolist(), strict=True))
+    return Result(patient, volume, on_grid, given, reprojection, assumptions, [] if warning is None else [warning])
+
+
+def _placing_assumptions(job: ReconstructionJob, mode: str) -> Iterator[str]:
+    grid = job.geometry.grid
+    if job.ct is not None:
+        centre = ", ".join(f"{c:.1f}" for c in job.ct.meta["isocentre"])
+        yield (
+            f"The isocentre is the centre of the bounding box of {job.like}, at ({centre}) mm; the volume is "
+            f"interpolated from {grid.size}³ voxels of {grid.spacing_mm:.3g} mm onto that CT's."
+        )
+    else:
+        yield "The isocentre is the origin of the volume's coordinates."
+    if job.size is not None and job.size != grid.size:
+        yield f"The volume is interpolated from {grid.size}³ to {job.size}³ voxels; that adds no detail to it."
+    if mode == "resize" and job.ct is None:
+        yield (
+            f"The network was trained on CTs stretched to a cube: a voxel's size of {grid.spacing_mm:.3g} mm "
+            "is nominal; give the patient's CT (like) for the true one."
+        )
