@@ -17,7 +17,8 @@ from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.data.sample.cts import sample_ct
 from drr2ct.pipeline.evaluation.metrics import DEFAULT_WINDOW, InWindow
-from drr2ct.pipeline.pictures.figures import overview_figure, save_figure
+from drr2ct.pipeline.pictures.figures import save_figure
+from drr2ct.pipeline.pictures.overview import overview_figure
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
 from drr2ct.pipeline.volumes.placing import place_on_grid

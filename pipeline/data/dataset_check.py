@@ -23,7 +23,9 @@ from rich.console import Console
 from torch import Tensor
 
 from drr2ct.pipeline.data.datalist import PARTS, dataset_geometry, find_patients, load_datalist
-from drr2ct.pipeline.pictures.figures import DISPLAY_WINDOW, mid_planes, save_figure
+from drr2ct.pipeline.pictures.figures import save_figure
+from drr2ct.pipeline.pictures.planes import mid_planes
+from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW
 from drr2ct.pipeline.running.progress import tracked
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.files import write_csv

@@ -12,7 +12,8 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
-from drr2ct.pipeline.pictures.figures import planes_figure, save_figure
+from drr2ct.pipeline.pictures.figures import save_figure
+from drr2ct.pipeline.pictures.planes import planes_figure
 from drr2ct.pipeline.reconstruction.destination import Destination
 from drr2ct.pipeline.reconstruction.job import ReconstructionJob
 from drr2ct.pipeline.reconstruction.record import RECORD_FORMAT

@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from torch import Tensor
 
-from drr2ct.pipeline.pictures.figures import DISPLAY_WINDOW, planes_figure, radiographs_figure
+from drr2ct.pipeline.pictures.planes import planes_figure
+from drr2ct.pipeline.pictures.radiographs import radiographs_figure
+from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW
 from drr2ct.pipeline.reports.page import VIEWER_STEP_HU, encode_volume, viewer_values, write_page
-from drr2ct.pipeline.reports.report import geometry_tables
+from drr2ct.pipeline.reports.tables import geometry_tables
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry
 
@@ -34,7 +36,7 @@ def write_preview(
         volume: (1, N, N, N) in HU on the network's grid, isocentre at the origin.
         given: line integrals that the network was given.
         geometry: of the network.
-        record: of the reconstruction (``WriteReconstructions``).
+        record: of the reconstruction (``record_of``).
     """
     views, grid = geometry_tables(geometry)
     low, high = DISPLAY_WINDOW

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from drr2ct.networks.losses import WeightedLoss
-from drr2ct.pipeline.pictures.figures import DISPLAY_WINDOW, ERROR_RANGE, grey, mid_planes
+from drr2ct.pipeline.pictures.planes import mid_planes
+from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW, ERROR_RANGE, grey
 from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.pipeline.running.engines import engine_output
 from drr2ct.pipeline.running.memory import peak_memory_bytes

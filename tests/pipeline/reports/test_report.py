@@ -25,19 +25,12 @@ from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.evaluation.metrics import FIGURES, REPROJECTION_FIGURES
 from drr2ct.pipeline.evaluation.protocol import FORMAT, patient_records, write_table
+from drr2ct.pipeline.reports.cases import choose_patients, load_cases
 from drr2ct.pipeline.reports.page import encode_volume
-from drr2ct.pipeline.reports.report import (
-    NOT_MEASURED,
-    choose_patients,
-    comparison_table,
-    decision_table,
-    figure_name,
-    load_cases,
-    milestones_table,
-    open_run,
-    robustness_table,
-    write_report,
-)
+from drr2ct.pipeline.reports.report import write_report
+from drr2ct.pipeline.reports.runs import open_run
+from drr2ct.pipeline.reports.tables import comparison_table, decision_table, milestones_table, robustness_table
+from drr2ct.pipeline.reports.wording import NOT_MEASURED, figure_name
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError

@@ -1,0 +1,41 @@
+"""Radiographs that were given beside those that a volume would give."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from drr2ct.pipeline.pictures.figures import bare
+from drr2ct.pipeline.pictures.scales import show_error
+from drr2ct.transforms.geometry import BiplanarGeometry
+
+
+def radiographs_figure(
+    given: Float[Tensor, "views rows columns"],
+    reprojected: Float[Tensor, "views rows columns"],
+    geometry: BiplanarGeometry,
+    top: float,
+) -> Figure:
+    """What the network was given, what its volume would look like on X-rays, and the difference; one row per view.
+
+    Args:
+        given: line integrals, in the order of the geometry's views.
+        reprojected: line integrals of the prediction.
+        geometry: whose views they are.
+        top: line integral shown in white, alike for all patients; a quarter of it is the end of the difference's scale.
+    """
+    views = len(geometry.views)
+    figure = Figure(figsize=(5.6, 1.95 * views + 0.75), layout="constrained")
+    grid = figure.subplots(views, 3, squeeze=False)
+    limit = top / 4
+    for row, view, seen, made in zip(grid, geometry.views, given.cpu().numpy(), reprojected.cpu().numpy(), strict=True):
+        row[0].imshow(seen, cmap="gray", vmin=0, vmax=top)
+        row[1].imshow(made, cmap="gray", vmin=0, vmax=top)
+        shown = show_error(row[2], made - seen, limit)
+        row[0].set_ylabel(f"{view.name} ({view.gantry_angle_deg:g}°)", fontsize=10)
+    bare(grid, ("given X-ray", "reprojection", "difference"))
+    figure.colorbar(
+        shown, ax=grid, label="difference of line integrals", orientation="horizontal", shrink=0.6, aspect=30
+    )
+    return figure

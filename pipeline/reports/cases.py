@@ -1,0 +1,95 @@
+"""The patients that a report shows: which ones, and their volumes and radiographs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from drr2ct.pipeline.checkpoints.networks import load_network
+from drr2ct.pipeline.data.datalist import load_parts
+from drr2ct.pipeline.reports.runs import Figures, Run
+from drr2ct.pipeline.volumes.placing import place_on_grid
+from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
+from drr2ct.transforms.drr import render_drr
+from drr2ct.transforms.preprocessing import files_to_samples
+from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.volume import LoadCT
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient to show: volumes in HU on the network's grid, radiographs in line integrals."""
+
+    patient: str
+    rank: str
+    truth: MetaTensor
+    prediction: MetaTensor
+    given: torch.Tensor
+    reprojected: torch.Tensor
+
+
+def choose_patients(figures: Figures, figure: str = "psnr") -> dict[str, str]:
+    """Rank (``Best``, ``Median``, ``Worst``) → patient, by a figure where more is better; fewer for few patients."""
+    order = sorted((p for p in figures if not math.isnan(figures[p][figure])), key=lambda p: figures[p][figure])
+    if not order:
+        return {}
+    chosen = {"Median": order[len(order) // 2]}
+    if len(order) > 1:
+        chosen = {"Best": order[-1], **chosen, "Worst": order[0]}
+    return {rank: p for i, (rank, p) in enumerate(chosen.items()) if p not in list(chosen.values())[:i]}
+
+
+def load_cases(run: Run, chosen: Mapping[str, str], dataset_dir: str | Path | None = None) -> list[Case]:
+    """Reconstruct the chosen patients, or take their stored predictions where those lie on the network's grid.
+
+    Args:
+        run: whose network it is.
+        chosen: rank → patient.
+        dataset_dir: folder of patient folders; the training's own by default.
+
+    Raises:
+        InputError: if the data set or a patient is missing.
+    """
+    dataset_dir = dataset_dir or run.config.get("dataset_dir")
+    if dataset_dir is None or not Path(dataset_dir).is_dir():
+        raise InputError(f"data set {dataset_dir} of run {run.folder} does not exist; give --dataset.")
+    views = [view.name for view in run.geometry.views]
+    split = {"fractions": run.config.get("split_fractions", (0.8, 0.1, 0.1)), "seed": run.config.get("split_seed", 0)}
+    items = {item["patient"]: item for part in load_parts(dataset_dir, views, **split).values() for item in part}
+    load = files_to_samples(
+        run.geometry,
+        run.description["mode"],
+        run.config.get("intensity", "line_integral"),
+        run.config.get("feet_first", False),
+    )
+    network = None
+    cases = []
+    for rank, patient in chosen.items():
+        if patient not in items:
+            raise InputError(f"patient {patient} of {run.evaluation} is not in data set {dataset_dir}; give --dataset.")
+        sample = load(items[patient])
+        truth = place_on_grid(sample["label"], run.geometry, sample["label"])
+        prediction = _stored_prediction(run, patient, truth)
+        if prediction is None:
+            network = network or load_network(run.checkpoint)
+            with torch.inference_mode():
+                output = network(sample["image"][None])[0]
+            prediction = place_on_grid(output.clone(), run.geometry, sample["label"])
+        given = sample["image"] * LINE_INTEGRAL_SCALE
+        cases.append(Case(patient, rank, truth, prediction, given, render_drr(prediction, run.geometry)))
+    return cases
+
+
+def _stored_prediction(run: Run, patient: str, truth: MetaTensor) -> MetaTensor | None:
+    path = run.evaluation / "predictions" / patient / f"{patient}_ct.nii.gz"
+    if not path.is_file():
+        return None
+    volume = LoadCT()(path)
+    same = volume.shape == truth.shape and np.allclose(np.asarray(volume.affine), np.asarray(truth.affine), atol=1e-2)
+    return volume if same else None

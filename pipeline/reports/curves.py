@@ -1,0 +1,78 @@
+"""Figures of a training: what was recorded, over epochs or iterations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from drr2ct.pipeline.reports.runs import Run
+
+_COLOURS = ("#1f5f99", "#c8641e", "#3c8a4e", "#8a4f9e", "#5a6875")
+_MAX_POINTS = 1500
+Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""Name → (x, y)."""
+
+
+def curve_figure(
+    curves: Curves, x_label: str, y_label: str, logarithmic: bool = False, from_zero: bool = False
+) -> Figure:
+    """Lines over epochs or iterations; long ones are thinned to what a page can show."""
+    figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+    axes = figure.subplots()
+    for colour, (name, (x, y)) in zip(_COLOURS * (1 + len(curves) // len(_COLOURS)), curves.items(), strict=False):
+        step = max(1, len(x) // _MAX_POINTS)
+        axes.plot(x[::step], y[::step], color=colour, label=name, marker="o" if len(x) < 30 else None, markersize=3)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    if logarithmic:
+        axes.set_yscale("log")
+    if from_zero:
+        axes.set_ylim(bottom=0)
+    if len(curves) > 1:
+        axes.legend(fontsize=9)
+    axes.grid(color="#d8dee4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure
+
+
+def training_figures(run: Run) -> list[tuple[str, Figure, str]]:
+    """(name, figure, caption) of everything that was recorded in training."""
+
+    def column(name: str) -> Curves:
+        curves = {}
+        for phase in ("training", "validation"):
+            rows = [row for row in run.phase(phase) if not math.isnan(row.get(name, math.nan))]
+            if rows:
+                curves[phase] = ([row["epoch"] for row in rows], [row[name] for row in rows])
+        return curves
+
+    terms = {
+        tag.removeprefix("training/loss_"): v for tag, v in run.scalars.items() if tag.startswith("training/loss_")
+    }
+    peak = run.scalars.get("training/peak_memory_gib")
+    rates = column("lr")
+    found = (
+        ("loss", column("loss"), "epoch", "loss", "Loss: what training minimises"),
+        ("loss_terms", terms, "iteration", "loss term", "Terms of the loss, before weighting"),
+        ("psnr", column("psnr"), "epoch", "PSNR (dB)", "PSNR: higher is better"),
+        ("ssim", column("ssim"), "epoch", "SSIM", "SSIM: higher is better, 1 is identical"),
+        (
+            "learning_rate",
+            {"training": rates["training"]} if "training" in rates else {},
+            "epoch",
+            "learning rate",
+            "Learning rate",
+        ),
+        ("seconds", column("seconds"), "epoch", "seconds", "Time per epoch"),
+        ("memory", {"peak": peak} if peak else {}, "epoch", "GiB", "Peak memory"),
+    )
+    logarithmic = ("loss_terms", "learning_rate")
+    return [
+        (name, curve_figure(curves, x, y, name in logarithmic, name in ("seconds", "memory")), caption)
+        for name, curves, x, y, caption in found
+        if curves
+    ]

@@ -1,0 +1,75 @@
+"""Figures in words: their names, digits and units, and what is said where nothing was measured."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from drr2ct.pipeline.evaluation.metrics import SURFACE_TOLERANCE_MM, WINDOWS
+
+NOT_MEASURED = "not measured"
+_MEASURES = {
+    "psnr": ("PSNR", "dB"), "ssim": ("SSIM", ""), "mae_hu": ("Mean absolute error", "HU"), "bias_hu": ("Bias", "HU"),
+    "dice": ("Dice overlap", ""), "nsd": (f"Surface within {SURFACE_TOLERANCE_MM:g} mm (NSD)", ""),
+    "hd95": ("95 % surface distance", "mm"),
+}  # fmt: skip
+_NAMED = {
+    "ms_ssim": "Multi-scale SSIM",
+    "gms_body": "Gradient similarity (sharpness), body",
+    "chirality_db": "Margin over the mirror image (dB)",
+    "legacy_x2ct_psnr": "PSNR as older tables have it (X2CT, not comparable; dB)",
+    "reprojection_mae": "Reprojection error (line integrals)",
+    "reprojection_bias": "Reprojection bias (line integrals)",
+}
+
+
+def figure_name(figure: str) -> str:
+    """A column of the tables in words, with its window or place and its unit."""
+    if figure in _NAMED:
+        return _NAMED[figure]
+    rest = next((m for m in _MEASURES if figure == m or figure.startswith(f"{m}_")), None)
+    if rest is None:
+        return figure
+    words, unit = _MEASURES[rest]
+    details = []
+    for part in figure.removeprefix(rest).split("_"):
+        if f"_{part}" in WINDOWS and part:
+            low, high = WINDOWS[f"_{part}"]
+            details.append(f"{low:.0f} … {high:.0f} HU".replace("-", "−"))
+        elif part:
+            details.append(part)
+    return ", ".join([words, *details]) + (f" ({unit})" if unit else "")
+
+
+def value_text(value: float | None, figure: str) -> str:
+    """A figure as text, with digits that suit it."""
+    if value is None or math.isnan(value):
+        return NOT_MEASURED
+    digits = (
+        3
+        if re.match(r"(ssim|ms_ssim|gms|dice|nsd|reprojection)", figure)
+        else 2
+        if re.search(r"psnr|_db", figure)
+        else 1
+    )
+    sign = "+" if "bias" in figure else ""
+    return f"{value:{sign}.{digits}f}".replace("-", "−")
+
+
+def interval_text(low: float | None, high: float | None, figure: str) -> str:
+    """An interval of a figure as text."""
+    return NOT_MEASURED if low is None or high is None else f"{value_text(low, figure)} … {value_text(high, figure)}"
+
+
+def window_text(window: Sequence[float]) -> str:
+    """A window of HU as text, with its width."""
+    low, high = window
+    return f"{low:.0f} … {high:.0f} HU (range {high - low:.0f})".replace("-", "−")
+
+
+def duration_text(seconds: float) -> str:
+    """A time as text, in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
