@@ -62,7 +62,7 @@ def test_evaluation_reads_the_checkpoint_once(dataset: Path, run: Path, tmp_path
 
 
 def test_the_record_holds_every_option_of_reading(pair: list[Path], run: Path, tmp_path: Path) -> None:
-    own = {"intensity": "display", "opposite_side": True, "pixel_spacing_mm": 12.5, "inverted": False}
+    own = {"opposite_side": True, "pixel_spacing_mm": 19.5, "source_to_detector_mm": 1790.0}
     reconstruct(
         run / "checkpoints" / "last.pt",
         radiographs=pair,
