@@ -34,8 +34,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 from drr2ct.networks.losses import WeightedLoss
-from drr2ct.pipeline.cli import wide_console
 from drr2ct.pipeline.planning.plan import Settings, TableText, TrainingStep, plan_config
+from drr2ct.pipeline.running.console import wide_console
 
 TOLERANCE = {"cpu": 0.15, "cuda": 0.10}
 CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)

@@ -12,6 +12,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from drr2ct.pipeline.running.console import print_rows, wide_console
 from drr2ct.transforms.validation import InputError
 
 INTERRUPTED = 130
@@ -346,21 +347,6 @@ def segmentations(
     from drr2ct.pipeline.evaluation.protocol import compare_segmentations
 
     print_rows(compare_segmentations(predicted, true, output))
-
-
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Rows of one kind as a table."""
-    from rich.table import Column, Table
-
-    table = Table(*(Column(name, overflow="fold") for name in rows[0]))  # in a narrow terminal nothing is cut
-    for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    wide_console().print(table)
-
-
-def wide_console() -> Console:
-    """For tables: a file or a pipe has no width, and rich would cut the numbers to fit 80 columns."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 @app.command()
