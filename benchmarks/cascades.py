@@ -38,14 +38,15 @@ from rich.table import Table
 from torch import Tensor
 
 from drr2ct.networks import create_network, network_config
-from drr2ct.networks.cascade import CascadeConfig, StageConfig
+from drr2ct.networks.config import CascadeConfig, StageConfig
 from drr2ct.networks.losses import DEFAULT_TERMS, ReprojectionLoss, WeightedLoss
 from drr2ct.networks.ssim import SeparableSSIMMetric
 from drr2ct.pipeline.data.cohort import BETWEEN_PATIENTS, CohortPlan, write_cohort
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.data.sample.cts import real_cts, sample_ct
 from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE
-from drr2ct.pipeline.evaluation.metrics import DEFAULT_WINDOW, InWindow
+from drr2ct.pipeline.evaluation.metrics import InWindow
+from drr2ct.pipeline.evaluation.similarity import DEFAULT_WINDOW
 from drr2ct.pipeline.reconstruction.consistency import fit_to_radiographs
 from drr2ct.pipeline.running.console import wide_console
 from drr2ct.pipeline.running.precision import AutocastInferer, choose_precision

@@ -25,7 +25,8 @@ from rich.table import Table
 
 from drr2ct.pipeline.data.cache import AugmentedDataset, CachedDataset, decoded, read_entry
 from drr2ct.pipeline.data.cohort import Variation, deformation
-from drr2ct.pipeline.planning.plan import Settings, parse_rate, plan_network
+from drr2ct.pipeline.planning.fitting import parse_rate
+from drr2ct.pipeline.planning.plan import Settings, plan_network
 from drr2ct.pipeline.running.bundle import bundle_file
 from drr2ct.transforms.augmentation import RandQuantumNoised, RandWarpAndRenderd, warp
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid

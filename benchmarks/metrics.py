@@ -25,7 +25,10 @@ from rich.table import Table
 
 from drr2ct.networks.ssim import SeparableSSIMMetric
 from drr2ct.pipeline.data.sample.cts import sample_ct
-from drr2ct.pipeline.evaluation.metrics import DEFAULT_WINDOW, FIGURES, ReconstructionMetric, body_mask
+from drr2ct.pipeline.evaluation.figures import FIGURES
+from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
+from drr2ct.pipeline.evaluation.similarity import DEFAULT_WINDOW
+from drr2ct.pipeline.evaluation.structures import body_mask
 from drr2ct.transforms.geometry import VolumeGrid
 from drr2ct.transforms.volume import LoadCT, ResampleToGrid
 

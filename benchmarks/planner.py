@@ -34,7 +34,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 from drr2ct.networks.losses import WeightedLoss
-from drr2ct.pipeline.planning.plan import Settings, TableText, TrainingStep, plan_config
+from drr2ct.pipeline.planning.plan import Settings, plan_config
+from drr2ct.pipeline.planning.tables import TableText
+from drr2ct.pipeline.planning.tracing import TrainingStep
 from drr2ct.pipeline.running.console import wide_console
 
 TOLERANCE = {"cpu": 0.15, "cuda": 0.10}

@@ -21,7 +21,8 @@ from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.data.datalist import write_datalist
 from drr2ct.pipeline.data.sample.cts import real_cts, sample_ct
-from drr2ct.pipeline.evaluation.metrics import REPROJECTION_FIGURES, ReconstructionMetric
+from drr2ct.pipeline.evaluation.figures import REPROJECTION_FIGURES
+from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from drr2ct.pipeline.evaluation.protocol import FORMAT, patient_records, write_table
 from drr2ct.pipeline.reports.report import write_report
 from drr2ct.pipeline.training.epoch_csv import CSV_COLUMNS

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from drr2ct.networks import list_networks
-from drr2ct.pipeline.planning.plan import Settings, measure_throughput, parse_rate, plan_network
+from drr2ct.pipeline.planning.fitting import measure_throughput, parse_rate
+from drr2ct.pipeline.planning.plan import Settings, plan_network
 
 
 def plot(rows: list[dict], path: Path) -> None:

@@ -27,7 +27,9 @@ from pathlib import Path
 from rich.console import Console
 
 from drr2ct.networks import network_config
-from drr2ct.pipeline.planning.plan import Settings, TableText, needed_bytes, parse_rate, plan_network
+from drr2ct.pipeline.planning.fitting import needed_bytes, parse_rate
+from drr2ct.pipeline.planning.plan import Settings, plan_network
+from drr2ct.pipeline.planning.tables import TableText
 from drr2ct.transforms.files import replacing
 
 BUCKET = 25 * 2**20

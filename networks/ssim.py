@@ -57,21 +57,45 @@ def _spread(gradient: Tensor, windows: Windows) -> Tensor:
     return gradient
 
 
+def similarity_factors(
+    first: Tensor, second: Tensor, squares: Tensor, product: Tensor, c1: float, c2: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """SSIM at every position of the window, as its two factors.
+
+    Equation 13 of Wang et al. with its variances and covariance written as E[x²] − E[x]² and E[xy] − E[x]E[y]; only
+    the sum of the two variances occurs, so their windows are one.
+
+    Args:
+        first: windowed mean of one image.
+        second: of the other.
+        squares: of the sum of both images' squares; overwritten.
+        product: of their product; overwritten.
+        c1: stability constant of the luminance.
+        c2: stability constant of the contrast.
+
+    Returns:
+        Luminance, and contrast and structure in one; SSIM is their product. Then the denominator of each.
+    """
+    product_of_means = first * second
+    squares_of_means = first.square().add_(second.square())
+    contrast_below = squares.sub_(squares_of_means).add_(c2)
+    contrast = product.sub_(product_of_means).mul_(2).add_(c2).div_(contrast_below)
+    luminance_below = squares_of_means.add_(c1)
+    luminance = product_of_means.mul_(2).add_(c1).div_(luminance_below)
+    return luminance, contrast, luminance_below, contrast_below
+
+
 class _MeanSSIM(torch.autograd.Function):
     """Mean SSIM of each sample, (batch, channel, *spatial) twice → (batch,)."""
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor, windows: Windows, c1: float, c2: float) -> Tensor:
         mean_1, mean_2 = windowed_mean(first, windows), windowed_mean(second, windows)
-        product = mean_1 * mean_2
-        squares = mean_1 * mean_1 + mean_2 * mean_2
-        # only the sum of the two variances occurs, so their windows are one
-        contrast_below = windowed_mean(first * first + second * second, windows).sub_(squares).add_(c2)
-        contrast_above = windowed_mean(first * second, windows).sub_(product).mul_(2).add_(c2)
-        luminance_above = product.mul_(2).add_(c1)
-        luminance_below = squares.add_(c1)
-        luminance = luminance_above / luminance_below
-        contrast = contrast_above.div_(contrast_below)
+        squares = windowed_mean(first * first + second * second, windows)
+        product = windowed_mean(first * second, windows)
+        luminance, contrast, luminance_below, contrast_below = similarity_factors(
+            mean_1, mean_2, squares, product, c1, c2
+        )
         similarity = luminance * contrast
         value = similarity.flatten(1).mean(dim=1)
 

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from drr2ct.networks.cascade import CascadeConfig, ProgressiveCascade, SkipConfig, StageConfig
+from drr2ct.networks.cascade import ProgressiveCascade
+from drr2ct.networks.config import CascadeConfig, SkipConfig, StageConfig
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
 

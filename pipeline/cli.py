@@ -211,7 +211,8 @@ def plan(
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
 ) -> None:
     """Say what a network costs in memory, FLOPs and time, without allocating it."""
-    from drr2ct.pipeline.planning.plan import Settings, run_plan
+    from drr2ct.pipeline.planning.plan import Settings
+    from drr2ct.pipeline.planning.tables import run_plan
 
     if bool(names) != compare:
         raise InputError("give --compare and the networks' names together: --compare direct256 cascade256.")
@@ -344,7 +345,7 @@ def segmentations(
     output: Annotated[Path, typer.Option(help="CSV file to write.")],
 ) -> None:
     """Compare masks from files by Dice, normalised surface Dice and 95 % Hausdorff distance."""
-    from drr2ct.pipeline.evaluation.protocol import compare_segmentations
+    from drr2ct.pipeline.evaluation.segmentations import compare_segmentations
 
     print_rows(compare_segmentations(predicted, true, output))
 

@@ -16,7 +16,8 @@ from rich.table import Table
 from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.data.sample.cts import sample_ct
-from drr2ct.pipeline.evaluation.metrics import DEFAULT_WINDOW, InWindow
+from drr2ct.pipeline.evaluation.metrics import InWindow
+from drr2ct.pipeline.evaluation.similarity import DEFAULT_WINDOW
 from drr2ct.pipeline.pictures.figures import save_figure
 from drr2ct.pipeline.pictures.overview import overview_figure
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle

@@ -17,7 +17,8 @@ from torch import Tensor
 from drr2ct.networks.lifting import BackprojectionLift
 from drr2ct.pipeline.data.datalist import load_parts
 from drr2ct.pipeline.data.identity import trained_on
-from drr2ct.pipeline.evaluation.metrics import FIGURES, ReconstructionMetric
+from drr2ct.pipeline.evaluation.figures import FIGURES
+from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from drr2ct.pipeline.evaluation.protocol import (
     FORMAT,
     compare_all,

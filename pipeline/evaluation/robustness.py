@@ -18,8 +18,9 @@ from torch import Tensor
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_datalist
-from drr2ct.pipeline.evaluation.metrics import SMALLEST_GRID, ReconstructionMetric
+from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from drr2ct.pipeline.evaluation.protocol import FORMAT, by_patient, patient_records, refuse_leakage
+from drr2ct.pipeline.evaluation.similarity import SMALLEST_GRID
 from drr2ct.pipeline.evaluation.statistics import compare_paired
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE, transmission_to_line_integral
 from drr2ct.transforms.drr import RenderDRR

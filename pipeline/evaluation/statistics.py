@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import bootstrap
 
-from drr2ct.pipeline.evaluation.metrics import lower_is_better
+from drr2ct.pipeline.evaluation.figures import lower_is_better
 from drr2ct.transforms.validation import InputError
 
 RESAMPLES = 10_000

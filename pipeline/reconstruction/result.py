@@ -10,7 +10,8 @@ from jaxtyping import Float
 from monai.data import MetaTensor
 from torch import Tensor
 
-from drr2ct.pipeline.evaluation.metrics import REPROJECTION_FIGURES, ReprojectionMetric
+from drr2ct.pipeline.evaluation.figures import REPROJECTION_FIGURES
+from drr2ct.pipeline.evaluation.metrics import ReprojectionMetric
 from drr2ct.pipeline.reconstruction.job import ReconstructionJob
 from drr2ct.pipeline.volumes.placing import place_like, place_on_grid, place_resized
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE

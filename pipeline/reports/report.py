@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from drr2ct.pipeline.data.datalist import PARTS
-from drr2ct.pipeline.evaluation.metrics import DEFAULT_WINDOW
+from drr2ct.pipeline.evaluation.similarity import DEFAULT_WINDOW
 from drr2ct.pipeline.pictures.figures import save_figure
 from drr2ct.pipeline.pictures.planes import comparison_figure
 from drr2ct.pipeline.pictures.radiographs import radiographs_figure

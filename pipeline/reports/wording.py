@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from drr2ct.pipeline.evaluation.metrics import SURFACE_TOLERANCE_MM, WINDOWS
+from drr2ct.pipeline.evaluation.similarity import WINDOWS
+from drr2ct.pipeline.evaluation.structures import SURFACE_TOLERANCE_MM
 
 NOT_MEASURED = "not measured"
 _MEASURES = {

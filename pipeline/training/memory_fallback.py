@@ -27,7 +27,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from drr2ct.networks import CascadeConfig, ProgressiveCascade
 from drr2ct.pipeline.checkpoints.files import read_checkpoint, write_checkpoint
-from drr2ct.pipeline.planning.plan import FEWER_XRAY_CHANNELS, Plan, Sections, plan_config, size_text, xray_channels
+from drr2ct.pipeline.planning.fitting import FEWER_XRAY_CHANNELS
+from drr2ct.pipeline.planning.plan import Plan, plan_config, xray_channels
+from drr2ct.pipeline.planning.tables import size_text
+from drr2ct.pipeline.planning.tracing import Sections
 from drr2ct.pipeline.running.bundle import run_bundle
 from drr2ct.pipeline.running.distributed import world_size
 from drr2ct.pipeline.running.faults import causes

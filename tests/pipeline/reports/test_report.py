@@ -23,7 +23,7 @@ from rich.console import Console
 from drr2ct.networks import create_network
 from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import write_checkpoint
-from drr2ct.pipeline.evaluation.metrics import FIGURES, REPROJECTION_FIGURES
+from drr2ct.pipeline.evaluation.figures import FIGURES, REPROJECTION_FIGURES
 from drr2ct.pipeline.evaluation.protocol import FORMAT, patient_records, write_table
 from drr2ct.pipeline.reports.cases import choose_patients, load_cases
 from drr2ct.pipeline.reports.page import encode_volume

@@ -1,0 +1,112 @@
+"""The figures of one reconstruction: their names, and each group of them computed in one pass over the volumes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from drr2ct.pipeline.evaluation.similarity import (
+    DEFAULT_WINDOW,
+    SMALLEST_GRID,
+    WINDOWS,
+    Volume,
+    chirality_margin,
+    decibels,
+    gradient_similarity,
+    legacy_x2ct_psnr,
+    ms_ssim_from,
+    planes,
+    ssim_planes,
+)
+from drr2ct.pipeline.evaluation.structures import STRUCTURES, TISSUES, Mask
+from drr2ct.transforms.volume import HU_WINDOW
+
+WINDOW_NAMES = tuple(f"{what}{s}{where}" for s in WINDOWS for where in ("", "_body") for what in ("psnr", "ssim"))
+HU_NAMES = ("mae_hu", *(f"{what}_hu_{name}" for name in ("body", *TISSUES) for what in ("mae", "bias")))
+OTHER_NAMES = ("gms_body", "chirality_db", "legacy_x2ct_psnr")
+STRUCTURE_NAMES = tuple(f"{what}_{name}" for name in STRUCTURES for what in ("dice", "nsd", "hd95"))
+
+FIGURES = (
+    "psnr",
+    "ssim",
+    "mae_hu",
+    *(name for name in (*WINDOW_NAMES, *HU_NAMES) if name not in ("psnr", "ssim", "mae_hu")),
+    "ms_ssim",
+    *OTHER_NAMES,
+    *STRUCTURE_NAMES,
+)
+"""Every figure of :class:`drr2ct.pipeline.evaluation.metrics.ReconstructionMetric`, in the order of the tables."""
+
+REPROJECTION_FIGURES = ("reprojection_mae", "reprojection_bias")
+
+
+def lower_is_better(figure: str) -> bool:
+    """Errors, biases and distances, as opposed to similarities."""
+    return figure.startswith(("mae_", "bias_", "hd95_", "reprojection_"))
+
+
+def window_figures(suffix: str, pred: Volume, truth: Volume, body: Mask, with_scales: bool) -> dict[str, float]:
+    """PSNR and SSIM in the window of that suffix (see ``WINDOWS``), everywhere and in the body; MS-SSIM if asked."""
+    low, high = WINDOWS[suffix]
+    width = high - low
+    pred, truth = pred.clamp(low, high), truth.clamp(low, high)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for p, t, inside in planes(pred, truth, body):
+        squares = (p - t).square_()
+        sums[0] += squares.sum(dtype=torch.float64).cpu()
+        sums[1] += squares.mul_(inside).sum(dtype=torch.float64).cpu()
+    error, body_error = (sums / torch.tensor([body.numel(), int(body.sum())])).tolist()
+    margin = SMALLEST_GRID // 2
+    inner = body[:, margin:-margin, margin:-margin, margin:-margin]
+    sums, done = torch.zeros(3, dtype=torch.float64), 0
+    for similarity, contrast in ssim_planes(pred, truth, width):
+        inside = inner[:, done : done + similarity.shape[1]]
+        done += similarity.shape[1]
+        sums[:2] += torch.stack([x.sum(dtype=torch.float64) for x in (similarity, contrast)]).cpu()
+        sums[2] += similarity.mul_(inside).sum(dtype=torch.float64).cpu()
+    ssim, contrast_mean, body_ssim = (sums / torch.tensor([inner.numel(), inner.numel(), int(inner.sum())])).tolist()
+    scales = {"ms_ssim": ms_ssim_from((ssim, contrast_mean), pred, truth, width)} if with_scales else {}
+    return scales | {
+        f"psnr{suffix}": decibels(error, width),
+        f"ssim{suffix}": ssim,
+        f"psnr{suffix}_body": decibels(body_error, width),
+        f"ssim{suffix}_body": body_ssim,
+    }
+
+
+def hu_figures(pred: Volume, truth: Volume, body: Mask) -> dict[str, float]:
+    """Mean absolute error and bias: everywhere, in the body, in each tissue of the truth; NaN where there is none."""
+    names = ("", "body", *TISSUES)
+    sums = {name: np.zeros(3) for name in names}  # |error|, error, voxels
+    for p, t, inside in planes(pred, truth, body, window=HU_WINDOW):
+        error = p - t
+        signed = float(error.sum(dtype=torch.float64))
+        sums[""] += float(error.abs().sum(dtype=torch.float64)), signed, error.numel()
+        error, there = error.masked_select(inside), t.masked_select(inside)
+        tissues = {name: (there >= low) & (there <= high) for name, (low, high) in TISSUES.items()}
+        parts = {"body": error, **{name: error.masked_select(mask) for name, mask in tissues.items()}}
+        for name, values in parts.items():
+            signed = float(values.sum(dtype=torch.float64))
+            sums[name] += float(values.abs_().sum(dtype=torch.float64)), signed, values.numel()
+    figures = {}
+    for name, (absolute, signed, count) in sums.items():
+        suffix = f"_{name}" if name else ""
+        figures[f"mae_hu{suffix}"] = absolute / count if count else math.nan
+        figures[f"bias_hu{suffix}"] = signed / count if count else math.nan
+    return figures
+
+
+def other_figures(pred: Volume, truth: Volume, body: Mask) -> dict[str, float]:
+    """Gradient similarity in the body, chirality margin, and PSNR as older tables have it."""
+    low, high = DEFAULT_WINDOW
+    pred, truth = pred.clamp(low, high), truth.clamp(low, high)
+    similarity = gradient_similarity(pred, truth, high - low)
+    in_body = sum(float(g.mul_(inside).sum(dtype=torch.float64)) for g, inside in planes(similarity, body))
+    count = int(body.sum())
+    return {
+        "gms_body": in_body / count if count else math.nan,
+        "chirality_db": chirality_margin(pred, truth, high - low),
+        "legacy_x2ct_psnr": legacy_x2ct_psnr(pred, truth),
+    }

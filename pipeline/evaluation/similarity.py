@@ -1,0 +1,168 @@
+"""How alike two volumes are, within one HU window: PSNR, SSIM, MS-SSIM, gradients, and which way round they lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from drr2ct.networks.ssim import gaussian_window, similarity_factors, windowed_mean
+from drr2ct.transforms.volume import HU_WINDOW
+
+DEFAULT_WINDOW = (-1024.0, 1476.0)
+"""HU; a range of 2500."""
+
+WINDOWS = {"": DEFAULT_WINDOW, "_narrow": (-1024.0, 1024.0), "_full": HU_WINDOW}
+"""HU windows by the suffix of their figures: ``psnr``, ``psnr_narrow``, ``psnr_full``."""
+
+GRADIENT_CONSTANT = 0.0026
+"""Of the gradient similarity, for values in [0, 1]: Xue et al.'s 170 for 0…255."""
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Of the scales, finest first (Wang et al., *Multi-scale structural similarity*, Asilomar 2003)."""
+
+SMALLEST_GRID = 11
+"""Voxels along each axis that SSIM needs: its window's."""
+
+_SIGMA = 1.5
+
+_IDENTICAL_DB = 100.0
+
+_PLANES = 8
+"""What is computed at a time: it stays in the processor's cache, which is several times faster at 256³."""
+
+Volume = Float[Tensor, "1 n m k"]
+
+
+def planes(*volumes: Tensor, window: Sequence[float] | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """The volumes a few planes at a time, those of floating point clipped to the window."""
+    for parts in zip(*(volume.split(_PLANES, dim=1) for volume in volumes), strict=True):
+        yield tuple(p if window is None or p.dtype == torch.bool else p.clamp(*window) for p in parts)
+
+
+def decibels(mean_square: float, data_range: float) -> float:
+    """A mean squared error as PSNR, 100 dB at most; NaN stays NaN."""
+    if math.isnan(mean_square):
+        return math.nan
+    return min(_IDENTICAL_DB, 10 * math.log10(data_range**2 / mean_square)) if mean_square else _IDENTICAL_DB
+
+
+def psnr(pred: Volume, truth: Volume, data_range: float) -> float:
+    """Peak signal-to-noise ratio in dB of values in one window; 100 dB at most, which identical values get."""
+    squares = sum(float((p - t).square_().sum(dtype=torch.float64)) for p, t in planes(pred, truth))
+    return decibels(squares / pred.numel(), data_range)
+
+
+def ssim_planes(pred: Volume, truth: Volume, data_range: float) -> Iterator[tuple[Volume, Volume]]:
+    """SSIM and its contrast-structure factor at every position where the whole Gaussian window (11, σ 1.5) fits.
+
+    Wang et al., IEEE TIP 13(4), 2004, with population variances, as MONAI has it; the mean of the first is MONAI's
+    ``SSIMMetric``. Both come a few planes at a time, in order along the first axis; each axis of the whole is 10
+    shorter than the volumes'.
+    """
+    weights, one = gaussian_window(SMALLEST_GRID, _SIGMA), [1.0]
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    kept: list[Tensor] = []
+    for p, t in planes(pred, truth):
+        moments = torch.stack([p, t, (p * p).addcmul_(t, t), p * t], dim=1)
+        smooth = torch.cat([*kept, windowed_mean(moments, [one, weights, weights])], dim=2)
+        kept = [smooth[:, :, 1 - SMALLEST_GRID :]]
+        count = smooth.shape[2] - SMALLEST_GRID + 1
+        if count < 1:
+            continue
+        # across the few planes, one product is several times faster than shifted sums
+        across = torch.zeros(count, smooth.shape[2], device=smooth.device)
+        for offset, weight in enumerate(weights):
+            across.diagonal(offset).fill_(weight)
+        mean, other, squares, product = (torch.tensordot(across, moment, dims=1)[None] for moment in smooth[0])
+        luminance, contrast, *_ = similarity_factors(mean, other, squares, product, c1, c2)
+        yield luminance.mul_(contrast), contrast
+
+
+def _mean_similarity(pred: Volume, truth: Volume, data_range: float) -> tuple[float, float]:
+    """Means of SSIM and of its contrast-structure factor."""
+    sums = [
+        torch.stack([similarity.sum(dtype=torch.float64), contrast.sum(dtype=torch.float64)])
+        for similarity, contrast in ssim_planes(pred, truth, data_range)
+    ]
+    similarity, contrast = (torch.stack(sums).sum(dim=0) / _positions(pred)).tolist()
+    return similarity, contrast
+
+
+def _positions(volume: Volume) -> int:
+    """Where SSIM's window fits."""
+    return math.prod(n - SMALLEST_GRID + 1 for n in volume.shape[1:])
+
+
+def ms_ssim(pred: Volume, truth: Volume, data_range: float) -> float:
+    """Multi-scale SSIM with as many of the five scales as the volume has room for (11 voxels at the coarsest).
+
+    MONAI's ``MultiScaleSSIMMetric`` with the first weights, renormalised to sum 1: five scales from 176 voxels on,
+    four from 88, three from 44.
+    """
+    return ms_ssim_from(_mean_similarity(pred, truth, data_range), pred, truth, data_range)
+
+
+def ms_ssim_from(finest: tuple[float, float], pred: Volume, truth: Volume, data_range: float) -> float:
+    """The product over scales, when the mean SSIM and contrast of the finest are known."""
+    scales = max(1, min(len(MS_SSIM_WEIGHTS), int(np.log2(min(pred.shape[1:]) / SMALLEST_GRID)) + 1))
+    means = [finest]
+    for _ in range(1, scales):
+        pred, truth = F.avg_pool3d(pred, 2), F.avg_pool3d(truth, 2)
+        means.append(_mean_similarity(pred, truth, data_range))
+    factors = [*(contrast for _, contrast in means[:-1]), means[-1][0]]
+    weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
+    return float(np.prod(np.maximum(factors, 0.0) ** weights))
+
+
+def gradient_similarity(pred: Volume, truth: Volume, data_range: float) -> Volume:
+    """Gradient-magnitude similarity at every voxel: 1 where edges are equally strong.
+
+    Xue et al., *Gradient magnitude similarity deviation*, IEEE TIP 23(2), 2014, with central differences in three
+    dimensions on values scaled to [0, 1].
+    """
+    length = pred.shape[1]
+    parts = []
+    for start in range(0, length, _PLANES):  # a few planes at a time, with one more on each side
+        low, high = max(0, start - 1), min(length, start + _PLANES + 1)
+        kept = slice(start - low, start - low + min(_PLANES, length - start))
+        first, second = (_squared_gradient(x[:, low:high] / data_range)[:, kept] for x in (pred, truth))
+        below = (first + second).add_(GRADIENT_CONSTANT)
+        parts.append(first.mul_(second).sqrt_().mul_(2).add_(GRADIENT_CONSTANT).div_(below))
+    return torch.cat(parts, dim=1)
+
+
+def _squared_gradient(volume: Volume) -> Volume:
+    x, y, z = (torch.gradient(volume, dim=axis)[0] for axis in range(1, 4))
+    return x.square_().addcmul_(y, y).addcmul_(z, z)
+
+
+def chirality_margin(pred: Volume, truth: Volume, data_range: float) -> float:
+    """PSNR of the prediction minus that of its left-right mirror image, dB: negative for a mirrored reconstruction."""
+    return psnr(pred, truth, data_range) - psnr(pred.flip(1), truth, data_range)
+
+
+def legacy_x2ct_psnr(pred_hu: Volume, truth_hu: Volume) -> float:
+    """PSNR as older tables have it (X2CT-GAN, CVPR 2019): not comparable with ours, and always higher.
+
+    HU + 1024 clipped to 0…2500, peak 4095; PSNR of each slice (100 dB where it has no error), averaged over the slices
+    of each axis, then over the axes.
+    """
+    size = pred_hu.shape[1:]
+    along_x = []
+    over_x = torch.zeros(size[1:], dtype=torch.float64)
+    for pred, truth in planes(pred_hu, truth_hu, window=DEFAULT_WINDOW):  # HU + 1024 in 0…2500
+        squares = (pred - truth).square_()[0]
+        along_x.append(squares.mean(dim=(1, 2), dtype=torch.float64).cpu())
+        over_x += squares.sum(dim=0, dtype=torch.float64).cpu() / size[0]
+    means = (torch.cat(along_x), over_x.mean(dim=1), over_x.mean(dim=0))
+    return float(torch.stack([_slice_psnr(mean).mean() for mean in means]).mean())
+
+
+def _slice_psnr(squares: Float[Tensor, " slices"]) -> Float[Tensor, " slices"]:
+    return torch.where(squares > 0, 10 * torch.log10(4095**2 / squares.clamp(min=1e-300)), _IDENTICAL_DB)

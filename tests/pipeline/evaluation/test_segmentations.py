@@ -1,0 +1,55 @@
+"""Masks from files, compared structure by structure."""
+
+import numpy as np
+import pytest
+
+from drr2ct.pipeline.evaluation.segmentations import compare_segmentations
+from drr2ct.transforms.validation import InputError
+from tests.files import write_nifti
+
+
+def test_segmentations_of_files(tmp_path):
+    mask = np.zeros((16, 16, 16), np.uint8)
+    mask[4:12, 4:12, 4:12] = 1
+    for name in ("heart", "liver"):
+        write_nifti(tmp_path / "true/p" / f"{name}.nii.gz", mask)
+    write_nifti(tmp_path / "made/p/heart.nii.gz", np.roll(mask, 1, axis=0))
+    heart, liver = compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    assert heart["dice"] == pytest.approx(7 / 8) and heart["hd95"] == pytest.approx(10.0)
+    assert liver["dice"] == 0.0 and (tmp_path / "out.csv").read_text().splitlines()[2] == "p,liver,0,0,"
+
+
+def test_a_true_mask_on_other_voxels_is_put_on_those_of_the_prediction(tmp_path):
+    mask = np.zeros((16, 16, 16), np.uint8)
+    mask[4:12, 4:10, 6:12] = 1
+    affine = np.diag([10.0, 10, 10, 1])
+    # the same voxels, counted from the other end of x, and cropped in y
+    flipped = affine @ np.array([[-1, 0, 0, 15], [0, 1, 0, 2], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    write_nifti(tmp_path / "true/p/heart.nii.gz", mask[::-1, 2:].copy(), flipped)
+    write_nifti(tmp_path / "made/p/heart.nii.gz", np.roll(mask, 1, axis=2), affine)
+    (row,) = compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    assert row["dice"] == pytest.approx(5 / 6) and row["hd95"] == pytest.approx(10.0)
+    # twice as fine a truth: each of its voxel centres lies within one of the prediction
+    half = np.diag([5.0, 5, 5, 1])
+    half[:3, 3] = -2.5
+    fine = mask.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    write_nifti(tmp_path / "true/p/heart.nii.gz", fine, half)
+    write_nifti(tmp_path / "made/p/heart.nii.gz", mask, affine)
+    (row,) = compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    assert row["dice"] == row["nsd"] == 1.0 and row["hd95"] == 0.0
+
+
+def test_masks_that_cannot_be_compared_are_refused(tmp_path):
+    mask = np.zeros((8, 8, 8), np.uint8)
+    mask[2:6, 2:6, 2:6] = 1
+    far = np.diag([10.0, 10, 10, 1])
+    far[:3, 3] = 500
+    write_nifti(tmp_path / "true/p/heart.nii.gz", mask)
+    write_nifti(tmp_path / "made/p/heart.nii.gz", mask, far)
+    with pytest.raises(InputError, match="do not overlap in patient space"):
+        compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    (tmp_path / "made/p/heart.nii.gz").write_bytes(b"no mask")
+    with pytest.raises(InputError, match="cannot be read"):
+        compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    with pytest.raises(InputError, match="holds no <patient>"):
+        compare_segmentations(tmp_path / "made", tmp_path / "nowhere", tmp_path / "out.csv")
