@@ -8,7 +8,6 @@ The time is from a CT in memory to the radiographs of all views, without loading
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from drr2ct.transforms.drr import render_drr
+from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.volume import LoadCT
 
@@ -91,7 +91,7 @@ def main() -> None:
     console.print(table)
     if arguments.json:
         figures = {"machine": info, "ct": str(arguments.ct), "shape": list(volume.shape[1:]), "detector": detector}
-        arguments.json.write_text(json.dumps({**figures, "engines": results}, indent=2) + "\n")
+        write_json(arguments.json, {**figures, "engines": results})
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from resident_memory import peak_bytes, resident_bytes
 from rich.console import Console
 from rich.table import Table
+
+from drr2ct.pipeline.running.memory import peak_resident_bytes, resident_bytes
+from drr2ct.transforms.files import write_json
 
 
 def measure(folder: Path, precision: str, threads: int, began: float) -> dict[str, float]:
@@ -44,7 +46,7 @@ def measure(folder: Path, precision: str, threads: int, began: float) -> dict[st
         volume = inferer(image, network)
         first = time.time() - start
         total = time.time() - began
-        peak = peak_bytes()
+        peak = peak_resident_bytes()
         del volume
         start, processor = time.time(), time.process_time()
         inferer(image, network)
@@ -131,7 +133,7 @@ def main() -> None:
         figures.append(row)
     console.print(table)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"load": load, "networks": figures}, indent=2) + "\n")
+        write_json(arguments.json, {"load": load, "networks": figures})
 
 
 if __name__ == "__main__":

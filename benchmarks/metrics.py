@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.metrics import SSIMMetric
-from resident_memory import peak_bytes, resident_bytes, restart_peak
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +28,7 @@ from drr2ct.pipeline.evaluation.figures import FIGURES
 from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from drr2ct.pipeline.evaluation.similarity import DEFAULT_WINDOW
 from drr2ct.pipeline.evaluation.structures import body_mask
+from drr2ct.pipeline.running.memory import peak_resident_bytes, resident_bytes, restart_peak
 from drr2ct.transforms.geometry import VolumeGrid
 from drr2ct.transforms.volume import LoadCT, ResampleToGrid
 
@@ -76,7 +76,7 @@ def main() -> None:
         began, busy = time.perf_counter(), time.process_time()
         job()
         wall, computing = time.perf_counter() - began, time.process_time() - busy
-        table.add_row(name, f"{wall:.2f}", f"{computing:.2f}", f"{peak_bytes() / 2**30:.2f}")
+        table.add_row(name, f"{wall:.2f}", f"{computing:.2f}", f"{peak_resident_bytes() / 2**30:.2f}")
     Console().print(table)
     print(f"the process held {resident_bytes() / 2**30:.2f} GiB at the end; load {os.getloadavg()[0]:.1f}")
 

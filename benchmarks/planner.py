@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import os
 import subprocess
 import sys
@@ -28,7 +27,6 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # before torch: its profiler is talkative
 
 import torch
-from resident_memory import peak_bytes, resident_bytes, restart_peak
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
@@ -38,6 +36,8 @@ from drr2ct.pipeline.planning.plan import Settings, plan_config
 from drr2ct.pipeline.planning.tables import TableText
 from drr2ct.pipeline.planning.tracing import TrainingStep
 from drr2ct.pipeline.running.console import wide_console
+from drr2ct.pipeline.running.memory import peak_resident_bytes, resident_bytes, restart_peak
+from drr2ct.transforms.files import write_json
 
 TOLERANCE = {"cpu": 0.15, "cuda": 0.10}
 CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
@@ -113,7 +113,7 @@ def measure(settings: Settings, device: str) -> int:
     restart_peak()
     before = resident_bytes()
     step.run(loss)
-    return peak_bytes() - before
+    return peak_resident_bytes() - before
 
 
 def measured_apart(network: str, size: int, precision: str, device: str) -> int:
@@ -181,7 +181,7 @@ def main() -> None:
     if arguments.markdown:
         arguments.markdown.write_text(table.markdown())
     if arguments.json:
-        arguments.json.write_text(json.dumps({"torch": torch.__version__, "steps": figures}, indent=2) + "\n")
+        write_json(arguments.json, {"torch": str(torch.__version__), "steps": figures})
 
 
 if __name__ == "__main__":

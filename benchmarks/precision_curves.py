@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import logging
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
 from drr2ct.pipeline.data.sample.cts import sample_ct
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
+from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 
 SIZE, DETECTOR = 32, 64
@@ -84,7 +84,7 @@ def main() -> None:
         print(f"{name:10} {found['loss'][-1]:10.5f} {found['psnr'][-1]:8.2f} dB {off_db:9.3f} dB {100 * off:10.2f} %")
     print(f"bands: {PSNR_BAND_DB} dB, {100 * LOSS_BAND:g} %, over epochs {half + 1} to {arguments.epochs}")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"figures": figures, "curves": curves}, indent=1) + "\n")
+        write_json(arguments.json, {"figures": figures, "curves": curves})
     if any(f["off_db"] > PSNR_BAND_DB or f["off_loss"] > LOSS_BAND for f in figures.values()):
         raise SystemExit(1)
 

@@ -9,7 +9,6 @@ voxels. The time is FLOPs over a throughput, measured for each network on this m
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -19,6 +18,7 @@ from rich.table import Table
 from drr2ct.networks import list_networks
 from drr2ct.pipeline.planning.fitting import measure_throughput, parse_rate
 from drr2ct.pipeline.planning.plan import Settings, plan_network
+from drr2ct.transforms.files import write_json
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     if arguments.figure:
         plot(rows, arguments.figure)
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write_json(arguments.json, {"rows": rows})
 
 
 if __name__ == "__main__":

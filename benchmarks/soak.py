@@ -30,6 +30,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
 from drr2ct.pipeline.data.sample.cts import sample_ct
+from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 
 SIZE, DETECTOR = 32, 64
@@ -166,7 +167,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:24} {value:.2f}" if isinstance(value, float) else f"{name:24} {value}")
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(arguments.output, figures)
     if figures["epochs_missing_or_twice"] or figures["steps_missing_or_twice"] or figures["traceback"]:
         raise SystemExit(1)
 

@@ -1,14 +1,41 @@
-"""Memory that a process holds."""
+"""Memory of this process: on a CUDA device what is allocated, on a CPU what is resident, as Linux counts it."""
 
 from __future__ import annotations
 
-import resource
+from pathlib import Path
 
 import torch
 
+_STATUS = Path("/proc/self/status")
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory in use now: allocated on a CUDA device, or resident for this process on a CPU (0 where it is not told)."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
+
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory used so far: allocated on a CUDA device, or resident for this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Most memory used so far: allocated on a CUDA device, or resident on a CPU (0 where it is not told)."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()
+
+
+def resident_bytes() -> int:
+    """What the process holds in memory now; 0 where it is not told."""
+    return _entry("VmRSS")
+
+
+def peak_resident_bytes() -> int:
+    """The most it held since it began, or since :func:`restart_peak`; 0 where it is not told."""
+    return _entry("VmHWM")
+
+
+def restart_peak() -> None:
+    """Make the high-water mark what the process holds now (Linux), to measure one part of a program."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _entry(name: str) -> int:
+    if not _STATUS.exists():
+        return 0
+    found = [line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:")]
+    return 1024 * int(found[0]) if found else 0

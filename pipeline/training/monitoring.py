@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from drr2ct.pipeline.running.distributed import world_size
 from drr2ct.pipeline.running.engines import engine_output
-from drr2ct.pipeline.running.memory import peak_memory_bytes
+from drr2ct.pipeline.running.memory import memory_bytes, peak_memory_bytes
 
 
 class TrainingMonitor:
@@ -112,17 +111,6 @@ class TrainingMonitor:
             parts.append(f"{time.monotonic() - self._began:.1f} s")
         parts.append(f"{peak_memory_bytes(self.device) / 2**30:.1f} GiB")
         return ", ".join(parts)
-
-
-def memory_bytes(device: torch.device) -> int:
-    """Memory in use now: allocated on a CUDA device, or resident for this process on a CPU (0 where it is not told)."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmRSS:")]
-    return 1024 * int(found[0]) if found else 0
 
 
 class HyperparameterTab:
