@@ -35,20 +35,23 @@ _PATIENT_TO_RTK = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # RTK turns ab
 
 def render_drr(
     volume: Real[Tensor, "channel i j k"],
-    geometry: BiplanarGeometry,
+    geometry: BiplanarGeometry | Sequence[View],
     affine: Float[np.ndarray, "4 4"] | Float[Tensor, "4 4"] | None = None,
     isocentre: Sequence[float] | None = None,
     engine: str = "auto",
+    motions: Sequence[Float[np.ndarray, "4 4"]] | None = None,
 ) -> Float[Tensor, "views rows columns"]:
     """Line integrals (dimensionless, float32) of a CT, at its own resolution and in its own orientation.
 
     Args:
         volume: Hounsfield units, one channel; any real type, axes in any order and direction (the affine says which).
-        geometry: the views; its grid is not used.
+        geometry: the views, or a geometry that has them; its grid is not used. All detectors have as many pixels.
         affine: voxel index → RAS+ mm. Taken from the volume if that is a ``MetaTensor``.
         isocentre: patient coordinates (mm) of the isocentre; the centre of the CT's bounding box if not given.
         engine: ``rtk``, ``nanodrr``, or ``auto``: RTK for CPU tensors without gradient, nanodrr for the rest and
             for sheared voxels, which RTK cannot hold.
+        motions: for each view, the rigid motion (isocentric mm → isocentric mm) that brings the patient from where
+            the affine has it to where it stood in that view; nobody moves if not given.
 
     Returns:
         Radiographs on the volume's device: views in the order of ``geometry.views``, row 0 cranial.
@@ -74,10 +77,12 @@ def render_drr(
         raise InputError(
             "engine rtk renders CPU volumes with perpendicular voxel axes and without gradient; use nanodrr."
         )
+    views = geometry.views if isinstance(geometry, BiplanarGeometry) else tuple(geometry)
+    affines = [to_isocentric] * len(views) if motions is None else [motion @ to_isocentric for motion in motions]
     if engine == "rtk":
-        radiographs = _render_rtk(hu, geometry, to_isocentric)
+        radiographs = _render_rtk(hu, views, affines)
     elif engine == "nanodrr":
-        radiographs = _render_nanodrr(hu, geometry, to_isocentric)
+        radiographs = _render_nanodrr(hu, views, affines)
     else:
         raise InputError(f"unknown DRR engine {engine!r}; choose auto, rtk or nanodrr.")
     if not torch.isfinite(radiographs).all():
@@ -103,8 +108,8 @@ def project_volume(
             "pass geometry.resized(size)."
         )
     hu = hu.as_tensor() if isinstance(hu, MetaTensor) else hu
-    affine = geometry.grid.affine()
-    return torch.stack([_render_nanodrr(volume[0], geometry, affine) for volume in hu])
+    affines = [geometry.grid.affine()] * len(geometry.views)
+    return torch.stack([_render_nanodrr(volume[0], geometry.views, affines) for volume in hu])
 
 
 class RenderDRR(Transform):
@@ -193,18 +198,18 @@ def _is_sheared(affine: Float[np.ndarray, "4 4"]) -> bool:
 
 
 def _memory_order(
-    hu: Real[Tensor, "i j k"], affine: Float[np.ndarray, "4 4"]
-) -> tuple[Real[Tensor, "a b c"], Float[np.ndarray, "4 4"]]:
-    """The volume with its slowest axis first, and the affine of indices (fastest, middle, slowest), as ITK has them.
+    hu: Real[Tensor, "i j k"], affines: Sequence[Float[np.ndarray, "4 4"]]
+) -> tuple[Real[Tensor, "a b c"], list[Float[np.ndarray, "4 4"]]]:
+    """The volume with its slowest axis first, and the affines of indices (fastest, middle, slowest), as ITK has them.
 
     Transposing a whole CT takes as long as rendering it; NIfTI readers differ in the order they leave.
     """
     order = sorted(range(3), key=hu.stride, reverse=True)
-    return hu.permute(order), affine[:, [*order[::-1], 3]]
+    return hu.permute(order), [affine[:, [*order[::-1], 3]] for affine in affines]
 
 
 def _render_rtk(
-    hu: Real[Tensor, "i j k"], geometry: BiplanarGeometry, affine: Float[np.ndarray, "4 4"]
+    hu: Real[Tensor, "i j k"], views: Sequence[View], affines: Sequence[Float[np.ndarray, "4 4"]]
 ) -> Float[Tensor, "views rows columns"]:
     # `from itk import RTK` loads every RTK class, 11 s of processor time; these two modules take 3
     import itk
@@ -218,17 +223,18 @@ def _render_rtk(
         image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(direction)))
         return image
 
-    hu, affine = _memory_order(hu, affine)
-    attenuation = _padded_attenuation(hu)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    direction = affine[:3, :3] / spacing
-    first_voxel = affine[:3, 3] - affine[:3, :3].sum(axis=1)  # the padding's
-    volume = place(attenuation.numpy(), spacing, _PATIENT_TO_RTK @ first_voxel, _PATIENT_TO_RTK @ direction)
-    # neighbouring rays should read neighbouring memory: walk the detector along the volume's fastest axis (3 × faster)
-    by_columns = abs(direction[2, 0]) > 0.5
+    hu, affines = _memory_order(hu, affines)
+    attenuation = _padded_attenuation(hu).numpy()
     axes = np.diag([-1.0, -1.0, 1.0])  # at 0° RTK's u is the patient's right and its v is up; ours run the other way
     radiographs = []
-    for view in geometry.views:
+    for view, affine in zip(views, affines, strict=True):
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        direction = affine[:3, :3] / spacing
+        first_voxel = affine[:3, 3] - affine[:3, :3].sum(axis=1)  # the padding's
+        volume = place(attenuation, spacing, _PATIENT_TO_RTK @ first_voxel, _PATIENT_TO_RTK @ direction)
+        # neighbouring rays should read neighbouring memory: walk the detector along the volume's fastest axis
+        # (3 × faster)
+        by_columns = abs(direction[2, 0]) > 0.5
         rows, columns = view.detector_size
         pitch = view.pixel_pitch_mm
         blank = np.zeros((1, columns, rows) if by_columns else (1, rows, columns), dtype=np.float32)
@@ -261,15 +267,15 @@ def _padded_attenuation(hu: Real[Tensor, "a b c"]) -> Float[Tensor, "a+2 b+2 c+2
 
 
 def _render_nanodrr(
-    hu: Real[Tensor, "i j k"], geometry: BiplanarGeometry, affine: Float[np.ndarray, "4 4"]
+    hu: Real[Tensor, "i j k"], views: Sequence[View], affines: Sequence[Float[np.ndarray, "4 4"]]
 ) -> Float[Tensor, "views rows columns"]:
     from nanodrr.data import Subject
     from nanodrr.drr import render
 
-    hu, affine = _memory_order(hu, affine)
+    hu, affines = _memory_order(hu, affines)
     device = hu.device
     size = np.array(hu.shape[::-1])  # of the affine's axes, fastest first
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = np.linalg.norm(affines[0][:3, :3], axis=0)  # rigid motions keep it
     # nanodrr spreads its samples over each ray's part inside the volume, at most the diagonal
     samples = max(2, math.ceil(np.linalg.norm((size + 1) * spacing) / (spacing.min() / 2)))
     to_grid = np.diag([*(2 / size), 1.0])
@@ -278,7 +284,9 @@ def _render_nanodrr(
     def tensor(array: Any) -> Tensor:
         return torch.as_tensor(np.array(array), dtype=torch.float32, device=device)
 
-    def rows_of(attenuation: Tensor, view: View, start: int, rows: int) -> Tensor:
+    def rows_of(
+        attenuation: Tensor, view: View, affine: Float[np.ndarray, "4 4"], start: int, rows: int
+    ) -> Tensor:
         subject = Subject(
             attenuation[None, None],
             torch.zeros(1, 1, 1, 1, 1, device=device),  # a label map, unused with one class
@@ -305,19 +313,21 @@ def _render_nanodrr(
     # the fused kernels keep their samples in registers; with deterministic algorithms nanodrr avoids them
     kernel = device.type == "mps" or (device.type == "cuda" and importlib.util.find_spec("triton") is not None)
     fused = kernel and not torch.are_deterministic_algorithms_enabled()
-    rows, columns = geometry.detector_size
+    rows, columns = views[0].detector_size
     chunk = rows if fused else max(1, min(rows, SAMPLES_PER_CHUNK // (samples * columns)))
     with torch.autocast(device.type, enabled=False):  # half-precision rays would miss their voxels
         attenuation = hu_to_attenuation(hu).contiguous()
         again = attenuation.requires_grad and torch.is_grad_enabled() and not fused
 
-        def image(view: View) -> Iterator[Tensor]:
+        def image(view: View, affine: Float[np.ndarray, "4 4"]) -> Iterator[Tensor]:
             for start in range(0, rows, chunk):
-                args = (attenuation, view, start, min(chunk, rows - start))
+                args = (attenuation, view, affine, start, min(chunk, rows - start))
                 # samples are computed again in the backward pass: kept, they are twenty times the volume
                 yield checkpoint(rows_of, *args, use_reentrant=False) if again else rows_of(*args)
 
-        return torch.stack([torch.cat(list(image(view))) for view in geometry.views])
+        return torch.stack(
+            [torch.cat(list(image(view, affine))) for view, affine in zip(views, affines, strict=True)]
+        )
 
 
 def _camera(view: View, first_row: int) -> tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "3 3"]]:
