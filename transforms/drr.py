@@ -40,6 +40,7 @@ def render_drr(
     isocentre: Sequence[float] | None = None,
     engine: str = "auto",
     motions: Sequence[Float[np.ndarray, "4 4"]] | None = None,
+    thick_planes: bool = False,
 ) -> Float[Tensor, "views rows columns"]:
     """Line integrals (dimensionless, float32) of a CT, at its own resolution and in its own orientation.
 
@@ -52,6 +53,8 @@ def render_drr(
             for sheared voxels, which RTK cannot hold.
         motions: for each view, the rigid motion (isocentric mm → isocentric mm) that brings the patient from where
             the affine has it to where it stood in that view; nobody moves if not given.
+        thick_planes: RTK takes the mean of neighbouring voxels along each view's direction, as many as blur nothing by
+            more than half a pixel: two to three times as fast, for samples that are rendered while training.
 
     Returns:
         Radiographs on the volume's device: views in the order of ``geometry.views``, row 0 cranial.
@@ -80,7 +83,7 @@ def render_drr(
     views = geometry.views if isinstance(geometry, BiplanarGeometry) else tuple(geometry)
     affines = [to_isocentric] * len(views) if motions is None else [motion @ to_isocentric for motion in motions]
     if engine == "rtk":
-        radiographs = _render_rtk(hu, views, affines)
+        radiographs = _render_rtk(hu, views, affines, thick_planes)
     elif engine == "nanodrr":
         radiographs = _render_nanodrr(hu, views, affines)
     else:
@@ -120,18 +123,21 @@ class RenderDRR(Transform):
     Args:
         geometry: the views.
         engine: see :func:`render_drr`.
+        thick_planes: likewise.
     """
 
-    def __init__(self, geometry: BiplanarGeometry, engine: str = "auto") -> None:
+    def __init__(self, geometry: BiplanarGeometry, engine: str = "auto", thick_planes: bool = False) -> None:
         self.geometry = geometry
         self.engine = engine
+        self.thick_planes = thick_planes
 
     def __call__(self, volume: MetaTensor) -> MetaTensor:
         """Line integrals (views, rows, columns) of a CT (1, I, J, K) in HU."""
         isocentre = volume.meta.get("isocentre") if isinstance(volume, MetaTensor) else None
         if isocentre is not None:
             isocentre = [float(x) for x in isocentre]
-        return MetaTensor(render_drr(volume, self.geometry, isocentre=isocentre, engine=self.engine))
+        options: dict[str, Any] = {"engine": self.engine, "thick_planes": self.thick_planes}
+        return MetaTensor(render_drr(volume, self.geometry, isocentre=isocentre, **options))
 
 
 class RenderDRRd(MapTransform):
@@ -144,6 +150,7 @@ class RenderDRRd(MapTransform):
         engine: see :func:`render_drr`.
         overwrite: render even if the sample has radiographs (stored ones) under ``output_key`` already.
         allow_missing_keys: leave a sample without a CT as it is.
+        thick_planes: see :func:`render_drr`.
 
     Raises:
         InputError: if more than one key is given.
@@ -157,11 +164,12 @@ class RenderDRRd(MapTransform):
         engine: str = "auto",
         overwrite: bool = False,
         allow_missing_keys: bool = False,
+        thick_planes: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(self.keys) != 1:
             raise InputError(f"RenderDRRd renders one CT, it was given the keys {', '.join(map(str, self.keys))}.")
-        self.render = RenderDRR(geometry, engine)
+        self.render = RenderDRR(geometry, engine, thick_planes)
         self.output_key = output_key
         self.overwrite = overwrite
 
@@ -209,7 +217,10 @@ def _memory_order(
 
 
 def _render_rtk(
-    hu: Real[Tensor, "i j k"], views: Sequence[View], affines: Sequence[Float[np.ndarray, "4 4"]]
+    hu: Real[Tensor, "i j k"],
+    views: Sequence[View],
+    affines: Sequence[Float[np.ndarray, "4 4"]],
+    thick_planes: bool = False,
 ) -> Float[Tensor, "views rows columns"]:
     # `from itk import RTK` loads every RTK class, 11 s of processor time; these two modules take 3
     import itk
@@ -224,10 +235,14 @@ def _render_rtk(
         return image
 
     hu, affines = _memory_order(hu, affines)
-    attenuation = _padded_attenuation(hu).numpy()
+    padded = _padded_attenuation(hu)
     axes = np.diag([-1.0, -1.0, 1.0])  # at 0° RTK's u is the patient's right and its v is up; ours run the other way
     radiographs = []
     for view, affine in zip(views, affines, strict=True):
+        attenuation = padded.numpy()
+        if thick_planes:
+            planes, affine = _thick_planes(padded, affine, view)
+            attenuation = planes.numpy()
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         direction = affine[:3, :3] / spacing
         first_voxel = affine[:3, 3] - affine[:3, :3].sum(axis=1)  # the padding's
@@ -266,6 +281,39 @@ def _padded_attenuation(hu: Real[Tensor, "a b c"]) -> Float[Tensor, "a+2 b+2 c+2
     return padded
 
 
+def _thick_planes(
+    padded: Float[Tensor, "a b c"], affine: Float[np.ndarray, "4 4"], view: View
+) -> tuple[Float[Tensor, "d e f"], Float[np.ndarray, "4 4"]]:
+    """Attenuation with its border of air in fewer planes along a view's direction, and the affine of those.
+
+    A ray leaves the centre line of a plane of thickness d by at most d/2 times the tangent of its angle to the voxel
+    axis; the planes may be as thick as this is half a pixel.
+    """
+    beam = -view.source_position / view.source_to_isocentre_mm
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    along = affine[:3, :3].T @ beam / spacing  # cosine to each voxel axis
+    axis = int(np.abs(along).argmax())
+    half = np.array(view.detector_size) * view.pixel_pitch_mm / 2
+    opening = math.atan(float(np.linalg.norm(half)) / view.source_to_detector_mm)
+    angle = math.acos(min(1.0, abs(float(along[axis])))) + opening
+    pixel = view.pixel_pitch_mm * view.source_to_isocentre_mm / view.source_to_detector_mm
+    count = int(pixel / math.tan(angle) / spacing[axis]) if angle < math.pi / 2 else 1
+    if count < 2:
+        return padded, affine
+    array_axis = 2 - axis  # ITK's fastest axis is the array's last
+    inner = padded.narrow(array_axis, 1, padded.shape[array_axis] - 2)
+    shape = list(padded.shape)
+    shape[array_axis] = -(-inner.shape[array_axis] // count) + 2
+    planes = torch.zeros(shape)
+    for offset in range(min(count, inner.shape[array_axis])):
+        taken = inner[(slice(None),) * array_axis + (slice(offset, None, count),)]
+        planes.narrow(array_axis, 1, taken.shape[array_axis]).add_(taken, alpha=1 / count)
+    thick = affine.copy()
+    thick[:3, 3] += affine[:3, axis] * (count - 1) / 2
+    thick[:3, axis] *= count
+    return planes, thick
+
+
 def _render_nanodrr(
     hu: Real[Tensor, "i j k"], views: Sequence[View], affines: Sequence[Float[np.ndarray, "4 4"]]
 ) -> Float[Tensor, "views rows columns"]:
@@ -284,9 +332,7 @@ def _render_nanodrr(
     def tensor(array: Any) -> Tensor:
         return torch.as_tensor(np.array(array), dtype=torch.float32, device=device)
 
-    def rows_of(
-        attenuation: Tensor, view: View, affine: Float[np.ndarray, "4 4"], start: int, rows: int
-    ) -> Tensor:
+    def rows_of(attenuation: Tensor, view: View, affine: Float[np.ndarray, "4 4"], start: int, rows: int) -> Tensor:
         subject = Subject(
             attenuation[None, None],
             torch.zeros(1, 1, 1, 1, 1, device=device),  # a label map, unused with one class
@@ -325,9 +371,7 @@ def _render_nanodrr(
                 # samples are computed again in the backward pass: kept, they are twenty times the volume
                 yield checkpoint(rows_of, *args, use_reentrant=False) if again else rows_of(*args)
 
-        return torch.stack(
-            [torch.cat(list(image(view, affine))) for view, affine in zip(views, affines, strict=True)]
-        )
+        return torch.stack([torch.cat(list(image(view, affine))) for view, affine in zip(views, affines, strict=True)])
 
 
 def _camera(view: View, first_row: int) -> tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "3 3"]]:

@@ -205,7 +205,7 @@ def smooth_for_spacing(
     sigmas = [max(0.0, (t / s - 1) / 2) for s, t in zip(spacing, target, strict=True)]
     if not any(sigmas):
         return volume
-    kernels = [gaussian_1d(torch.tensor(s), truncated=3.0) if s > 0 else torch.ones(1) for s in sigmas]
+    kernels = [gaussian_1d(torch.tensor(s), truncated=3.0, normalize=True) if s > 0 else torch.ones(1) for s in sigmas]
     return separable_filtering(volume[None], [k.to(volume) for k in kernels], mode="replicate")[0]
 
 

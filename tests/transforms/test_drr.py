@@ -289,3 +289,17 @@ def test_engines_agree_on_the_sample_ct_and_its_views_are_told_apart():
     check_view_order(rtk, geometry, "sample")
     with pytest.raises(InputError, match="exchanged"):
         check_view_order(rtk.flip(0), geometry, "sample")
+
+
+@pytest.mark.parametrize("angles", [(0.0, 90.0), (-12.0, 100.0), (45.0, 130.0)])
+def test_thick_planes_cast_the_same_shadow(angles: tuple[float, float]) -> None:
+    geometry = BiplanarGeometry.from_angles(VolumeGrid(32), angles, detector_size=48)
+    values = torch.nn.functional.avg_pool3d(
+        torch.rand(1, 113, 101, 97, generator=torch.Generator().manual_seed(0)), 5, 1
+    )
+    volume = MetaTensor((values - 0.5) * 4000, affine=np.diag([3.0, 3.0, 3.0, 1.0]))
+    for flipped in (volume, volume.flip(1)):
+        thin, thick = (render_drr(flipped, geometry, engine="rtk", thick_planes=choice) for choice in (False, True))
+        assert float((thick - thin).abs().mean() / thin.mean()) < 0.01, "blobs as small as two pixels"
+        assert abs(float(thick.mean() / thin.mean()) - 1) < 0.002
+        assert not torch.equal(thick, thin)
