@@ -1,0 +1,185 @@
+"""Endless variations of a data set's training patients: what they are made with, and the registration kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from monai.transforms import Compose
+from rich.console import Console
+from torch.utils.data import Dataset
+
+from drr2ct.pipeline.running.distributed import share, wait
+from drr2ct.pipeline.running.progress import tracked
+from drr2ct.transforms.files import replacing
+from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.registration import (
+    Registered,
+    RegisteredPatients,
+    RegistrationSettings,
+    SmoothMap,
+    register,
+    to_compare,
+)
+from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.variation import TOWARDS, WIDE, Variation, kept_to_samples
+
+WAYS = {"within-patients": WIDE, "between-patients": TOWARDS}
+"""How training patients can be varied, beside not at all."""
+
+_FORMAT = 1
+logger = logging.getLogger(__name__)
+
+
+def endless_variations(
+    dataset: Dataset[Any],
+    geometry: BiplanarGeometry,
+    vary: str,
+    registration_dir: str | Path,
+    mode: str = "cube",
+    variation: Variation | Mapping[str, Any] | None = None,
+    afterwards: Any | None = None,
+) -> Compose:
+    """What makes a sample of a kept CT: another patient each time, with radiographs rendered from it.
+
+    Between patients, the CTs are registered first, once; other patients are those of ``dataset`` alone.
+
+    Args:
+        dataset: the training patients' CTs, from :func:`~drr2ct.transforms.variation.files_to_kept`.
+        geometry: grid and views.
+        vary: one of :data:`WAYS`.
+        registration_dir: where registrations are kept.
+        mode: how the CT is put on the grid.
+        variation: how far patients differ, or what of it is not as :data:`WAYS` has it.
+        afterwards: random transforms of the samples, such as those of radiographs.
+
+    Raises:
+        InputError: for an unknown way, a variation that is none, or a single patient to go between.
+    """
+    if vary not in WAYS:
+        raise InputError(f"vary is {vary!r}; choose off (no vary.yaml), {' or '.join(WAYS)}.")
+    if not isinstance(variation, Variation):
+        try:
+            variation = replace(WAYS[vary], **(variation or {}))
+        except TypeError as error:
+            raise InputError(f"variation: {error}; see drr2ct.transforms.variation.Variation.") from error
+    stored = [item["patient"] for item in _items(dataset) if "image" in item]
+    if stored:
+        logger.warning(
+            "%d training patients have stored radiographs; those of varied patients are rendered instead.", len(stored)
+        )
+    anatomies = None
+    if vary == "between-patients":
+        anatomies = registered_patients(dataset, registration_dir)
+    steps = kept_to_samples(geometry, variation, mode, anatomies)
+    return steps if afterwards is None else Compose([steps, afterwards])
+
+
+def registered_patients(
+    dataset: Dataset[Any],
+    folder: str | Path,
+    settings: RegistrationSettings | None = None,
+    console: Console | None = None,
+) -> RegisteredPatients:
+    """Register a data set's CTs to one of them, each once; what is in the folder already is read.
+
+    Results are kept by the content of the two CTs and the settings, so a run that was stopped goes on where it was,
+    and a CT that was exchanged is registered again. Several processes share the work.
+
+    Args:
+        dataset: of kept CTs (``label``) and ``patient``. The reference is the one of median volume. A CT that cannot be
+            read is left out, and named; what trains with it says why.
+        folder: for the registrations.
+        settings: how.
+        console: for the progress.
+
+    Raises:
+        InputError: for less than two patients, or a folder that cannot be written.
+    """
+    settings = settings or RegistrationSettings()
+    images: dict[str, sitk.Image] = {}
+    for index in range(len(dataset)):  # type: ignore[arg-type]
+        try:
+            sample = dataset[index]
+            images[str(sample["patient"])] = to_compare(sample["label"], settings.spacing_mm)
+        except Exception as error:
+            logger.warning("patient %s is left out between patients (%s)", _items(dataset)[index].get("patient"), error)
+    if len(images) < 2:
+        raise InputError(
+            f"between patients there have to be two or more, the training set has {len(images)}; "
+            "set vary to within-patients."
+        )
+    by_volume = sorted(images, key=lambda name: (float(np.prod(images[name].GetSize())), name))
+    reference = by_volume[len(by_volume) // 2]
+    folder = Path(folder)
+    paths = {name: folder / f"{_key(images[reference], image, settings)}.pt" for name, image in images.items()}
+    names = sorted(name for name in images if name != reference)
+    mine = [names[i] for i in share(len(names)) if _read(paths[names[i]]) is None]
+    console = console or Console(stderr=True)
+    if mine:
+        console.print(f"registering {len(mine)} CTs to that of {reference}; kept in {folder}")
+    for name in tracked(mine, len(mine), console, "registrations"):
+        _write(paths[name], register(images[reference], images[name], settings))
+    wait()
+    # read again even what was just made: it is rounded, and a resumed training has nothing else
+    found = {name: _read(paths[name]) for name in names}
+    if lost := [name for name, entry in found.items() if entry is None]:
+        raise InputError(f"registration folder {folder} lacks what was just written for {lost[0]}; check the disk.")
+    itself = _identity(images[reference])
+    return RegisteredPatients({reference: itself, **{name: entry for name, entry in found.items() if entry}})
+
+
+def _items(dataset: Any) -> Sequence[Mapping[str, Any]]:
+    while not hasattr(dataset, "data") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    items = getattr(dataset, "data", [])
+    return items if isinstance(items, Sized) and all(isinstance(item, Mapping) for item in items) else []
+
+
+def _key(reference: sitk.Image, patient: sitk.Image, settings: RegistrationSettings) -> str:
+    """Digest of all that a registration depends on."""
+    digest = hashlib.sha256(json.dumps([_FORMAT, sitk.__version__, asdict(settings)]).encode())
+    for image in (reference, patient):
+        digest.update(repr((image.GetSize(), image.GetOrigin(), image.GetSpacing())).encode())
+        digest.update(sitk.GetArrayViewFromImage(image).tobytes())
+    return digest.hexdigest()
+
+
+def _identity(image: sitk.Image) -> Registered:
+    low = torch.tensor(image.GetOrigin())
+    high = low + torch.tensor(image.GetSpacing()) * (torch.tensor(image.GetSize()) - 1)
+    nothing = SmoothMap(torch.eye(3), torch.zeros(3), torch.zeros(3, 2, 2, 2), low, high)
+    return Registered(nothing, nothing)
+
+
+def _write(path: Path, registered: Registered) -> None:
+    content = {}
+    for name, way in vars(registered).items():
+        content[name] = {**vars(way), "added": way.added.half()}  # to a tenth of a millimetre
+    try:
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"registration folder {path.parent} cannot be written ({error}); set registration_dir to another."
+        ) from error
+
+
+def _read(path: Path) -> Registered | None:
+    """None if there is none, or a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return Registered(**{name: SmoothMap(**way) for name, way in content.items()})
+    except Exception:
+        logger.warning("registration %s is damaged; it is made again", path)
+        return None
