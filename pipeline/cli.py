@@ -79,6 +79,13 @@ def train(
         str | None,
         typer.Option(metavar="STAGES:EPOCHS,…", help="Train so many first stages first, such as 2:50,3:50."),
     ] = None,
+    vary: Annotated[
+        str,
+        typer.Option(
+            metavar="off|within-patients|between-patients",
+            help="Make another patient of each CT for every sample: bent at random, or also towards other patients.",
+        ),
+    ] = "off",
     overrides: Overrides = None,
 ) -> None:
     """Train a network on a data set: train.yaml, networks/<NETWORK>.yaml and recipes; under torchrun, on all GPUs."""
@@ -88,11 +95,14 @@ def train(
     from drr2ct.pipeline.training.recipes import parse_growth, train_growing
 
     network_config(network)  # an unknown name is refused with its neighbours
-    overlays = [f"networks/{network}", *(f"recipes/{name}" for name in recipes or [])]
+    overlays = [f"networks/{network}", *(["vary"] if vary != "off" else [])]
+    overlays += [f"recipes/{name}" for name in recipes or []]
     if world_size() > 1:
         overlays.append("multi_gpu_train")
     configs = [bundle_file(f"configs/{name}.yaml") for name in ("train", *overlays)]
     settings = {"dataset_dir": str(dataset), "output_dir": str(output), "train#trainer#max_epochs": epochs}
+    if vary != "off":
+        settings["vary"] = vary
     settings |= parse_overrides(overrides)
     if grow is None:
         run_bundle(configs, settings)

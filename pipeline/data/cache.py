@@ -112,21 +112,28 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
     Args:
         dataset: of samples; not changed.
         augmentation: random transforms (MONAI's ``Compose`` of them, or one); None for no variation.
+        repeats: so many samples of each in an epoch, which the augmentation tells apart.
+
+    Raises:
+        InputError: for an augmentation that cannot be seeded, or less than one sample of each.
     """
 
-    def __init__(self, dataset: Dataset[Any], augmentation: Any | None = None) -> None:
+    def __init__(self, dataset: Dataset[Any], augmentation: Any | None = None, repeats: int = 1) -> None:
         if augmentation is not None and not isinstance(augmentation, Randomizable):
             raise InputError(
                 f"augmentation {type(augmentation).__name__} cannot be seeded; give a random transform of MONAI's kind."
             )
+        if repeats < 1:
+            raise InputError(f"variations is {repeats}; an epoch needs at least 1 of each patient.")
         self.dataset = dataset
         self.transform: Any = augmentation
+        self.repeats = repeats
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return self.repeats * len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.dataset[index]
+        sample = self.dataset[index % len(self.dataset)]  # type: ignore[arg-type]
         if self.transform is not None:
             sample = self.transform(dict(sample))
         # metadata of different files need not stack in a batch, and training has no use for it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rich.console import Console
 from torch.utils.data import Dataset
 
 from drr2ct.pipeline.running.distributed import share, wait
+from drr2ct.pipeline.running.faults import explain_fault
 from drr2ct.pipeline.running.progress import tracked
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
@@ -105,13 +106,9 @@ def registered_patients(
         InputError: for less than two patients, or a folder that cannot be written.
     """
     settings = settings or RegistrationSettings()
-    images: dict[str, sitk.Image] = {}
-    for index in range(len(dataset)):  # type: ignore[arg-type]
-        try:
-            sample = dataset[index]
-            images[str(sample["patient"])] = to_compare(sample["label"], settings.spacing_mm)
-        except Exception as error:
-            logger.warning("patient %s is left out between patients (%s)", _items(dataset)[index].get("patient"), error)
+    count = len(dataset)  # type: ignore[arg-type]
+    read = [_comparable(dataset, index, settings.spacing_mm) for index in range(count)]
+    images = dict(entry for entry in read if entry is not None)
     if len(images) < 2:
         raise InputError(
             f"between patients there have to be two or more, the training set has {len(images)}; "
@@ -138,10 +135,21 @@ def registered_patients(
 
 
 def _items(dataset: Any) -> Sequence[Mapping[str, Any]]:
-    while not hasattr(dataset, "data") and hasattr(dataset, "dataset"):
+    """The data list behind a data set."""
+    while not hasattr(dataset, "data"):
         dataset = dataset.dataset
-    items = getattr(dataset, "data", [])
-    return items if isinstance(items, Sized) and all(isinstance(item, Mapping) for item in items) else []
+    return dataset.data
+
+
+def _comparable(dataset: Dataset[Any], index: int, spacing_mm: float) -> tuple[str, sitk.Image] | None:
+    try:
+        sample = dataset[index]
+        return str(sample["patient"]), to_compare(sample["label"], spacing_mm)
+    except Exception as error:  # whatever a damaged file leads to
+        if (fault := explain_fault(error)) is not None:
+            raise fault from error  # a full disk is not the patient's fault
+        logger.warning("patient %s is left out between patients (%s)", _items(dataset)[index]["patient"], error)
+        return None
 
 
 def _key(reference: sitk.Image, patient: sitk.Image, settings: RegistrationSettings) -> str:

@@ -145,7 +145,7 @@ class SeededSamples(Dataset[Any]):
 
     def _patient(self, index: int) -> str:
         items: Sequence[Any] = next((dataset.data for dataset in self._layers() if hasattr(dataset, "data")), [])
-        item = items[index] if index < len(items) else None
+        item = items[index % len(items)] if items else None  # an epoch may have several samples of each
         return str(item["patient"]) if isinstance(item, Mapping) and "patient" in item else f"number {index}"
 
 

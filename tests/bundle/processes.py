@@ -21,7 +21,10 @@ _context.set_forkserver_preload(
 
 
 def start(dataset: Path, output: Path, overrides: dict[str, Any], fault: Any = None) -> BaseProcess:
-    """Begin a training of the small network; ``fault`` is called in the process before it trains."""
+    """Begin a training of the small network; ``fault`` is called in the process before it trains.
+
+    Among the overrides, ``vary`` is the command's option, not a key.
+    """
     process = _context.Process(target=_train, args=(dataset, output, overrides, fault))
     process.start()
     return process
@@ -51,8 +54,11 @@ def _train(dataset: Path, output: Path, overrides: dict[str, Any], fault: Callab
     torch.set_num_threads(1)
     # as a process started by hand has it: loading processes are then its children, and end when it is killed
     multiprocessing.set_start_method("fork", force=True)
-    assignments = [f"--set={key}={json.dumps(value)}" for key, value in {**SMALL, **overrides}.items()]
-    sys.argv = ["drr2ct", "train", str(dataset), f"--output={output}", "--network=cascade64", *assignments]
+    settings = {**SMALL, **overrides}
+    vary = settings.pop("vary", "off")
+    assignments = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+    options = [f"--output={output}", "--network=cascade64", f"--vary={vary}"]
+    sys.argv = ["drr2ct", "train", str(dataset), *options, *assignments]
     if fault is not None:
         fault()
     try:

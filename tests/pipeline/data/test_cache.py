@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import threading
@@ -17,10 +18,11 @@ from monai.transforms import Compose, Invertd, RandShiftIntensityd
 from drr2ct.pipeline.data import cache
 from drr2ct.pipeline.data.cache import AugmentedDataset, CachedDataset, decoded, encoded, fingerprint
 from drr2ct.pipeline.data.loading import PatientLoader, SeededSamples
-from drr2ct.transforms.augmentation import RandQuantumNoised, RandWarpAndRenderd
+from drr2ct.transforms.augmentation import RandQuantumNoised
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.variation import files_to_kept, kept_to_samples
 from drr2ct.transforms.volume import HU_WINDOW
 from tests.files import chest, write_nifti
 
@@ -183,7 +185,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(items, tmp_path) -> None:
 def augmentation() -> Compose:
     return Compose(
         [
-            RandWarpAndRenderd("label", GEOMETRY, prob=0.7),
+            kept_to_samples(GEOMETRY, prob=0.7),
             RandShiftIntensityd("image", 0.03, prob=0.5, channel_wise=True),
             RandQuantumNoised("image", prob=0.5),
         ]
@@ -191,7 +193,7 @@ def augmentation() -> Compose:
 
 
 def test_a_variation_follows_from_seed_epoch_and_index_alone(items, tmp_path) -> None:
-    cached = CachedDataset(items, files_to_samples(GEOMETRY), tmp_path)
+    cached = CachedDataset(items, files_to_kept(GEOMETRY), tmp_path)
 
     def varied(seed: int, epoch: int, index: int, detours: int = 0) -> torch.Tensor:
         samples = SeededSamples(AugmentedDataset(cached, augmentation()), seed, "stop")
@@ -209,7 +211,7 @@ def test_a_variation_follows_from_seed_epoch_and_index_alone(items, tmp_path) ->
 
 
 def test_workers_vary_alike_and_follow_the_epoch(items, tmp_path) -> None:
-    dataset = AugmentedDataset(CachedDataset(items, files_to_samples(GEOMETRY), tmp_path), augmentation())
+    dataset = AugmentedDataset(CachedDataset(items, files_to_kept(GEOMETRY), tmp_path), augmentation())
     loader = PatientLoader(dataset, seed=1, num_workers=1, persistent_workers=True)
     alone = SeededSamples(dataset, 1, "stop")
     for epoch in (1, 2):
@@ -217,6 +219,37 @@ def test_workers_vary_alike_and_follow_the_epoch(items, tmp_path) -> None:
         for index, batch in enumerate(loader):
             assert torch.equal(batch["label"][0], alone[epoch, index]["label"])
             assert torch.equal(batch["image"][0], alone[epoch, index]["image"])
+
+
+def test_an_epoch_may_have_several_variations_of_each(items, tmp_path) -> None:
+    cached = CachedDataset(items, files_to_kept(GEOMETRY), tmp_path)
+    dataset = AugmentedDataset(cached, kept_to_samples(GEOMETRY), repeats=3)
+    samples = SeededSamples(dataset, 0, "stop")
+    assert len(samples) == 6
+    three = [samples[1, index] for index in (0, 2, 4)]
+    assert {sample["patient"] for sample in three} == {items[0]["patient"]}
+    for one, other in itertools.pairwise(three):
+        assert not torch.equal(one["label"], other["label"])
+    assert samples._patient(5) == items[1]["patient"]
+    with pytest.raises(InputError, match="at least 1"):
+        AugmentedDataset(cached, repeats=0)
+
+
+def test_what_varies_takes_no_more_memory(items, tmp_path) -> None:
+    """Every sample has other shapes; nothing may be kept for each."""
+    samples = SeededSamples(
+        AugmentedDataset(CachedDataset(items, files_to_kept(GEOMETRY), tmp_path), augmentation()), 0, "stop"
+    )
+    for epoch in range(40):
+        samples[epoch, epoch % 2]
+    before = resident_bytes()
+    for epoch in range(40, 160):
+        samples[epoch, epoch % 2]
+    assert resident_bytes() - before < 8 * 2**20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_without_augmentation_samples_stay_as_they_are(items, tmp_path) -> None:
