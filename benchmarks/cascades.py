@@ -1,13 +1,17 @@
 """Networks trained side by side for equal time: which choices earn their place. A table and a plot.
 
 python benchmarks/cascades.py --output DIR [--cts DIR] [--seconds 600] [--threads 2] [--clock wall|cpu]
-    [--variants mean broadcast cascade64 …] [--folds PATIENT …] [--groups 3] [--seed 0]
+    [--variants mean broadcast cascade64 …] [--data written endless between] [--folds PATIENT …] [--groups 4] [--seed 0]
 
 Without --cts: a cohort of variations of the sample CT; the curve is measured on validation patients, the final figure
 on test patients. With --cts, a folder of patient folders, which the sample joins: leave one patient out; training on
 variations of all the others, the final figure on the one left out, undeformed; for each in turn, mean and spread.
 With --groups the patients are left out in so many groups instead: fewer trainings tell something of every patient.
 Every training and fold that is finished stays in DIR and is not repeated, so the command goes on where it was stopped.
+
+--data says what a step learns from, drawn alike: --training variations that are written beforehand, another one every
+time, or another one every time that is also led towards other patients of the training (registered in DIR). Several
+give a row each. Making samples is not counted: loading processes do it; "s a sample" says what it costs.
 
 All train on a 64³ grid from two 128² radiographs with the bundle's loss, optimiser and batch of one; the learning rate
 falls by a cosine over the time. "fitted" is the PSNR after two steps of data consistency. --clock cpu counts
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -41,8 +46,11 @@ from drr2ct.networks import create_network, network_config
 from drr2ct.networks.config import CascadeConfig, StageConfig
 from drr2ct.networks.losses import DEFAULT_TERMS, ReprojectionLoss, WeightedLoss
 from drr2ct.networks.ssim import SeparableSSIMMetric
-from drr2ct.pipeline.data.cohort import BETWEEN_PATIENTS, CohortPlan, write_cohort
+from drr2ct.pipeline.data.cache import CachedDataset
+from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
 from drr2ct.pipeline.data.datalist import load_datalist
+from drr2ct.pipeline.data.endless import endless_variations
+from drr2ct.pipeline.data.loading import derived_seed
 from drr2ct.pipeline.data.sample.cts import real_cts, sample_ct
 from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE
 from drr2ct.pipeline.evaluation.metrics import InWindow
@@ -54,6 +62,7 @@ from drr2ct.pipeline.training.time_budget import annealed
 from drr2ct.transforms import files_to_samples
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+from drr2ct.transforms.variation import WIDE, Variation, files_to_kept
 
 GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(GRID_SIZE), detector_size=DETECTOR_SIZE)
 INFERER = AutocastInferer("cpu", choose_precision(torch.device("cpu")))
@@ -177,11 +186,19 @@ VARIANTS = {
 MEAN = "mean"
 """The mean training volume: no network."""
 
+DATA = ("written", "endless", "between")
+"""What a step learns from."""
+
 
 @cache
-def digest_of(name: str) -> str:
-    """:meth:`Variant.digest`; the mean volume has nothing to tell."""
-    return MEAN if name == MEAN else VARIANTS[name].digest()
+def digest_of(row: str) -> str:
+    """:meth:`Variant.digest` of a row's network; the mean volume has nothing to tell."""
+    return MEAN if row == MEAN else VARIANTS[row.split("+")[0]].digest()
+
+
+def row_name(variant: str, data: str) -> str:
+    """A row of the table, and the folder of its results."""
+    return variant if variant == MEAN or data == DATA[0] else f"{variant}+{data}"
 
 
 @dataclass(frozen=True)
@@ -199,14 +216,39 @@ class Samples:
         return cls(torch.stack([s["image"] for s in samples]), torch.stack([s["label"] for s in samples]))
 
 
+Batches = Iterator[tuple[Tensor, Tensor]]
+"""Radiographs and CT of one patient after the other, without end."""
+
+
 @dataclass(frozen=True)
 class Fold:
-    """What one training sees, what draws its curve, what it is judged on (by name), and whose mean it has to beat."""
+    """What trainings see, what draws their curve, what they are judged on (by name), and whose mean they have to beat.
 
-    training: Samples
+    ``training`` makes the samples, of a kind of data and in the order of a seed.
+    """
+
+    training: Callable[[str, int], Batches]
     validation: Samples | None
     tests: dict[str, Samples]
     averaged: Tensor
+
+
+def shuffled(samples: Samples) -> Batches:
+    """One after the other, each time in another order."""
+    while True:
+        for index in torch.randperm(len(samples.images)).tolist():
+            yield samples.images[index : index + 1], samples.labels[index : index + 1]
+
+
+def endless(items: list[dict[str, Any]], folder: Path, vary: str, variation: Variation | None, seed: int) -> Batches:
+    """Another variation of each patient in turn, from the bundle's own chain; the same for the same seed."""
+    kept = CachedDataset(items, files_to_kept(GEOMETRY), folder / "kept")
+    chain = endless_variations(kept, GEOMETRY, vary, folder / "registration", variation=variation)
+    for number in itertools.count():
+        for index in torch.randperm(len(kept)).tolist():
+            chain.set_random_state(derived_seed(seed, number, index))
+            sample = chain(kept[index])
+            yield sample["image"].as_tensor()[None], sample["label"].as_tensor()[None]
 
 
 def cohort_fold(folder: Path, training: int, seed: int) -> Fold:
@@ -214,27 +256,42 @@ def cohort_fold(folder: Path, training: int, seed: int) -> Fold:
     root = folder / "cohort"
     write_cohort(root, CohortPlan((sample_ct(),), GEOMETRY, training, 8, 16, seed=seed))
     seen, curve, test = [Samples.read(load_datalist(root, part)) for part in ("training", "validation", "test")]
-    return Fold(seen, curve, {"cohort": test}, averaged=seen.labels)
+    items = [{"patient": "sample", "label": str(sample_ct())}]
+
+    def batches(data: str, seed: int) -> Batches:
+        if data == "written":
+            return shuffled(seen)
+        return endless(items, folder, "within-patients", Variation(), seed)
+
+    return Fold(batches, curve, {"cohort": test}, averaged=seen.labels)
 
 
 def patient_folds(
-    cts: dict[str, Path], folder: Path, training: int, seed: int, groups: list[list[str]]
+    cts: dict[str, Path], folder: Path, training: int, seed: int, groups: list[list[str]], written: bool
 ) -> Iterator[Fold]:
     """One fold per group of patients, who are left out; each of the others gives as many variations in every fold."""
     each = math.ceil(training / (len(cts) - 1))
+    variations = {}
     # one cohort per patient, shared by the folds
-    for number, (patient, ct) in enumerate(cts.items()):
-        plan = CohortPlan((ct,), GEOMETRY, each, 0, 0, seed=100 * (seed + 1) + number, variation=BETWEEN_PATIENTS)
+    for number, (patient, ct) in enumerate(cts.items() if written else ()):
+        plan = CohortPlan((ct,), GEOMETRY, each, 0, 0, seed=100 * (seed + 1) + number, variation=WIDE)
         write_cohort(folder / "cohorts" / patient, plan)
-    variations = {p: Samples.read(load_datalist(folder / "cohorts" / p, "training")) for p in cts}
+        variations[patient] = Samples.read(load_datalist(folder / "cohorts" / patient, "training"))
     undeformed = {p: Samples.read([{"patient": p, "label": str(ct)}]) for p, ct in cts.items()}
     for group in groups:
         others = [other for other in cts if other not in group]
-        seen = [variations[other] for other in others]
-        together = Samples(torch.cat([s.images for s in seen]), torch.cat([s.labels for s in seen]))
+
+        def batches(data: str, seed: int, others: list[str] = others) -> Batches:
+            if data == "written":
+                seen = [variations[other] for other in others]
+                return shuffled(Samples(torch.cat([s.images for s in seen]), torch.cat([s.labels for s in seen])))
+            items = [{"patient": other, "label": str(cts[other])} for other in others]
+            way = {"endless": "within-patients", "between": "between-patients"}[data]
+            return endless(items, folder, way, None, seed)
+
         # the mean of the patients themselves: that of their variations, which end elsewhere, is easier to beat
         mean_of = torch.cat([undeformed[other].labels for other in others])
-        yield Fold(together, None, {patient: undeformed[patient] for patient in group}, mean_of)
+        yield Fold(batches, None, {patient: undeformed[patient] for patient in group}, mean_of)
 
 
 def predict(network: torch.nn.Module, images: Tensor) -> Tensor:
@@ -268,24 +325,25 @@ class Budget:
         return steps / self.steps if self.steps else seconds / self.seconds
 
 
-def train(variant: Variant, fold: Fold, budget: Budget, seed: int) -> dict[str, dict[str, Any]]:
+def train(variant: Variant, data: str, fold: Fold, budget: Budget, seed: int) -> dict[str, dict[str, Any]]:
     """Train and measure; returns what the table and the plot need, for each that it is judged on."""
     set_determinism(seed, use_deterministic_algorithms=False)
     network = variant.build()
     loss = WeightedLoss(variant.terms())
     optimizer = torch.optim.AdamW(network.parameters(), variant.learning_rate, weight_decay=1e-4)
     curve: list[tuple[float, float]] = []
-    used, steps = 0.0, 0
-    order: list[int] = []
+    used, steps, making = 0.0, 0, 0.0
+    batches = fold.training(data, seed)
     while (share := budget.share(used, steps)) < 1:
+        began = time.process_time()
+        image, label = next(batches)
+        making += (time.process_time() - began) * (steps > 0)  # registration comes with the first
         began = budget.clock()
         for group in optimizer.param_groups:
             group["lr"] = annealed(variant.learning_rate, share)
-        order = order or torch.randperm(len(fold.training.images)).tolist()
-        index = order.pop()
         network.train()
-        prediction = INFERER(fold.training.images[index : index + 1], network)
-        value = loss(prediction, fold.training.labels[index : index + 1])
+        prediction = INFERER(image, network)
+        value = loss(prediction, label)
         if not torch.isfinite(value):
             raise SystemExit(f"{variant.about}: the loss is not finite after {steps} steps.")
         optimizer.zero_grad()
@@ -300,6 +358,7 @@ def train(variant: Variant, fold: Fold, budget: Budget, seed: int) -> dict[str, 
     trained = {
         "steps": steps,
         "seconds": used,
+        "sample_seconds": making / max(steps - 1, 1),
         "parameters": sum(p.numel() for p in network.parameters()),
         "curve": curve,
     }
@@ -314,7 +373,7 @@ def train(variant: Variant, fold: Fold, budget: Budget, seed: int) -> dict[str, 
 def mean_volume(fold: Fold) -> dict[str, dict[str, Any]]:
     """The mean training volume as everybody's reconstruction."""
     mean = fold.averaged.mean(dim=0, keepdim=True)
-    untrained = {"steps": 0, "seconds": 0, "parameters": 0, "curve": []}
+    untrained = {"steps": 0, "seconds": 0, "sample_seconds": 0, "parameters": 0, "curve": []}
     return {
         name: {**figures(mean.expand_as(test.labels), test.labels), **untrained} for name, test in fold.tests.items()
     }
@@ -335,7 +394,7 @@ def print_table(results: dict[str, dict[str, dict[str, Any]]], console: Console,
         "MAE HU",
         "fitted dB",
     )
-    for column in (*columns, "steps", "s", "Mpar"):
+    for column in (*columns, "steps", "s", "s a sample", "Mpar"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     ours = results.get("cascade64", {})
     for name, folds in results.items():
@@ -343,7 +402,8 @@ def print_table(results: dict[str, dict[str, dict[str, Any]]], console: Console,
         psnr = np.array([row["psnr"] for row in rows])
         gains = np.array([row["psnr"] - results[MEAN][fold]["psnr"] for fold, row in folds.items()])
         others = [
-            float(np.mean([row[key] for row in rows])) for key in ("ssim", "mae_hu", "steps", "seconds", "parameters")
+            float(np.mean([row[key] for row in rows]))
+            for key in ("ssim", "mae_hu", "steps", "seconds", "sample_seconds", "parameters")
         ]
         fitted = [row["fitted"]["psnr"] for row in rows if "fitted" in row]
         over_ours = [row["psnr"] - ours[fold]["psnr"] for fold, row in folds.items() if fold in ours]
@@ -360,7 +420,8 @@ def print_table(results: dict[str, dict[str, dict[str, Any]]], console: Console,
             f"{np.mean(fitted):.2f}" if fitted else "",
             f"{others[2]:.0f}",
             f"{others[3]:.0f}",
-            f"{others[4] / 1e6:.2f}",
+            f"{others[4]:.3f}",
+            f"{others[5] / 1e6:.2f}",
         )
     console.print(table)
 
@@ -397,6 +458,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--variants", nargs="+", default=[MEAN, *VARIANTS], choices=[MEAN, *VARIANTS])
+    parser.add_argument("--data", nargs="+", default=["written"], choices=DATA, help="what a step learns from")
     parser.add_argument("--folds", nargs="+", help="with --cts: patients to leave out; all by default")
     parser.add_argument("--groups", type=int, default=0, help="with --cts: leave out so many groups; 0: each alone")
     parser.add_argument("--training", type=int, default=1728, help="variations to train on, with one patient left out")
@@ -407,6 +469,8 @@ def main() -> None:
         parser.error(f"--folds: {', '.join(sorted(unknown))} is not among the patients {', '.join(cts) or 'of --cts'}")
     if arguments.groups and not 2 <= arguments.groups <= len(cts):
         parser.error(f"--groups: {len(cts)} patients cannot be left out in {arguments.groups} groups")
+    if "between" in arguments.data and not cts:
+        parser.error("--data between needs several patients: give --cts")
     torch.set_num_threads(arguments.threads)
     console = wide_console()
 
@@ -418,7 +482,7 @@ def main() -> None:
     keys = ("seconds", "steps", "threads", "clock", "training", "seed")
     settings: dict[str, Any] = {key: getattr(arguments, key) for key in keys}
     if cts:
-        settings |= {"variation": asdict(BETWEEN_PATIENTS), "groups": arguments.groups}
+        settings |= {"variation": asdict(WIDE), "groups": arguments.groups}
     claim = arguments.output / "settings.json"
     if claim.exists() and json.loads(claim.read_text()) != settings:
         parser.error(f"{arguments.output} holds results with other settings ({claim}); choose another folder")
@@ -427,13 +491,19 @@ def main() -> None:
 
     kept = arguments.output / "results"
 
-    def missing(tests: Iterable[str]) -> list[str]:
-        wanted = [MEAN, *arguments.variants]
-        return [name for name in wanted if not all((kept / name / f"{test}.json").exists() for test in tests)]
+    chosen_rows = {
+        row_name(variant, data): (variant, data)
+        for data in arguments.data
+        for variant in dict.fromkeys([MEAN, *arguments.variants])
+    }
 
+    def missing(tests: Iterable[str]) -> list[str]:
+        return [row for row in chosen_rows if not all((kept / row / f"{test}.json").exists() for test in tests)]
+
+    known_rows = list(dict.fromkeys(row_name(variant, data) for variant in (MEAN, *VARIANTS) for data in DATA))
     for path in sorted(kept.glob("*/*.json")):
         name = path.parent.name
-        if name not in (MEAN, *VARIANTS) or digest_of(name) != json.loads(path.read_text()).get("digest"):
+        if name not in known_rows or digest_of(name) != json.loads(path.read_text()).get("digest"):
             parser.error(f"{path} is of another {name} (network, loss or learning rate); delete it to train this one")
 
     folds: Iterator[Fold] = iter(())
@@ -442,19 +512,24 @@ def main() -> None:
         groups = [patients[i :: arguments.groups] for i in range(arguments.groups)] or [[p] for p in patients]
         chosen = set(arguments.folds or cts)
         if to_do := [group for group in groups if chosen & set(group) and missing(group)]:
-            folds = patient_folds(cts, arguments.output, arguments.training, arguments.seed, to_do)
+            written = "written" in arguments.data
+            folds = patient_folds(cts, arguments.output, arguments.training, arguments.seed, to_do, written)
     elif missing(["cohort"]):
         folds = iter([cohort_fold(arguments.output, arguments.training, arguments.seed)])
     for fold in folds:
         for name in missing(fold.tests):
-            rows = mean_volume(fold) if name == MEAN else train(VARIANTS[name], fold, budget, arguments.seed)
+            variant, data = chosen_rows[name]
+            if variant == MEAN:
+                rows = mean_volume(fold)
+            else:
+                rows = train(VARIANTS[variant], data, fold, budget, arguments.seed)
             for test, row in rows.items():
                 write_json(kept / name / f"{test}.json", {**row, "digest": digest_of(name)})
                 told = f"{test}  {name}: {row['psnr']:.2f} dB after {row['steps']} steps"
                 console.print(told, highlight=False)
 
     results: dict[str, dict[str, dict[str, Any]]] = {}
-    for name in (MEAN, *VARIANTS):
+    for name in known_rows:
         rows = {p.stem: json.loads(p.read_text()) for p in sorted((kept / name).glob("*.json"))}
         if rows:
             results[name] = rows
@@ -463,9 +538,8 @@ def main() -> None:
     title = f"{each} ({arguments.clock} clock, {arguments.threads} threads)"
     print_table(results, console, title)
     plot(results, arguments.output / "cascades.png", unit)
-    for name in results:
-        if name != MEAN:
-            console.print(f"{name}: {VARIANTS[name].about}", highlight=False)
+    for variant in dict.fromkeys(name.split("+")[0] for name in results if name != MEAN):
+        console.print(f"{variant}: {VARIANTS[variant].about}", highlight=False)
 
 
 if __name__ == "__main__":

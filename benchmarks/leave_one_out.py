@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from drr2ct.networks import network_config
-from drr2ct.pipeline.data.cohort import BETWEEN_PATIENTS, CohortPlan, write_cohort
+from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
 from drr2ct.pipeline.data.sample.cts import real_cts
 from drr2ct.pipeline.evaluation.protocol import (
     FORMAT,
@@ -27,6 +27,7 @@ from drr2ct.pipeline.evaluation.protocol import (
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+from drr2ct.transforms.variation import WIDE
 
 
 def run_fold(patient: str, cts: dict[str, Path], folder: Path, arguments: argparse.Namespace) -> None:
@@ -35,7 +36,7 @@ def run_fold(patient: str, cts: dict[str, Path], folder: Path, arguments: argpar
     geometry = BiplanarGeometry.from_angles(VolumeGrid(size), detector_size=2 * size)
     others = tuple(path for name, path in cts.items() if name != patient)
     count, watched = arguments.training, arguments.validation
-    plan = CohortPlan(others, geometry, count, watched, 0, seed=arguments.seed, variation=BETWEEN_PATIENTS)
+    plan = CohortPlan(others, geometry, count, watched, 0, seed=arguments.seed, variation=WIDE)
     write_cohort(folder / "data", plan)
     common = {"dataset_dir": str(folder / "data"), "seed": arguments.seed}
     configs = [bundle_file(f"configs/{name}.yaml") for name in ("train", f"networks/{arguments.network}", "demo")]
