@@ -2,8 +2,8 @@
 
 python benchmarks/loading.py [--ct FILE] [--size 256] [--detector 512] [--throughput "50 TFLOP/s"] [--json FILE]
 
-On one core, the best of several repetitions. Cold: after the entry was dropped from the page cache, where the system
-lets it go. What a GPU asks for is planned: the FLOPs of cascade256's training step over the stated throughput.
+On one core, the best of several repetitions; a varied sample, the mean over as many variations, in seconds of the
+processor. Cold: after the entry was dropped from the page cache, where the system lets it go. What a GPU asks for is planned: the FLOPs of cascade256's training step over the stated throughput.
 """
 
 from __future__ import annotations
@@ -17,22 +17,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import list_data_collate
 from rich.console import Console
 from rich.table import Table
 
 from drr2ct.pipeline.data.cache import AugmentedDataset, CachedDataset, decoded, read_entry
-from drr2ct.pipeline.data.cohort import Variation, deformation
 from drr2ct.pipeline.planning.fitting import parse_rate
 from drr2ct.pipeline.planning.plan import Settings, plan_network
 from drr2ct.pipeline.running.bundle import bundle_file
-from drr2ct.transforms.augmentation import RandQuantumNoised, RandWarpAndRenderd, warp
+from drr2ct.transforms.augmentation import RandQuantumNoised
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_samples
+from drr2ct.transforms.variation import files_to_kept, kept_to_samples
 
 SAMPLE = Path(__file__).resolve().parents[1] / "pipeline/data/sample/lidc-idri-0001/lidc-idri-0001.nii.gz"
+
+
+VARIED = ((64, 128), (128, 256), (256, 512))
+"""Voxels of the grid and pixels of the detector, along each axis."""
+
+STEPS = {"RandVaryd": "warp", "RenderDRRd": "render", "OntoGridd": "label"}
 
 
 def seconds(work: Callable[[], Any], repetitions: int) -> float:
@@ -58,6 +63,29 @@ def dropped_from_page_cache(path: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def varied_sample(ct: Path, size: int, detector: int, repetitions: int) -> dict[str, float]:
+    """Seconds of each step that makes another patient of a CT, the mean over as many patients; memory in MiB."""
+    geometry = BiplanarGeometry.from_angles(VolumeGrid(size), detector_size=detector)
+    item = {"patient": "patient", "label": str(ct)}
+    keep = files_to_kept(geometry)
+    times = {"memory": 0.0, "keep": seconds(lambda: keep(item), 2)}
+    kept = keep(item)
+    times["memory"] = kept["label"].numel() * kept["label"].element_size() / 2**20
+    chain = kept_to_samples(geometry)
+    chain.set_random_state(0)
+    times |= dict.fromkeys((*STEPS, "all"), 0.0)
+    for number in range(-1, repetitions):
+        sample: Any = kept
+        for step in chain.transforms:
+            start = time.process_time()
+            sample = step(sample)
+            spent = (time.process_time() - start) / repetitions * (number >= 0)  # the first loads libraries
+            times["all"] += spent
+            if type(step).__name__ in STEPS:
+                times[type(step).__name__] += spent
+    return times
 
 
 def main() -> None:
@@ -98,16 +126,10 @@ def main() -> None:
         if cold:
             rows.append(("cached sample, cold", min(cold)))
 
-        label, affine = first["label"].as_tensor(), np.asarray(first["label"].affine)
-        draw = np.random.default_rng(0)
-        field = draw.uniform(-18, 18, (3, 5, 5, 5))
-        rows.append(("augmentation: warp", seconds(lambda: warp(label, affine, np.eye(3), np.ones(3), field), 2)))
-        warping = RandWarpAndRenderd("label", geometry)
-        rows.append(("augmentation: warp and render", seconds(lambda: warping(first), 2)))
-        both = deformation((arguments.size,) * 3, np.full(3, geometry.grid.spacing_mm), Variation())
-        rows.append(("the same warp by two transforms of MONAI's", seconds(lambda: both(label), 1)))
         noise = RandQuantumNoised("image")
         rows.append(("augmentation: noise", seconds(lambda: noise(first), n)))
+
+        varied = {(n, d): varied_sample(arguments.ct, n, d, arguments.repetitions) for n, d in VARIED}
 
     size, detector, load = arguments.size, arguments.detector, os.getloadavg()[0]
     table = Table(title=f"seconds per sample on one core, {size}³, {detector}² (load {load:.1f})")
@@ -117,18 +139,25 @@ def main() -> None:
         table.add_row(name, f"{value:.3f}")
     console = Console()
     console.print(table)
+    table = Table(title="seconds for a varied sample on one core, rendered from the kept CT")
+    for name in ("grid", "detector", "kept, MiB", "keep, once", *STEPS.values(), "all"):
+        table.add_column(name, justify="right")
+    for (voxels, pixels), times in varied.items():
+        table.add_row(f"{voxels}³", f"{pixels}²", *(f"{value:.3f}" for value in times.values()))
+    console.print(table)
     found = dict(rows)
     step_flops = plan_network(Settings("cascade256")).step_flops
     wanted = step_flops / parse_rate(arguments.throughput)
     cores = found["cached sample in a batch"] / wanted
-    warped = (found["cached sample in a batch"] + 0.5 * found["augmentation: warp and render"]) / wanted
+    cores_varied = varied[VARIED[-1]]["all"] / wanted
     console.print(
         f"a step of cascade256 ({step_flops / 1e12:.2f} TFLOP) takes {wanted:.3f} s at {arguments.throughput}: "
-        f"{cores:.1f} cores keep up from the cache, {warped:.1f} with {bundle_file('configs/augmentation.yaml').name}",
+        f"{cores:.1f} cores keep up from the cache, {cores_varied:.1f} with {bundle_file('configs/vary.yaml').name}",
         highlight=False,
     )
     if arguments.json:
-        content = {"seconds": found, "gpu_seconds": wanted, "load": load}
+        content = {"seconds": found, "varied": {str(n): times for (n, _), times in varied.items()}}
+        content |= {"gpu_seconds": wanted, "load": load}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
 
 

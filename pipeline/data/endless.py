@@ -47,6 +47,7 @@ def endless_variations(
     registration_dir: str | Path,
     mode: str = "cube",
     variation: Variation | Mapping[str, Any] | None = None,
+    render: Any | None = None,
     afterwards: Any | None = None,
 ) -> Compose:
     """What makes a sample of a kept CT: another patient each time, with radiographs rendered from it.
@@ -60,6 +61,7 @@ def endless_variations(
         registration_dir: where registrations are kept.
         mode: how the CT is put on the grid.
         variation: how far patients differ, or what of it is not as :data:`WAYS` has it.
+        render: how radiographs are rendered from a varied scan, see ``kept_to_samples``.
         afterwards: random transforms of the samples, such as those of radiographs.
 
     Raises:
@@ -80,7 +82,7 @@ def endless_variations(
     anatomies = None
     if vary == "between-patients":
         anatomies = registered_patients(dataset, registration_dir)
-    steps = kept_to_samples(geometry, variation, mode, anatomies)
+    steps = kept_to_samples(geometry, variation, mode, anatomies, render=render)
     return steps if afterwards is None else Compose([steps, afterwards])
 
 
