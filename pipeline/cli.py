@@ -53,11 +53,11 @@ def parse_overrides(assignments: list[str] | None) -> dict[str, Any]:
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("outputs/demo"),
-    training: Annotated[int, typer.Option(min=2, help="Patients to train on.")] = 96,
-    validation: Annotated[int, typer.Option(min=1, help="Patients to watch.")] = 8,
-    test: Annotated[int, typer.Option(min=1, help="Patients the network never sees.")] = 16,
+    training: Annotated[int, typer.Option(min=2, help="Variations in an epoch.")] = 96,
+    validation: Annotated[int, typer.Option(min=1, help="Variations to watch.")] = 8,
+    test: Annotated[int, typer.Option(min=1, help="Variations the network never sees.")] = 16,
     seconds: Annotated[float, typer.Option(min=1, help="Time for training.")] = 300.0,
-    seed: Annotated[int, typer.Option(help="Of the cohort and of the training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the variations and of the training.")] = 0,
 ) -> None:
     """Train a small cascade on variations of one real chest CT, and reconstruct a patient it has never seen."""
     from drr2ct.pipeline.demo import DemoSettings, run_demo

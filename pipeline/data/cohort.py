@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -31,7 +32,10 @@ from drr2ct.transforms.volume import to_hu
 
 @dataclass(frozen=True)
 class CohortPlan:
-    """What :func:`write_cohort` makes: how many patients per part, from which CTs, on which geometry."""
+    """What :func:`write_cohort` makes: how many patients per part, from which CTs, on which geometry.
+
+    With no patient for the training, its part lists copies of the CTs themselves: to be varied while training.
+    """
 
     cts: tuple[Path, ...]
     geometry: BiplanarGeometry
@@ -80,6 +84,12 @@ def write_cohort(
             if on_patient is not None:
                 on_patient()
     parts: dict[str, list[dict[str, object]]] = {part: [] for part in PARTS}
+    for source in plan.cts if plan.training == 0 else ():
+        name = source.name.split(".")[0]
+        copy = root / name / source.name
+        with replacing(copy) as temporary:
+            shutil.copyfile(source, temporary)
+        parts["training"].append({"patient": name, "label": str(copy), "source": source.name})
     for part, name, source, seed in patients:
         volume, radiographs = _files(root / name, plan.geometry)
         parts[part].append(
