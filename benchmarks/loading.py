@@ -3,7 +3,8 @@
 python benchmarks/loading.py [--ct FILE] [--size 256] [--detector 512] [--throughput "50 TFLOP/s"] [--json FILE]
 
 On one core, the best of several repetitions; a varied sample, the mean over as many variations, in seconds of the
-processor. Cold: after the entry was dropped from the page cache, where the system lets it go. What a GPU asks for is planned: the FLOPs of cascade256's training step over the stated throughput.
+processor. Cold: after the entry was dropped from the page cache, where the system lets it go. What a GPU asks for is
+planned: the FLOPs of cascade256's training step over the stated throughput.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ from drr2ct.pipeline.planning.plan import Settings, plan_network
 from drr2ct.pipeline.running.bundle import bundle_file
 from drr2ct.transforms.augmentation import RandQuantumNoised
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
-from drr2ct.transforms.preprocessing import files_to_samples
-from drr2ct.transforms.variation import files_to_kept, kept_to_samples
+from drr2ct.transforms.preprocessing import files_to_kept, files_to_samples, kept_to_samples
 
 SAMPLE = Path(__file__).resolve().parents[1] / "pipeline/data/sample/lidc-idri-0001/lidc-idri-0001.nii.gz"
 

@@ -1,4 +1,4 @@
-"""The one chain from files to samples, shared by training, evaluation and inference."""
+"""The one chain from files to samples, shared by training, evaluation and inference; and that of varied samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from monai.transforms import (
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import RenderDRRd
 from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.kept import KeepCTd, kept_spacing_mm
+from drr2ct.transforms.onto_grid import OntoGridd
 from drr2ct.transforms.radiograph import LoadRadiographsd
+from drr2ct.transforms.variation import WIDE, Variation
+from drr2ct.transforms.varied_scan import Anatomies, RandVaryd
 from drr2ct.transforms.volume import LoadCTd, ResampleToGridd, WindowHUd
 
 
@@ -76,6 +80,51 @@ def files_to_samples(
             *ct,
             *scale,
             EnsureTyped("label", track_meta=keep_metadata),
+            SelectItemsd(["image", "label", "patient"]),
+        ]
+    )
+
+
+def files_to_kept(geometry: BiplanarGeometry) -> Compose:
+    """What is done once for each patient: read the CT (``label``), and keep what variations are made of.
+
+    Stored radiographs are not read: those of a varied patient are rendered.
+    """
+    return Compose(
+        [
+            LoadCTd("label"),
+            Orientationd("label", axcodes="RAS", labels=None),
+            KeepCTd("label", kept_spacing_mm(geometry)),
+            SelectItemsd(["label", "patient"]),
+        ]
+    )
+
+
+def kept_to_samples(
+    geometry: BiplanarGeometry,
+    variation: Variation = WIDE,
+    mode: str = "cube",
+    anatomies: Anatomies | None = None,
+    prob: float = 1.0,
+    render: Any | None = None,
+) -> Compose:
+    """What is done each time: vary, render, put on the grid. Samples are those of :func:`files_to_samples`.
+
+    Args:
+        geometry: grid and views.
+        variation: how far patients may differ.
+        mode: how the CT is put on the grid.
+        anatomies: ways towards other patients.
+        prob: of varying a sample.
+        render: another dictionary transform from the scan under ``label`` (HU, with affine and isocentre) to line
+            integrals (V, H, W) under ``image``, for example one in which the patient moves between the views.
+    """
+    return Compose(
+        [
+            RandVaryd("label", geometry, variation, mode, anatomies, prob),
+            render or RenderDRRd("label", geometry, output_key="image", thick_planes=True, overwrite=True),
+            ScaleIntensityd("image", minv=None, maxv=None, factor=1 / LINE_INTEGRAL_SCALE - 1),
+            OntoGridd("label", geometry.grid.size),
             SelectItemsd(["image", "label", "patient"]),
         ]
     )

@@ -109,7 +109,7 @@ class Registered:
 
 @dataclass(frozen=True)
 class RegisteredPatients:
-    """Patients who can be led towards each other: the :class:`~drr2ct.transforms.variation.Anatomies` of a data set.
+    """Patients who can be led towards each other: the :class:`~drr2ct.transforms.varied_scan.Anatomies` of a data set.
 
     Args:
         patients: by name.

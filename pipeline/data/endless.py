@@ -22,6 +22,7 @@ from drr2ct.pipeline.running.faults import explain_fault
 from drr2ct.pipeline.running.progress import tracked
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.preprocessing import kept_to_samples
 from drr2ct.transforms.registration import (
     Registered,
     RegisteredPatients,
@@ -31,7 +32,7 @@ from drr2ct.transforms.registration import (
     to_compare,
 )
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.variation import TOWARDS, WIDE, Variation, kept_to_samples
+from drr2ct.transforms.variation import TOWARDS, WIDE, Variation
 
 WAYS = {"within-patients": WIDE, "between-patients": TOWARDS}
 """How training patients can be varied, beside not at all."""
@@ -55,7 +56,7 @@ def endless_variations(
     Between patients, the CTs are registered first, once; other patients are those of ``dataset`` alone.
 
     Args:
-        dataset: the training patients' CTs, from :func:`~drr2ct.transforms.variation.files_to_kept`.
+        dataset: the training patients' CTs, from :func:`~drr2ct.transforms.preprocessing.files_to_kept`.
         geometry: grid and views.
         vary: one of :data:`WAYS`.
         registration_dir: where registrations are kept.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from drr2ct.pipeline.checkpoints.checkpoint import read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from tests.bundle.conftest import assert_one_sentence
 from tests.bundle.processes import KillAt, finish, start
 from tests.bundle.test_resume import assert_same_run, rows_of

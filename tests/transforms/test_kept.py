@@ -12,8 +12,8 @@ from monai.data import MetaTensor
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.kept import KeepCT, Scan, kept_spacing_mm
+from drr2ct.transforms.preprocessing import files_to_kept
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.variation import files_to_kept
 from tests.files import chest, write_nifti
 
 AFFINE = np.array([[4.0, 0, 0, -170], [0, 4, 0, -150], [0, 0, 5, -130], [0, 0, 0, 1]])

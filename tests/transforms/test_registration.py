@@ -15,7 +15,7 @@ from drr2ct.transforms.registration import (
     register,
     to_compare,
 )
-from drr2ct.transforms.variation import to_indices
+from drr2ct.transforms.varied_scan import to_indices
 from drr2ct.transforms.warping import grid_points, resample, smallest_jacobian
 
 SETTINGS = RegistrationSettings(spacing_mm=8.0, iterations=(60, 40), smoothing_mm=9.0, field_mm=12.0)

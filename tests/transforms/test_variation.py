@@ -17,19 +17,11 @@ from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import project_volume, render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.kept import KeepCT, kept_spacing_mm
-from drr2ct.transforms.preprocessing import files_to_samples
+from drr2ct.transforms.onto_grid import OntoGrid
+from drr2ct.transforms.preprocessing import files_to_kept, files_to_samples, kept_to_samples
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.variation import (
-    WIDE,
-    Draw,
-    OntoGrid,
-    RandVaryd,
-    Variation,
-    Varier,
-    bent,
-    files_to_kept,
-    kept_to_samples,
-)
+from drr2ct.transforms.variation import WIDE, Draw, Variation
+from drr2ct.transforms.varied_scan import RandVaryd, Varier, bent
 from drr2ct.transforms.volume import HU_WINDOW, ResampleToGrid, to_hu
 from drr2ct.transforms.warping import PointMap, grid_points, smallest_jacobian
 from tests.files import chest, write_nifti

@@ -20,9 +20,8 @@ from drr2ct.pipeline.data.cache import AugmentedDataset, CachedDataset, decoded,
 from drr2ct.pipeline.data.loading import PatientLoader, SeededSamples
 from drr2ct.transforms.augmentation import RandQuantumNoised
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
-from drr2ct.transforms.preprocessing import files_to_samples
+from drr2ct.transforms.preprocessing import files_to_kept, files_to_samples, kept_to_samples
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.variation import files_to_kept, kept_to_samples
 from drr2ct.transforms.volume import HU_WINDOW
 from tests.files import chest, write_nifti
 
