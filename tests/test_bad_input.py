@@ -761,6 +761,70 @@ def test_data_sets(command: Command, tmp_path: Path, case: Case) -> None:  # noq
     assert_nothing_half_written(out)
 
 
+def varied(count: int, *arguments: str) -> Callable[[Path], list[str]]:
+    """So many patients, and the arguments."""
+
+    def make(root: Path) -> list[str]:
+        for i in range(count):
+            write_nifti(root / f"p{i}" / f"p{i}.nii.gz", chest(VOLUME, seed=i))
+        return list(arguments)
+
+    return make
+
+
+def taken_registration(root: Path) -> list[str]:
+    taken = root / "p0" / "notes.txt"
+    arguments = varied(6, "--vary", "between-patients", "--set", f"registration_dir={taken}/here")(root)
+    taken.write_text("a file")
+    return arguments
+
+
+VARIED = [
+    Case(
+        "a way to vary that there is not",
+        varied(3, "--vary", "around"),
+        "vary is 'around'; choose off (no vary.yaml), within-patients or between-patients.",
+    ),
+    Case(
+        "a misspelt variation",
+        varied(3, "--vary", "within-patients", "--set", "variation={scael: 0.1}"),
+        "variation has no scael; choose from …",
+    ),
+    Case(
+        "more than half of each end cut off",
+        varied(3, "--vary", "within-patients", "--set", "variation={coverage: 0.6}"),
+        "coverage is 0.6; at either end less than 0.5 of a scan can be cut off.",
+    ),
+    Case(
+        "one training patient, between patients",
+        varied(3, "--vary", "between-patients"),
+        "between patients there have to be two or more, the training set has 1; set vary to within-patients.",
+    ),
+    Case(
+        "registrations where nothing can be written",
+        taken_registration,
+        "registration folder … cannot be written (…); set registration_dir to another.",
+    ),
+    Case(
+        "no variations in an epoch",
+        varied(3, "--vary", "within-patients", "--set", "variations=0"),
+        "variations is 0; an epoch needs at least 1 of each patient.",
+    ),
+]
+
+
+@parametrize(VARIED)
+def test_varied_training(command: Command, tmp_path: Path, case: Case) -> None:  # noqa: F811
+    root, out = tmp_path / "set", tmp_path / "out"
+    arguments = case.make(root)
+    before = snapshot(tmp_path)
+    result = command("train", root, "--output", out, "--network", "cascade64", *TINY, *arguments)
+    assert_refused(result, case.says)
+    assert {path for path in snapshot(tmp_path) if not path.startswith(str(out))} == set(before)
+    assert not list(out.rglob("last.pt"))
+    assert_nothing_half_written(out)
+
+
 def test_patients_folders_may_be_links(tmp_path: Path) -> None:
     from drr2ct.pipeline.data.datalist import find_patients, load_datalist, split_patients, write_datalist
 
@@ -1225,6 +1289,7 @@ SECTIONS = {
     "`drr2ct prepare SOURCE DEST`: what is asked for": REQUESTS,
     "`drr2ct prepare DATASET --check`": SETS,
     "`drr2ct train DATASET`": DATA_SETS,
+    "`drr2ct train DATASET --vary …`": VARIED,
     "`drr2ct reconstruct` and `drr2ct evaluate`": [*RADIOGRAPHS, INVERTED, OTHER_GEOMETRY],
     "Any command": [*EXISTING, *FULL],
 }

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,10 @@ def endless_variations(
     if vary not in WAYS:
         raise InputError(f"vary is {vary!r}; choose off (no vary.yaml), {' or '.join(WAYS)}.")
     if not isinstance(variation, Variation):
-        try:
-            variation = replace(WAYS[vary], **(variation or {}))
-        except TypeError as error:
-            raise InputError(f"variation: {error}; see drr2ct.transforms.variation.Variation.") from error
+        known = [field.name for field in fields(Variation)]
+        if unknown := set(variation or {}) - set(known):
+            raise InputError(f"variation has no {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
+        variation = replace(WAYS[vary], **(variation or {}))
     stored = [item["patient"] for item in _items(dataset) if "image" in item]
     if stored:
         logger.warning(
@@ -120,12 +120,16 @@ def registered_patients(
     by_volume = sorted(images, key=lambda name: (float(np.prod(images[name].GetSize())), name))
     reference = by_volume[len(by_volume) // 2]
     folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before the first takes its seconds
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     paths = {name: folder / f"{_key(images[reference], image, settings)}.pt" for name, image in images.items()}
     names = sorted(name for name in images if name != reference)
     mine = [names[i] for i in share(len(names)) if _read(paths[names[i]]) is None]
     console = console or Console(stderr=True)
     if mine:
-        console.print(f"registering {len(mine)} CTs to that of {reference}; kept in {folder}")
+        console.print(f"registering {len(mine)} CTs to that of {reference}; kept in {folder}", soft_wrap=True)
     for name in tracked(mine, len(mine), console, "registrations"):
         _write(paths[name], register(images[reference], images[name], settings))
     wait()
@@ -178,10 +182,13 @@ def _write(path: Path, registered: Registered) -> None:
     try:
         with replacing(path) as temporary:
             torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"registration folder {path.parent} cannot be written ({error}); set registration_dir to another."
-        ) from error
+    except (OSError, RuntimeError) as error:  # torch hides the reason why a file cannot be written
+        raise _unwritable(path.parent, error) from error
+
+
+def _unwritable(folder: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return InputError(f"registration folder {folder} cannot be written ({reason}); set registration_dir to another.")
 
 
 def _read(path: Path) -> Registered | None:

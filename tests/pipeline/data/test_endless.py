@@ -137,7 +137,7 @@ def test_mistakes_are_one_sentence(dataset: Path, tmp_path: Path) -> None:
     data = kept(dataset, tmp_path / "cache")
     with pytest.raises(InputError, match=r"vary is 'between'; choose .*between-patients"):
         endless_variations(data, GEOMETRY, "between", tmp_path)
-    with pytest.raises(InputError, match=r"variation: .*scael"):
+    with pytest.raises(InputError, match="variation has no scael; choose from rotation_deg"):
         endless_variations(data, GEOMETRY, "within-patients", tmp_path, variation={"scael": 0.1})
     one = CachedDataset(data.data[:1], files_to_kept(GEOMETRY), tmp_path / "cache")
     with pytest.raises(InputError, match="two or more"):
