@@ -39,7 +39,7 @@ class Variation:
         towards: largest part of the way that is gone towards another patient.
 
     Raises:
-        InputError: if the coverage would leave nothing, or the way is no part of one.
+        InputError: if the scale or the coverage would leave nothing, or the way is no part of one.
     """
 
     rotation_deg: float = 6.0
@@ -52,6 +52,8 @@ class Variation:
     towards: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.scale <= 0.4:
+            raise InputError(f"scale is {self.scale:g}; nobody differs by more than 0.4, and less than 0 is nothing.")
         if not 0 <= self.coverage < 0.5:
             raise InputError(f"coverage is {self.coverage:g}; at either end less than 0.5 of a scan can be cut off.")
         if not 0 <= self.towards <= 1:

@@ -15,7 +15,7 @@ from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.radiograph_views import check_view_order
 from drr2ct.transforms.validation import InputError
 
-SAMPLE = Path(__file__).parents[2] / "data/sample/lidc-idri-0001/lidc-idri-0001.nii.gz"
+SAMPLE = Path(__file__).parents[2] / "pipeline/data/sample/lidc-idri-0001/lidc-idri-0001.nii.gz"
 ENGINES = ("rtk", "nanodrr")
 
 
