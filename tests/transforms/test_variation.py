@@ -252,7 +252,7 @@ def test_mistakes_are_refused() -> None:
     for wrong in (-0.1, 0.5, float("nan")):
         with pytest.raises(InputError, match="coverage is"):
             Variation(coverage=wrong)
-    with pytest.raises(InputError, match="scale is 0.9"):
+    with pytest.raises(InputError, match=r"scale is 0\.9"):
         Variation(scale=0.9)
     with pytest.raises(InputError, match="towards is"):
         Variation(towards=1.5)
