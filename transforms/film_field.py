@@ -1,0 +1,126 @@
+"""The field: cassette and collimator end before the detector of DRRs does, and what lies outside is not known.
+
+One convention, for films that are drawn here and for those that are read: what a film does not cover is filled with its
+nearest covered pixel (:func:`extend_from_edge`). Filled with 0, the picture would say that there is air, with an edge
+where the cassette ends; nothing in a patient has such an edge, and a back-projected edge is a wall through the volume.
+Extended, air stays air and a body that goes on goes on; that rows or columns repeat exactly tells a network that
+nothing was seen there. No mask is passed beside the radiographs: networks take them as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from monai.config import KeysCollection
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from drr2ct.transforms.film import RandFilmEffectd, checked_range
+from drr2ct.transforms.geometry import BiplanarGeometry, View
+from drr2ct.transforms.validation import InputError
+
+CASSETTES_MM = ((430.0, 350.0), (350.0, 430.0), (430.0, 430.0))
+"""Height and width of what chest films are taken on: 35×43 cm upright or across, and 43×43 cm detectors."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A rectangle on a detector.
+
+    Args:
+        size_mm: height and width.
+        centre_mm: its centre, from the detector's: downwards and to the right.
+        turned_deg: about its centre.
+    """
+
+    size_mm: tuple[float, float]
+    centre_mm: tuple[float, float] = (0.0, 0.0)
+    turned_deg: float = 0.0
+
+    def covered(self, view: View) -> Bool[Tensor, "rows columns"]:
+        """The pixels of a view's detector whose centre lies within."""
+        rows, columns = (
+            (torch.arange(count) - (count - 1) / 2) * view.pixel_pitch_mm - middle
+            for count, middle in zip(view.detector_size, self.centre_mm, strict=True)
+        )
+        angle = math.radians(self.turned_deg)
+        down = rows[:, None] * math.cos(angle) - columns * math.sin(angle)
+        across = rows[:, None] * math.sin(angle) + columns * math.cos(angle)
+        return (down.abs() <= self.size_mm[0] / 2) & (across.abs() <= self.size_mm[1] / 2)
+
+
+def extend_from_edge(
+    image: Float[Tensor, "rows columns"], covered: Bool[Tensor, "rows columns"]
+) -> Float[Tensor, "rows columns"]:
+    """What is not covered takes the value of the nearest pixel that is.
+
+    Args:
+        image: of any unit.
+        covered: what the film shows.
+
+    Raises:
+        InputError: if nothing is covered.
+    """
+    if not covered.any():
+        raise InputError("a field that covers no pixel of the detector shows nothing; enlarge or move it.")
+    covered = covered.to(image.device)
+    rows, columns = (torch.nonzero(covered.any(dim=axis)).flatten() for axis in (1, 0))
+    box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    if covered[box].all():  # an upright rectangle: the nearest pixel is found along each axis on its own
+        along = [
+            torch.arange(count, device=image.device).clamp(part.start, part.stop - 1)
+            for count, part in zip(image.shape, box, strict=True)
+        ]
+        return image[along[0][:, None], along[1]]
+    nearest = distance_transform_edt(~covered.cpu().numpy(), return_distances=False, return_indices=True)
+    down, across = torch.from_numpy(nearest.astype(np.int64)).to(image.device)
+    return image[down, across]
+
+
+class RandFilmFieldd(RandFilmEffectd):
+    """Cassette and collimation, each view its own; see :class:`Field` and :func:`extend_from_edge`.
+
+    Args:
+        keys: of radiographs, in scaled line integrals.
+        geometry: the views.
+        centre_mm: by how much the field's centre is off along either axis, at most.
+        collimation_mm: least and most that the collimator takes off each side of the cassette.
+        turned_deg: by how much it is turned, at most.
+        prob: of a field on a sample.
+
+    Raises:
+        InputError: for what is no range.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        geometry: BiplanarGeometry,
+        centre_mm: float = 20.0,
+        collimation_mm: tuple[float, float] = (0.0, 40.0),
+        turned_deg: float = 2.0,
+        prob: float = 1.0,
+    ) -> None:
+        super().__init__(keys, geometry, prob)
+        self.centre_mm = centre_mm
+        self.collimation_mm = checked_range("collimation_mm", collimation_mm)
+        self.turned_deg = turned_deg
+
+    def draw(self, view: View) -> Field:
+        """Cassette, collimation, and where they are."""
+        cassette = CASSETTES_MM[self.R.randint(len(CASSETTES_MM))]
+        borders = self.R.uniform(*self.collimation_mm, (2, 2))
+        centre = self.R.uniform(-self.centre_mm, self.centre_mm, 2) + (borders[:, 0] - borders[:, 1]) / 2
+        height, width = np.asarray(cassette) - borders.sum(axis=1)
+        turned = float(self.R.uniform(-self.turned_deg, self.turned_deg)) * (self.R.uniform() < 0.5)
+        return Field((float(height), float(width)), (float(centre[0]), float(centre[1])), turned)
+
+    def apply(
+        self, line_integrals: Float[Tensor, "rows columns"], view: View, drawn: Field
+    ) -> Float[Tensor, "rows columns"]:
+        """Within the field, and extended from its edge."""
+        return extend_from_edge(line_integrals, drawn.covered(view))
