@@ -7,7 +7,7 @@ robustness table share, and a random transform that draws the strength.
 In the order in which they happen: where tube, detector and patient were (``film_pose``, ``film_breathing``), the
 patient's motion during the exposure (``film_blur``), scatter (``film_scatter``), counting noise (``film_noise``), the
 detector's blur (``film_blur``), the console's processing, as far as reading does not undo it (``film_tone``,
-``film_console``), what is burned in (``film_marker``), and the field (``film_field``).
+``film_console``), the field (``film_field``), and what is burned in (``film_marker``).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def checked_range(name: str, bounds: tuple[float, float], least: float = 0.0) ->
 
 
 def gaussian_weights(count: int, sigma: float, device: torch.device | None = None) -> Float[Tensor, "count count"]:
-    """A Gaussian low pass along an axis as a matrix, normalised over the pixels that exist.
+    """A Gaussian low pass along an axis as a matrix: its integral over each pixel, normalised over those that exist.
 
     A product of matrices, not a convolution: oneDNN would keep a compiled primitive for every width that is drawn.
 
@@ -95,11 +95,16 @@ def gaussian_weights(count: int, sigma: float, device: torch.device | None = Non
     if sigma <= 0:
         return torch.eye(count, device=device)
     place = torch.arange(count, dtype=torch.float32, device=device)
-    weights = torch.exp(-0.5 * ((place[:, None] - place) / sigma) ** 2)
+    edges = torch.erf((place[:, None] - torch.arange(count + 1, device=device) + 0.5) / (2**0.5 * sigma))
+    weights = edges[:, :-1] - edges[:, 1:]
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def smoothed(image: Float[Tensor, "rows columns"], sigma_mm: float, pitch_mm: float) -> Float[Tensor, "rows columns"]:
-    """The image under a Gaussian of this width."""
-    rows, columns = (gaussian_weights(count, sigma_mm / pitch_mm, image.device) for count in image.shape)
-    return rows @ image @ columns.T
+def smoothed(
+    images: Float[Tensor, "*images rows columns"], sigma_mm: float, pitch_mm: float
+) -> Float[Tensor, "*images rows columns"]:
+    """Images under a Gaussian of this width."""
+    rows, columns = images.shape[-2:]
+    down = gaussian_weights(rows, sigma_mm / pitch_mm, images.device)
+    across = down if rows == columns else gaussian_weights(columns, sigma_mm / pitch_mm, images.device)
+    return down @ images @ across.T

@@ -88,7 +88,9 @@ class RandFilmFieldd(RandFilmEffectd):
         keys: of radiographs, in scaled line integrals.
         geometry: the views.
         centre_mm: by how much the field's centre is off along either axis, at most.
-        collimation_mm: least and most that the collimator takes off each side of the cassette.
+        collimation_mm: most that the collimator takes off each side of the cassette; mostly less.
+        magnification: smallest and largest of films. Where that is known, a film is scaled so that the isocentre's
+            plane keeps its size, and covers more of the geometry's detector than its own size says.
         turned_deg: by how much it is turned, at most.
         prob: of a field on a sample.
 
@@ -101,21 +103,24 @@ class RandFilmFieldd(RandFilmEffectd):
         keys: KeysCollection,
         geometry: BiplanarGeometry,
         centre_mm: float = 20.0,
-        collimation_mm: tuple[float, float] = (0.0, 40.0),
+        collimation_mm: float = 40.0,
+        magnification: tuple[float, float] = (1.08, 1.2),
         turned_deg: float = 2.0,
         prob: float = 1.0,
     ) -> None:
         super().__init__(keys, geometry, prob)
         self.centre_mm = centre_mm
-        self.collimation_mm = checked_range("collimation_mm", collimation_mm)
+        self.collimation_mm = collimation_mm
+        self.magnification = checked_range("magnification", magnification, 1.0)
         self.turned_deg = turned_deg
 
     def draw(self, view: View) -> Field:
         """Cassette, collimation, and where they are."""
-        cassette = CASSETTES_MM[self.R.randint(len(CASSETTES_MM))]
-        borders = self.R.uniform(*self.collimation_mm, (2, 2))
+        scale = view.source_to_detector_mm / view.source_to_isocentre_mm / self.R.uniform(*self.magnification)
+        cassette = scale * np.array(CASSETTES_MM[self.R.randint(len(CASSETTES_MM))])
+        borders = self.collimation_mm * self.R.uniform(0, 1, (2, 2)) ** 2
         centre = self.R.uniform(-self.centre_mm, self.centre_mm, 2) + (borders[:, 0] - borders[:, 1]) / 2
-        height, width = np.asarray(cassette) - borders.sum(axis=1)
+        height, width = cassette - borders.sum(axis=1)
         turned = float(self.R.uniform(-self.turned_deg, self.turned_deg)) * (self.R.uniform() < 0.5)
         return Field((float(height), float(width)), (float(centre[0]), float(centre[1])), turned)
 

@@ -92,7 +92,7 @@ class RandFilmMarkerd(RandFilmEffectd):
         keys: KeysCollection,
         geometry: BiplanarGeometry,
         height_mm: tuple[float, float] = (8.0, 25.0),
-        within_mm: tuple[float, float] = (350.0, 350.0),
+        within_mm: tuple[float, float] = (340.0, 320.0),
         prob: float = 1.0,
     ) -> None:
         super().__init__(keys, geometry, prob)

@@ -98,11 +98,21 @@ def nominal_poses(geometry: BiplanarGeometry) -> tuple[FilmPose, ...]:
     return tuple(FilmPose(view) for view in geometry.views)
 
 
+def rigid(rotation: Rotation | None = None, shift_mm: Float[np.ndarray, 3] | None = None) -> Float[np.ndarray, "4 4"]:
+    """A rotation about the isocentre, and then a shift (mm)."""
+    motion = np.eye(4)
+    if rotation is not None:
+        motion[:3, :3] = rotation.as_matrix()
+    if shift_mm is not None:
+        motion[:3, 3] = shift_mm
+    return motion
+
+
 def tilted(view: View, up_deg: float, in_plane_deg: float) -> Float[np.ndarray, "4 4"]:
     """The motion of the patient that looks as a beam tilted upwards and a film turned clockwise do."""
     across, down = view.detector_axes
     beam = np.cross(across, down)
-    return _rigid(Rotation.from_rotvec(np.radians(up_deg) * across - np.radians(in_plane_deg) * beam))
+    return rigid(Rotation.from_rotvec(np.radians(up_deg) * across - np.radians(in_plane_deg) * beam))
 
 
 def moved(
@@ -124,9 +134,9 @@ def moved(
     if others:
         across = int(np.argmin([abs(first @ other) for other in others]))
         unseen = (shifts_mm[across] @ first) * first
-    motions = [_rigid(Rotation.identity(), -unseen)]
+    motions = [rigid(shift_mm=-unseen)]
     for shift, angle in zip(shifts_mm, turned_deg, strict=True):
-        motions.append(_rigid(Rotation.from_rotvec(np.radians(angle) * _UP), shift - unseen))
+        motions.append(rigid(Rotation.from_rotvec(np.radians(angle) * _UP), shift - unseen))
     return motions
 
 
@@ -162,7 +172,7 @@ def draw_poses(
             continue
         k = index - 1
         taken = replace(taken, gantry_angle_deg=view.gantry_angle_deg + float(angles[k]))
-        raised = _rigid(Rotation.identity(), heights[k] * _UP)
+        raised = rigid(shift_mm=heights[k] * _UP)
         poses.append(FilmPose(taken, raised @ tilted(taken, *tilts[k]) @ motion, float(breaths[k])))
     return tuple(poses)
 
@@ -262,11 +272,3 @@ class RandFilmPosed(RandomizableTransform, MapTransform):
         films = render_films(hu, self._poses, np.asarray(ct.affine), ct.meta.get("isocentre"), self.engine)
         sample[self.output_key] = films / LINE_INTEGRAL_SCALE
         return sample
-
-
-def _rigid(rotation: Rotation, shift_mm: Float[np.ndarray, 3] | None = None) -> Float[np.ndarray, "4 4"]:
-    motion = np.eye(4)
-    motion[:3, :3] = rotation.as_matrix()
-    if shift_mm is not None:
-        motion[:3, 3] = shift_mm
-    return motion

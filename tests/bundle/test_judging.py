@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from drr2ct.pipeline.data.datalist import load_datalist
+from drr2ct.pipeline.evaluation.conditions import conditions
 from drr2ct.pipeline.running.bundle import bundle_file
 from tests.bundle.conftest import assert_one_sentence
 from tests.files import chest, write_nifti
@@ -106,7 +107,8 @@ def test_robustness(command, dataset: Path, checkpoint: Path, tmp_path: Path) ->
     status, message = command("robustness", dataset, "--checkpoint", checkpoint, "--output", tmp_path)
     assert status == 0, message
     rows = rows_of(tmp_path / "robustness.csv")
-    assert len(rows) == 17 and rows[0]["condition"] == "clean" and float(rows[0]["psnr_change"]) == 0
+    assert [row["condition"] for row in rows] == [condition.name for condition in conditions(16)]
+    assert float(rows[0]["psnr_change"]) == 0
     for arguments, says in (
         ((dataset, "--checkpoint", tmp_path / "none.pt"), "does not exist"),
         ((tmp_path / "nowhere", "--checkpoint", checkpoint), "does not exist"),
