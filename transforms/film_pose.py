@@ -194,7 +194,7 @@ def render_films(
     poses: Sequence[FilmPose],
     affine: Float[np.ndarray, "4 4"],
     isocentre: Sequence[float] | None = None,
-    engine: str = "auto",
+    **options: Any,
 ) -> Float[Tensor, "views rows columns"]:
     """Line integrals of a CT as films taken so see it; takes as long as ``render_drr``, but for the breathing.
 
@@ -203,7 +203,7 @@ def render_films(
         poses: of all views.
         affine: voxel index → RAS+ mm.
         isocentre: patient coordinates (mm); see ``render_drr``.
-        engine: likewise.
+        **options: further ones of ``render_drr``.
 
     Raises:
         InputError: as ``render_drr``.
@@ -213,24 +213,27 @@ def render_films(
         breathed = breathe(volume, np.asarray(affine), breath) if breath else volume
         chosen = [index for index, pose in enumerate(poses) if pose.breath_mm == breath]
         views, motions = [poses[i].view for i in chosen], [poses[i].motion for i in chosen]
-        rendered = render_drr(breathed, views, affine, isocentre, engine, motions)
+        rendered = render_drr(breathed, views, affine, isocentre, motions=motions, **options)
         films |= dict(zip(chosen, rendered, strict=True))
     return torch.stack([films[index] for index in range(len(poses))])
 
 
-class RandFilmPosed(RandomizableTransform, MapTransform):
-    """Radiographs of a sample's CT rendered again, as films that were not taken quite as the geometry says.
+class RandRenderFilmsd(RandomizableTransform, MapTransform):
+    """Radiographs rendered as films that were not taken quite as the geometry says; the CT stays as it is.
 
-    They come from the CT on the grid; what the grid cuts off is not in them. Where samples are rendered while training
-    anyway, :func:`draw_poses` and :func:`render_films` belong into that rendering instead.
+    There are two places for it: where samples are made of scans while training, as ``render`` of
+    :func:`~drr2ct.transforms.variation.kept_to_samples`, which costs no rendering more; and, ``windowed``, after the
+    cache, where samples are on the grid already. What the grid cuts off is not in the radiographs then.
 
     Args:
-        keys: the key of the CT, (1, N, N, N) in [0, 1] over the HU window, a ``MetaTensor``; one. It stays as it is.
+        keys: the key of the CT, a ``MetaTensor``; one.
         geometry: the views as they are said to be.
         variation: how far they may be otherwise.
-        prob: of rendering a sample again.
-        output_key: of the radiographs, (V, H, W) in scaled line integrals.
-        engine: that renders, see ``render_drr``.
+        windowed: the CT is in [0, 1] over the HU window and radiographs are scaled; else HU and line integrals.
+        prob: of rendering a sample; the others keep their radiographs. Where they have none, give 1, and
+            ``PoseVariation.prob``.
+        output_key: of the radiographs, (V, H, W).
+        **options: of ``render_drr``: ``engine``, ``thick_planes``.
 
     Raises:
         InputError: for more than one key or, when called, a CT without its affine.
@@ -241,26 +244,28 @@ class RandFilmPosed(RandomizableTransform, MapTransform):
         keys: KeysCollection,
         geometry: BiplanarGeometry,
         variation: PoseVariation | None = None,
+        windowed: bool = False,
         prob: float = 1.0,
         output_key: str = "image",
-        engine: str = "auto",
+        **options: Any,
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         if len(self.keys) != 1:
-            raise InputError(f"RandFilmPosed renders one CT, not {', '.join(map(str, self.keys))}.")
+            raise InputError(f"RandRenderFilmsd renders one CT, not {', '.join(map(str, self.keys))}.")
         self.geometry = geometry
         self.variation = variation or PoseVariation()
+        self.windowed = windowed
         self.output_key = output_key
-        self.engine = engine
+        self.options = options
 
     def randomize(self, data: Any = None) -> None:
-        """Draw whether to render again, and how the films were taken."""
+        """Draw whether to render, and how the films were taken."""
         super().randomize(None)
         self._poses = draw_poses(self.R, self.geometry, self.variation)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The sample with other radiographs of the same CT, or as it was."""
+        """The sample with its radiographs."""
         sample = dict(data)
         self.randomize()
         if not self._do_transform:
@@ -268,7 +273,7 @@ class RandFilmPosed(RandomizableTransform, MapTransform):
         ct = sample[self.keys[0]]
         if not isinstance(ct, MetaTensor):
             raise InputError(f"{self.keys[0]} has no affine to render by; keep its metadata in the preprocessing.")
-        hu = to_hu(ct.as_tensor())
-        films = render_films(hu, self._poses, np.asarray(ct.affine), ct.meta.get("isocentre"), self.engine)
-        sample[self.output_key] = films / LINE_INTEGRAL_SCALE
+        hu = to_hu(ct.as_tensor()) if self.windowed else ct.as_tensor()
+        films = render_films(hu, self._poses, np.asarray(ct.affine), ct.meta.get("isocentre"), **self.options)
+        sample[self.output_key] = films / LINE_INTEGRAL_SCALE if self.windowed else films
         return sample

@@ -18,7 +18,7 @@ from drr2ct.transforms.film_breathing import breathe
 from drr2ct.transforms.film_pose import (
     FilmPose,
     PoseVariation,
-    RandFilmPosed,
+    RandRenderFilmsd,
     at_distances,
     draw_poses,
     moved,
@@ -28,6 +28,8 @@ from drr2ct.transforms.film_pose import (
 )
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
 from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.variation import WIDE, files_to_kept, kept_to_samples
+from tests.files import chest, write_nifti
 from tests.transforms.phantoms import GRID, phantom
 
 GEOMETRY = BiplanarGeometry.from_angles(GRID, detector_size=96)
@@ -203,31 +205,53 @@ def test_poses_are_drawn_within_their_ranges_and_by_the_seed() -> None:
     assert [pose.view for pose in nothing] == list(GEOMETRY.views)
 
 
-def test_films_of_a_sample_keep_its_ct() -> None:
-    ct = MetaTensor((phantom(4) + 1024) / 4095, affine=torch.from_numpy(AFFINE), meta={"isocentre": [0.0, 0.0, 0.0]})
-    plain = render_drr(phantom(4), GEOMETRY, AFFINE) / LINE_INTEGRAL_SCALE
+@pytest.mark.parametrize("windowed", [False, True])
+def test_films_of_a_sample_keep_its_ct(windowed: bool) -> None:
+    hu = phantom(4)
+    values = (hu + 1024) / 4095 if windowed else hu
+    ct = MetaTensor(values, affine=torch.from_numpy(AFFINE), meta={"isocentre": [0.0, 0.0, 0.0]})
+    plain = render_drr(hu, GEOMETRY, AFFINE) / (LINE_INTEGRAL_SCALE if windowed else 1)
     sample = {"label": ct, "image": plain}
-    pose = RandFilmPosed("label", GEOMETRY)
+    films = RandRenderFilmsd("label", GEOMETRY, windowed=windowed)
 
     def made(seed: int) -> Tensor:
-        pose.set_random_state(seed)
-        result = pose(sample)
+        films.set_random_state(seed)
+        result = films(sample)
         assert result["label"] is ct
         return result["image"]
 
     assert torch.equal(made(1), made(1)) and not torch.equal(made(1), made(2))
     assert 0.02 < float((made(1) - plain).abs().mean() / plain.mean()) < 0.6
-    pose = RandFilmPosed("label", GEOMETRY, PoseVariation(prob=0.0))
+    films = RandRenderFilmsd("label", GEOMETRY, PoseVariation(prob=0.0), windowed)
     torch.testing.assert_close(made(1), plain, atol=1e-4, rtol=1e-4)
-    pose = RandFilmPosed("label", GEOMETRY, prob=0.0)
-    assert pose(sample)["image"] is plain
+    films = RandRenderFilmsd("label", GEOMETRY, windowed=windowed, prob=0.0)
+    assert films(sample)["image"] is plain
+
+
+def test_films_of_a_varied_scan_are_rendered_once(tmp_path) -> None:
+    """In the place of the plain rendering: the same scan, the same label, other radiographs."""
+    path = write_nifti(tmp_path / "ct.nii.gz", chest())
+    kept = files_to_kept(GEOMETRY)({"patient": "p", "label": str(path)})
+
+    def made(render: object) -> dict:
+        steps = kept_to_samples(GEOMETRY, WIDE, render=render)
+        steps.set_random_state(3)
+        return steps(kept)
+
+    plain = made(None)
+    films = made(RandRenderFilmsd("label", GEOMETRY, thick_planes=True))
+    exact = made(RandRenderFilmsd("label", GEOMETRY, PoseVariation(prob=0.0), thick_planes=True))
+    torch.testing.assert_close(films["label"].as_tensor(), plain["label"].as_tensor())
+    torch.testing.assert_close(torch.as_tensor(exact["image"]), torch.as_tensor(plain["image"]))
+    apart = (torch.as_tensor(films["image"]) - torch.as_tensor(plain["image"])).abs().mean()
+    assert 0.02 < float(apart / plain["image"].mean()) < 0.8
 
 
 def test_mistakes_are_refused() -> None:
     with pytest.raises(InputError, match="one CT"):
-        RandFilmPosed(["label", "other"], GEOMETRY)
+        RandRenderFilmsd(["label", "other"], GEOMETRY)
     with pytest.raises(InputError, match="no affine"):
-        RandFilmPosed("label", GEOMETRY)({"label": phantom(0)})
+        RandRenderFilmsd("label", GEOMETRY)({"label": phantom(0)})
     with pytest.raises(InputError, match="distance"):
         PoseVariation(distance=1.0)
     with pytest.raises(InputError, match="prob"):
