@@ -13,7 +13,7 @@ detector's blur (``film_blur``), the console's processing, as far as reading doe
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class RandFilmEffectd(RandomizableTransform, MapTransform):
         return sample
 
 
-def checked_range(name: str, bounds: tuple[float, float], least: float = 0.0) -> tuple[float, float]:
+def checked_range(name: str, bounds: Sequence[float], least: float = 0.0) -> tuple[float, float]:
     """The range a strength is drawn from.
 
     Raises:

@@ -6,6 +6,7 @@ Detectors count intensities, so these are blurred, not line integrals.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,7 @@ class RandDetectorBlurd(RandFilmEffectd):
         self,
         keys: KeysCollection,
         geometry: BiplanarGeometry,
-        sigma_mm: tuple[float, float] = (0.1, 2.5),
+        sigma_mm: Sequence[float] = (0.1, 2.5),
         prob: float = 1.0,
     ) -> None:
         super().__init__(keys, geometry, prob)
@@ -114,7 +115,7 @@ class RandMotionBlurd(RandFilmEffectd):
         self,
         keys: KeysCollection,
         geometry: BiplanarGeometry,
-        length_mm: tuple[float, float] = (0.0, 5.0),
+        length_mm: Sequence[float] = (0.0, 5.0),
         prob: float = 1.0,
     ) -> None:
         super().__init__(keys, geometry, prob)

@@ -12,6 +12,7 @@ compression stays, and so does the difference between this patient's histogram a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,8 +151,8 @@ class RandCompressiond(RandFilmEffectd):
         self,
         keys: KeysCollection,
         geometry: BiplanarGeometry,
-        compression: tuple[float, float] = (0.0, 0.5),
-        width_mm: tuple[float, float] = (20.0, 50.0),
+        compression: Sequence[float] = (0.0, 0.5),
+        width_mm: Sequence[float] = (20.0, 50.0),
         prob: float = 1.0,
     ) -> None:
         super().__init__(keys, geometry, prob)

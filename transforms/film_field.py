@@ -10,6 +10,7 @@ nothing was seen there. No mask is passed beside the radiographs: networks take 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,7 +105,7 @@ class RandFilmFieldd(RandFilmEffectd):
         geometry: BiplanarGeometry,
         centre_mm: float = 20.0,
         collimation_mm: float = 40.0,
-        magnification: tuple[float, float] = (1.08, 1.2),
+        magnification: Sequence[float] = (1.08, 1.2),
         turned_deg: float = 2.0,
         prob: float = 1.0,
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -91,8 +92,8 @@ class RandFilmMarkerd(RandFilmEffectd):
         self,
         keys: KeysCollection,
         geometry: BiplanarGeometry,
-        height_mm: tuple[float, float] = (8.0, 25.0),
-        within_mm: tuple[float, float] = (340.0, 320.0),
+        height_mm: Sequence[float] = (8.0, 25.0),
+        within_mm: Sequence[float] = (340.0, 320.0),
         prob: float = 1.0,
     ) -> None:
         super().__init__(keys, geometry, prob)

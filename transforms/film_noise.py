@@ -7,7 +7,7 @@ photons per mm² for 1 µGy (IEC 62220-1), and a chest film needs a few µGy beh
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class RandQuantumNoised(RandomizableTransform, MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection = "image", photons: tuple[float, float] = (1e4, 1e6), prob: float = 1.0
+        self, keys: KeysCollection = "image", photons: Sequence[float] = (1e4, 1e6), prob: float = 1.0
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)

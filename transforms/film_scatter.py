@@ -15,6 +15,8 @@ films the range is large everywhere (Floyd et al., Radiology 183:857, 1992).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from monai.config import KeysCollection
@@ -81,8 +83,8 @@ class RandScatterd(RandFilmEffectd):
         self,
         keys: KeysCollection,
         geometry: BiplanarGeometry,
-        ratio: tuple[float, float] = (0.02, 0.3),
-        width_mm: tuple[float, float] = (20.0, 60.0),
+        ratio: Sequence[float] = (0.02, 0.3),
+        width_mm: Sequence[float] = (20.0, 60.0),
         prob: float = 1.0,
     ) -> None:
         super().__init__(keys, geometry, prob)

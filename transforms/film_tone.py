@@ -17,6 +17,7 @@ all the others: see :class:`RandToneCurved`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ class RandExposured(RandFilmEffectd):
         self,
         keys: KeysCollection,
         geometry: BiplanarGeometry,
-        factor: tuple[float, float] = (0.5, 2.0),
+        factor: Sequence[float] = (0.5, 2.0),
         prob: float = 1.0,
     ) -> None:
         super().__init__(keys, geometry, prob)

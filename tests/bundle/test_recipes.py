@@ -173,3 +173,15 @@ def test_a_log_file_gets_a_line_per_epoch(dataset: Path, tmp_path: Path) -> None
     assert result.returncode == 0, result.stderr[-2000:]
     lines = [line for line in result.stdout.splitlines() if line.strip()]
     assert [line.split(",")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"], result.stdout
+
+
+def test_films_train_on_other_radiographs_of_the_same_cts(dataset: Path, tmp_path: Path) -> None:
+    first, again = (train_with("films", dataset, tmp_path / name) for name in ("a", "b"))
+    never = train_with("films", dataset, tmp_path / "c", film_share=0.0)
+    assert all(torch.equal(value, again["network"][name]) for name, value in first["network"].items())
+    assert not all(torch.equal(value, never["network"][name]) for name, value in first["network"].items())
+    # DRRs only: nothing is drawn that would change a plain training
+    settings = {"dataset_dir": str(dataset), "output_dir": str(tmp_path / "d"), "train#trainer#max_epochs": 2, **SMALL}
+    run_bundle([bundle_file(TRAIN)], settings)
+    plain = read_checkpoint(tmp_path / "d" / "checkpoints" / "last.pt")
+    assert all(torch.equal(value, plain["network"][name]) for name, value in never["network"].items())
