@@ -25,7 +25,8 @@ from rich.table import Table
 from torch import Tensor
 
 from drr2ct.pipeline.cli import wide_console
-from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE, real_cts, sample_ct
+from drr2ct.pipeline.data.sample.cts import real_cts, sample_ct
+from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE
 from drr2ct.transforms import BiplanarGeometry, LoadCT, RenderDRR, VolumeGrid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.film import smoothed

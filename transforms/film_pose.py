@@ -93,6 +93,11 @@ class PoseVariation:
                 raise InputError(f"{name} of a film's pose is {value}; it must be from 0 to {most:g}.")
 
 
+def is_nominal(pose: FilmPose, view: View) -> bool:
+    """Whether a film was taken exactly as the view says."""
+    return pose.view == view and pose.breath_mm == 0 and np.array_equal(pose.motion, np.eye(4))
+
+
 def nominal_poses(geometry: BiplanarGeometry) -> tuple[FilmPose, ...]:
     """Films exactly as the geometry says."""
     return tuple(FilmPose(view) for view in geometry.views)
@@ -230,8 +235,8 @@ class RandRenderFilmsd(RandomizableTransform, MapTransform):
         geometry: the views as they are said to be.
         variation: how far they may be otherwise.
         windowed: the CT is in [0, 1] over the HU window and radiographs are scaled; else HU and line integrals.
-        prob: of rendering a sample; the others keep their radiographs. Where they have none, give 1, and
-            ``PoseVariation.prob``.
+        prob: of rendering a sample. The others, and those whose films are as the geometry says, keep the radiographs
+            that they have.
         output_key: of the radiographs, (V, H, W).
         **options: of ``render_drr``: ``engine``, ``thick_planes``.
 
@@ -262,13 +267,14 @@ class RandRenderFilmsd(RandomizableTransform, MapTransform):
     def randomize(self, data: Any = None) -> None:
         """Draw whether to render, and how the films were taken."""
         super().randomize(None)
-        self._poses = draw_poses(self.R, self.geometry, self.variation)
+        poses = draw_poses(self.R, self.geometry, self.variation)
+        self._poses = poses if self._do_transform else nominal_poses(self.geometry)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The sample with its radiographs."""
         sample = dict(data)
         self.randomize()
-        if not self._do_transform:
+        if self.output_key in sample and all(map(is_nominal, self._poses, self.geometry.views)):
             return sample
         ct = sample[self.keys[0]]
         if not isinstance(ct, MetaTensor):

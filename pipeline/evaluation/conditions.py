@@ -21,7 +21,7 @@ from drr2ct.transforms.film_console import Console, apply_compression, console_p
 from drr2ct.transforms.film_field import Field, extend_from_edge
 from drr2ct.transforms.film_marker import Marker, apply_marker
 from drr2ct.transforms.film_noise import apply_quantum_noise
-from drr2ct.transforms.film_pose import FilmPose, at_distances, moved, nominal_poses, render_films, rigid, tilted
+from drr2ct.transforms.film_pose import FilmPose, at_distances, is_nominal, moved, render_films, rigid, tilted
 from drr2ct.transforms.film_scatter import apply_scatter
 from drr2ct.transforms.film_tone import apply_exposure, apply_tone_curve
 from drr2ct.transforms.geometry import BiplanarGeometry, View
@@ -145,8 +145,8 @@ def rendered(ct: MetaTensor, clean: Radiographs, condition: Condition, geometry:
     """
     films = clean.clone()
     poses = _POSES[condition.name](geometry, condition.value or 0.0)
-    for index, (pose, said) in enumerate(zip(poses, nominal_poses(geometry), strict=True)):
-        if pose.view != said.view or pose.breath_mm or not np.array_equal(pose.motion, said.motion):
+    for index, (pose, view) in enumerate(zip(poses, geometry.views, strict=True)):
+        if not is_nominal(pose, view):
             films[index] = render_films(ct, [pose], np.asarray(ct.affine), ct.meta.get("isocentre"))[0]
     return films
 
