@@ -227,8 +227,8 @@ class RandRenderFilmsd(RandomizableTransform, MapTransform):
     """Radiographs rendered as films that were not taken quite as the geometry says; the CT stays as it is.
 
     There are two places for it: where samples are made of scans while training, as ``render`` of
-    :func:`~drr2ct.transforms.variation.kept_to_samples`, which costs no rendering more; and, ``windowed``, after the
-    cache, where samples are on the grid already. What the grid cuts off is not in the radiographs then.
+    :func:`~drr2ct.transforms.preprocessing.kept_to_samples`, which costs no rendering more; and, ``windowed``, after
+    the cache, where samples are on the grid already. What the grid cuts off is not in the radiographs then.
 
     Args:
         keys: the key of the CT, a ``MetaTensor``; one.

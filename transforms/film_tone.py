@@ -134,9 +134,9 @@ class RandToneCurved(RandFilmEffectd):
         self,
         keys: KeysCollection,
         geometry: BiplanarGeometry,
-        offset: float = 0.17,
-        contrast: float = 0.15,
-        bend: float = 0.15,
+        offset: float = 0.2,
+        contrast: float = 0.3,
+        bend: float = 0.3,
         prob: float = 1.0,
     ) -> None:
         super().__init__(keys, geometry, prob)

@@ -16,6 +16,7 @@ from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, merged_config, run_bundle
 from drr2ct.pipeline.training.recipes import train_growing
+from drr2ct.transforms import film_pose
 from tests.bundle.conftest import SMALL, TRAIN
 from tests.files import read_rows
 
@@ -185,3 +186,14 @@ def test_films_train_on_other_radiographs_of_the_same_cts(dataset: Path, tmp_pat
     run_bundle([bundle_file(TRAIN)], settings)
     plain = read_checkpoint(tmp_path / "d" / "checkpoints" / "last.pt")
     assert all(torch.equal(value, plain["network"][name]) for name, value in never["network"].items())
+
+
+def test_films_of_varied_patients_are_rendered_once(dataset: Path, tmp_path: Path, monkeypatch) -> None:
+    calls = []
+    render = film_pose.render_films
+    monkeypatch.setattr(film_pose, "render_films", lambda *args, **options: calls.append(1) or render(*args, **options))
+    settings = {"dataset_dir": str(dataset), "output_dir": str(tmp_path), "train#trainer#max_epochs": 1, **SMALL}
+    files = [bundle_file(TRAIN), bundle_file("configs/vary.yaml"), FOLDER / "films.yaml"]
+    run_bundle(files, settings)
+    description = read_checkpoint(tmp_path / "checkpoints" / "last.pt")["description"]
+    assert len(calls) == len(description["patients"]["training"])

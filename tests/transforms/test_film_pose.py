@@ -27,8 +27,9 @@ from drr2ct.transforms.film_pose import (
     tilted,
 )
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
+from drr2ct.transforms.preprocessing import files_to_kept, kept_to_samples
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.variation import WIDE, files_to_kept, kept_to_samples
+from drr2ct.transforms.variation import WIDE
 from tests.files import chest, write_nifti
 from tests.transforms.phantoms import GRID, phantom
 
