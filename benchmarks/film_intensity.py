@@ -24,9 +24,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from drr2ct.pipeline.cli import wide_console
 from drr2ct.pipeline.data.sample.cts import real_cts, sample_ct
 from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE
+from drr2ct.pipeline.running.console import wide_console
 from drr2ct.transforms import BiplanarGeometry, LoadCT, RenderDRR, VolumeGrid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.film import smoothed

@@ -25,17 +25,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from cascades import GEOMETRY, INFERER, VARIANTS, Budget, figures, predict
+from cascades import GEOMETRY, INFERER, VARIANTS, Budget, predict
 from monai.bundle import ConfigParser
+from monai.metrics import PSNRMetric
 from monai.transforms import Compose
-from monai.utils import set_determinism
+from monai.utils import convert_to_tensor, set_determinism
 from rich.console import Console as Screen
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 from drr2ct.networks.losses import WeightedLoss
-from drr2ct.pipeline.cli import wide_console
 from drr2ct.pipeline.data.loading import derived_seed
 from drr2ct.pipeline.data.sample.cts import real_cts
 from drr2ct.pipeline.evaluation.conditions import (
@@ -46,8 +46,10 @@ from drr2ct.pipeline.evaluation.conditions import (
     rendered,
     with_isocentre_off,
 )
+from drr2ct.pipeline.evaluation.metrics import DEFAULT_WINDOW, InWindow
 from drr2ct.pipeline.running.bundle import bundle_file
-from drr2ct.pipeline.training.handlers import annealed
+from drr2ct.pipeline.running.console import wide_console
+from drr2ct.pipeline.training.time_budget import annealed
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.film_pose import RandRenderFilmsd
@@ -91,7 +93,7 @@ def write_variations(path: Path, ct: Path, count: int, recipe: Recipe, seed: int
         for name, steps in (("plain", plain), ("films", films)):
             steps.set_random_state(derived_seed(seed, number))  # the same variation, as it is drawn first
             sample: Any = steps(kept)
-            made[name].append(torch.as_tensor(sample["image"]).half())
+            made[name].append(convert_to_tensor(sample["image"], track_meta=False).half())
         made["label"].append(sample["label"].as_tensor().half())
     with replacing(path) as temporary:
         torch.save({name: torch.stack(tensors) for name, tensors in made.items()}, temporary)
@@ -150,6 +152,14 @@ def under_conditions(ct_path: Path, statistics: dict[str, Any]) -> Iterator[tupl
             image = rendered(loaded["label"], image, condition, GEOMETRY)
         image = degrade(image, condition, GEOMETRY.views, 0, statistics)
         yield condition, image / LINE_INTEGRAL_SCALE, plain["label"].as_tensor()
+
+
+def psnr(prediction: Tensor, label: Tensor) -> float:
+    """In dB over the default window."""
+    window = InWindow(DEFAULT_WINDOW)
+    pairs = window([{"pred": prediction, "label": label}])
+    inside = [torch.stack(list(values)) for values in pairs]
+    return float(PSNRMetric(max_val=window.width)(*inside).mean())
 
 
 def label_of(condition: Condition) -> str:
@@ -239,9 +249,9 @@ def main() -> None:
             for condition, image, label in under_conditions(cts[patient], statistics):
                 for arm, network in trained.items():
                     prediction = predict(network, image[None])
-                    found[arm][label_of(condition)] = figures(prediction, label[None])["psnr"]
-            for arm, psnr in found.items():
-                write_json(kept / arm / f"{patient}.json", {"patient": patient, "group": index, "psnr": psnr})
+                    found[arm][label_of(condition)] = psnr(prediction[0], label)
+            for arm, scores in found.items():
+                write_json(kept / arm / f"{patient}.json", {"patient": patient, "group": index, "psnr": scores})
     results = {arm: {p.stem: json.loads(p.read_text()) for p in (kept / arm).glob("*.json")} for arm in arguments.arms}
     each = f"{arguments.steps} steps" if arguments.steps else f"{arguments.seconds:g} core-seconds each"
     print_table(screen, results, f"cascade64, {each}, {arguments.groups} groups left out in turn")

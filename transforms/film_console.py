@@ -139,7 +139,9 @@ class RandCompressiond(RandFilmEffectd):
     Args:
         keys: of radiographs, in scaled line integrals.
         geometry: the views.
-        compression: least and most of it.
+        compression: least and most of it. Between 0.2 and 0.5 it leaves 0.11 (PA) and 0.15 (lateral) of line integral
+            on a scale of more than 20 mm, and as much again on finer ones, that no curve explains
+            (``benchmarks/film_intensity.py --consoles 3``).
         width_mm: smallest and largest standard deviation of what is slow.
         prob: of compression of a sample.
 
