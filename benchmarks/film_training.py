@@ -46,7 +46,8 @@ from drr2ct.pipeline.evaluation.conditions import (
     rendered,
     with_isocentre_off,
 )
-from drr2ct.pipeline.evaluation.metrics import DEFAULT_WINDOW, InWindow
+from drr2ct.pipeline.evaluation.metrics import InWindow
+from drr2ct.pipeline.evaluation.similarity import DEFAULT_WINDOW
 from drr2ct.pipeline.running.bundle import bundle_file
 from drr2ct.pipeline.running.console import wide_console
 from drr2ct.pipeline.training.time_budget import annealed
