@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from drr2ct.transforms.drr import RenderDRR, RenderDRRd, project_volume, render_drr
     from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
     from drr2ct.transforms.preprocessing import files_to_samples
-    from drr2ct.transforms.radiograph import LoadRadiographsd, read_radiograph, write_radiograph
+    from drr2ct.transforms.radiograph import LoadRadiographsd
+    from drr2ct.transforms.radiograph_scale import read_radiograph
+    from drr2ct.transforms.radiograph_write import write_radiograph
     from drr2ct.transforms.validation import InputError
     from drr2ct.transforms.volume import LoadCT, LoadCTd, ResampleToGrid, ResampleToGridd, WindowHUd
 
@@ -31,7 +33,16 @@ __all__ = [
     "write_radiograph",
 ]
 
-_MODULES = ("validation", "geometry", "drr", "radiograph", "volume", "preprocessing")
+_MODULES = (
+    "validation",
+    "geometry",
+    "drr",
+    "radiograph",
+    "radiograph_scale",
+    "radiograph_write",
+    "volume",
+    "preprocessing",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -59,7 +59,7 @@ def transmission_to_line_integral(
     return -torch.log(counts.clamp(min=smallest, max=unattenuated) / unattenuated)
 
 
-def unattenuated_intensity(counts: Float[Tensor, "rows columns"]) -> tuple[float, float, bool]:
+def unattenuated_intensity(counts: Float[Tensor, "*pixels"]) -> tuple[float, float, bool]:
     """Estimate I₀ from a radiograph's own brightest part: the median of what exceeds 90 % of the 99.5th percentile.
 
     Right where part of the detector was not covered by the patient; otherwise too low, and line integrals with it.
@@ -71,8 +71,8 @@ def unattenuated_intensity(counts: Float[Tensor, "rows columns"]) -> tuple[float
         I₀, the fraction of the image that it was estimated from, and whether that part is even, as air is: 60 % of
         it within 2 % of the median (where a lung is brightest, 40 % are).
     """
-    step = max(1, math.ceil((counts.numel() / 2**20) ** 0.5))
-    values = counts[::step, ::step].double().flatten()
+    step = math.ceil(counts.numel() / 2**20) | 1  # odd, so that it does not stay in some columns
+    values = counts.double().flatten()[::step]
     bright = values > 0.9 * values.quantile(0.995)
     full = values[bright].median()
     even = ((values[bright] / full - 1).abs() < 0.02).double().mean() > 0.6

@@ -71,7 +71,7 @@ def pixel_size_on_detector(
     geometry's own SDD / SID.
 
     Args:
-        metadata: of :func:`~drr2ct.transforms.radiograph.read_radiograph`.
+        metadata: of :func:`~drr2ct.transforms.radiograph_scale.read_radiograph`.
         view: whose detector is meant.
         shape: rows and columns of the image.
         stated: takes precedence over the file's header.

@@ -54,7 +54,7 @@ def check_view_position(metadata: Mapping[str, Any], view: View, opposite_side: 
     A lateral whose laterality is given is a left or right one (the side nearer to the detector).
 
     Args:
-        metadata: of :func:`~drr2ct.transforms.radiograph.read_radiograph`.
+        metadata: of :func:`~drr2ct.transforms.radiograph_scale.read_radiograph`.
         view: that the file was given for.
         opposite_side: also accept the view from the opposite side, AP for PA and right for left lateral.
 
@@ -102,7 +102,7 @@ def turn_upright(
 
     Args:
         image: as it was read.
-        metadata: of :func:`~drr2ct.transforms.radiograph.read_radiograph`.
+        metadata: of :func:`~drr2ct.transforms.radiograph_scale.read_radiograph`.
         view: that the file was given for.
         opposite_side: see :func:`check_view_position`.
 

@@ -16,14 +16,11 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
-from drr2ct.transforms.radiograph import (
-    DISPLAY_MAXIMUM,
-    LoadRadiographsd,
-    read_radiograph,
-    write_radiograph,
-)
+from drr2ct.transforms.radiograph import LoadRadiographsd
 from drr2ct.transforms.radiograph_intensity import radiograph_statistics
+from drr2ct.transforms.radiograph_scale import DISPLAY_MAXIMUM, read_radiograph
 from drr2ct.transforms.radiograph_views import check_view_order, check_view_position, pa_score
+from drr2ct.transforms.radiograph_write import write_radiograph
 from drr2ct.transforms.validation import InputError
 
 GEOMETRY = BiplanarGeometry.from_angles(detector_size=(24, 24))

@@ -1,0 +1,111 @@
+"""Where a radiograph lies: its field, its turn as the file states it, and its place on the view's detector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from drr2ct.transforms.detector import find_collimation, pixel_size_on_detector, place_on_detector, states_pitch
+from drr2ct.transforms.radiograph_film import Film
+from drr2ct.transforms.radiograph_views import turn_upright
+from drr2ct.transforms.validation import InputError
+
+
+def leave_collimation_out(film: Film) -> Film:
+    """Nothing is covered where the file's header, or the picture, shows a collimator."""
+    rows, columns = film.pixels.values.shape
+    top, bottom, left, right = film.pixels.metadata.get("collimation") or find_collimation(film.pixels.values)
+    if (top, bottom, left, right) == (0, rows, 0, columns):
+        return film
+    field = torch.zeros_like(film.covered)
+    field[top:bottom, left:right] = True
+    return film.saying(
+        f"{film.name} is collimated: rows {top} to {bottom - 1} and columns {left} to {right - 1} of "
+        f"{size_text((rows, columns))} were used.",
+        covered=film.covered & field,
+    )
+
+
+def turn_as_stated(film: Film, feet_first: bool, opposite_side: bool) -> Film:
+    """Upright, by what the file's header says; else by what the user says.
+
+    Args:
+        film: on its own pixels, as stored.
+        feet_first: row 0 of files that do not state their orientation is caudal.
+        opposite_side: see :func:`~drr2ct.transforms.radiograph_views.check_view_position`.
+    """
+
+    def turned(image: Tensor) -> tuple[Tensor, list[str]]:
+        return turn_upright(image, film.facts, film.view, opposite_side)
+
+    image, notes = turned(film.image)
+    covered = turned(film.covered.float())[0] > 0.5
+    pitch = film.pixel_pitch_mm
+    if pitch and turned(torch.zeros(1, 2))[0].shape == (2, 1):  # the header's pitch is of the stored rows and columns
+        pitch = pitch[::-1]
+    oriented = "patient_orientation" in film.pixels.metadata
+    if feet_first and not oriented:
+        image, covered = image.flip(0), covered.flip(0)
+    return film.saying(*notes, image=image, covered=covered, pixel_pitch_mm=pitch, oriented=oriented)
+
+
+def place_by_pitch(film: Film) -> Film:
+    """Scaled by pixel pitch and distances, middle on middle of the view's detector; what is not covered is air."""
+    facts = {**film.facts, "pixel_spacing_mm": film.pixel_pitch_mm}
+    image, covered = film.image, film.covered
+    if not states_pitch(facts, film.stated):
+        # where nothing says how large a pixel is, what is left after cropping is all there is
+        rows, columns = (covered.any(dim=1 - axis).nonzero() for axis in (0, 1))
+        inside = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+        image, covered = image[inside], covered[inside]
+    pixel_mm, notes = pixel_size_on_detector(facts, film.view, (image.shape[0], image.shape[1]), film.stated)
+    view = film.view
+    if image.shape == view.detector_size and all(abs(mm / view.pixel_pitch_mm - 1) < 1e-5 for mm in pixel_mm):
+        return film.saying(*notes, image=image, covered=covered)  # it is that detector already
+    return film.saying(
+        *notes,
+        image=place_on_detector(image, view, pixel_mm),
+        covered=place_on_detector(covered.float(), view, pixel_mm) > 0.5,
+    )
+
+
+def place_edge_to_edge(films: Sequence[Film]) -> list[Film]:
+    """Films that cover the detector exactly, on its pixels.
+
+    Raises:
+        InputError: if they differ in size from each other, in aspect from the detector, or have oblong pixels.
+    """
+    first = films[0]
+    for film in films:
+        pitch = film.pixel_pitch_mm
+        if pitch and abs(pitch[0] / pitch[1] - 1) > 0.01:
+            raise InputError(
+                f"radiograph {film.path} has pixels of {pitch[0]:g}×{pitch[1]:g} mm; resample it to square pixels."
+            )
+        if film.image.shape != first.image.shape:
+            raise InputError(
+                f"radiograph {film.path} has {size_text(film.image.shape)} pixels, {first.path} has "
+                f"{size_text(first.image.shape)}; all views need the same size."
+            )
+    rows, columns = first.image.shape
+    size = first.view.detector_size
+    if (rows, columns) == size:
+        return list(films)
+    if rows * size[1] != columns * size[0]:
+        raise InputError(
+            f"radiograph {first.path} has {size_text((rows, columns))} pixels, the geometry's detector "
+            f"{size_text(size)}; crop it to that aspect ratio, or scale it by its own pitch (fit=pitch)."
+        )
+
+    def resampled(image: Tensor) -> Tensor:
+        return F.interpolate(image[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
+
+    return [film.saying(image=resampled(film.image), covered=resampled(film.covered.float()) > 0.5) for film in films]
+
+
+def size_text(shape: Sequence[int]) -> str:
+    """Rows × columns, for sentences."""
+    return f"{shape[0]}×{shape[1]}"

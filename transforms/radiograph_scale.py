@@ -1,0 +1,233 @@
+"""What the numbers of a radiograph's file mean, and how they become line integrals.
+
+- ``line_integral``: they are line integrals; floating-point as they are, 16-bit integers × ``1 / PNG_COUNTS``.
+- ``transmission``: they are proportional to the X-ray intensity I at the detector; −ln(I / I₀).
+- ``display``: a picture in which dense is bright. With the training set's statistics its histogram is matched with
+  theirs; without, 0…full scale is mapped linearly onto 0…``DISPLAY_MAXIMUM``. The latter is what 8-bit exports of
+  earlier systems are, and an approximation.
+
+DICOM's modality LUT applies to all three; its VOI LUT or window only to ``display``.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from drr2ct.transforms.attenuation import (
+    LINE_INTEGRAL_SCALE,
+    transmission_to_line_integral,
+    unattenuated_intensity,
+)
+from drr2ct.transforms.radiograph_files import Pixels, decode
+from drr2ct.transforms.radiograph_film import Film
+from drr2ct.transforms.radiograph_intensity import (
+    correlation,
+    match_quantiles,
+    median_difference,
+    quantiles_for_field,
+    thumbnail,
+)
+from drr2ct.transforms.validation import InputError, existing_file
+
+INTENSITIES = ("line_integral", "transmission", "display")
+
+PNG_COUNTS = 4096.0
+"""Integer counts per unit of line integral in 16-bit files: they reach 16, more than any patient."""
+
+DISPLAY_MAXIMUM = 8.0
+"""Line integral at full scale of a ``display`` image: about that of a thick lateral chest."""
+
+POLARITY_MARGIN = 0.2
+"""How much better an inverted picture must correlate with the training set's mean image to be taken as inverted."""
+
+
+def read_radiograph(
+    path: str | Path, intensity: str, unattenuated: float | str | None = None
+) -> tuple[Float[Tensor, "rows columns"], dict[str, Any]]:
+    """Read one radiograph as line integrals (dimensionless, float32).
+
+    MONOCHROME1 (and TIFF's MINISWHITE) pictures, in which high is dark, are inverted for ``display`` and
+    ``line_integral`` (DICOM PS3.3 C.7.6.3.1.2). For ``transmission`` the detector's sign counts instead
+    (Pixel Intensity Relationship Sign, C.8.11.3.1.2); where it is absent, higher numbers mean more X-rays.
+
+    Args:
+        path: greyscale PNG, TIFF (8, 16 bit, floating-point), JPEG, DICOM (CR, DX) or NIfTI with one slice.
+        intensity: what the numbers mean; see the module.
+        unattenuated: I₀ for ``transmission``, in the file's numbers, or ``estimate`` for what
+            :func:`~drr2ct.transforms.attenuation.unattenuated_intensity` finds in the image; by default the full
+            scale of the type (1 for floating-point files). Zeros count as half a count.
+
+    Returns:
+        The image, and metadata: ``filename_or_obj``, ``intensity``, what
+        :class:`~drr2ct.transforms.radiograph_files.Pixels` lists, and ``assumptions``, a list of sentences.
+
+    Raises:
+        InputError: if the file is missing, empty, damaged, no greyscale picture, has several frames, is constant,
+            holds NaN or infinity, or its type does not fit the declared intensity.
+    """
+    return line_integrals(read_pixels(path, intensity), path, intensity, unattenuated)
+
+
+def read_pixels(path: str | Path, intensity: str) -> Pixels:
+    """One decoded image; raises InputError as :func:`read_radiograph`."""
+    check_intensity(intensity)
+    pixels = decode(existing_file(path, "radiograph"), intensity == "display")
+    if pixels.values.ndim != 2:
+        shape = "×".join(map(str, pixels.values.shape))
+        raise InputError(f"radiograph {path} has {shape} samples instead of rows × columns; export one 2-D image.")
+    return pixels
+
+
+def check_intensity(intensity: str) -> None:
+    """Raise InputError for a name that is none of :data:`INTENSITIES`."""
+    if intensity not in INTENSITIES:
+        raise InputError(f"unknown radiograph intensity {intensity!r}; choose {', '.join(INTENSITIES)}.")
+
+
+def line_integrals(
+    pixels: Pixels,
+    path: str | Path,
+    intensity: str,
+    unattenuated: float | str | None,
+    covered: Bool[np.ndarray, "rows columns"] | None = None,
+) -> tuple[Float[Tensor, "rows columns"], dict[str, Any]]:
+    """Decoded numbers as line integrals, and their metadata; see :func:`read_radiograph`.
+
+    Args:
+        pixels: (rows, columns).
+        path: of their file.
+        intensity: what they mean.
+        unattenuated: I₀.
+        covered: where the numbers are looked at, to judge and to estimate; everywhere by default.
+    """
+    facts = {name: value for name, value in pixels.metadata.items() if name != "notes"}
+    assumptions = [f"{note}." for note in pixels.metadata.get("notes", ())]
+    metadata = {"filename_or_obj": str(path), "intensity": intensity, **facts, "assumptions": assumptions}
+    values = pixels.values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise InputError(f"radiograph {path} holds NaN or infinite values; export it again.")
+    seen = values if covered is None else values[covered]
+    if seen.max() == seen.min():
+        raise InputError(f"radiograph {path} has the same value {seen.max():g} everywhere; it shows nothing.")
+    inverted = pixels.counts_fall is True if intensity == "transmission" else pixels.dark_is_high
+    if inverted:
+        values = pixels.low + pixels.high - values
+        seen = pixels.low + pixels.high - seen
+    if intensity == "line_integral":
+        if pixels.bits is not None and pixels.bits <= 8:
+            raise InputError(f"radiograph {path} has {pixels.bits} bits, too few for line integrals; declare display.")
+        if pixels.bits is not None:
+            values = values / PNG_COUNTS
+    elif intensity == "display":
+        if pixels.bits is None and not (values.min() >= pixels.low and values.max() <= pixels.high):
+            raise InputError(f"radiograph {path} is not a picture from 0 to 1; declare line_integral or transmission.")
+        values = (values - pixels.low) / (pixels.high - pixels.low) * DISPLAY_MAXIMUM
+    else:
+        full, note, air_seen = _unattenuated(pixels, seen, path, unattenuated)
+        assumptions.append(note)
+        metadata["air_seen"] = air_seen
+        smallest = 0.5 if pixels.bits is not None else full * 2.0**-17  # half a count; of 16 bits if there are none
+        return transmission_to_line_integral(torch.from_numpy(values), full, smallest).float(), metadata
+    return torch.from_numpy(values).float(), metadata
+
+
+def scale(film: Film, unattenuated: float | str | None) -> Film:
+    """A decoded film's numbers to line integrals, or to a picture that :func:`match_with_usual` makes some of."""
+    covered = film.covered.numpy()
+    image, metadata = line_integrals(film.pixels, film.path, film.intensity, unattenuated, covered)
+    return film.saying(*metadata["assumptions"], image=image * film.covered, air_seen=metadata.get("air_seen", True))
+
+
+def match_with_usual(film: Film, inverted: bool | None) -> Film:
+    """What the numbers do not say about exposure and tone, by comparison with the training set's radiographs.
+
+    Args:
+        film: on its view's detector.
+        inverted: what the user says of a picture: dense is dark (True) or bright (False) in it.
+    """
+    if film.intensity == "display":
+        return _picture_to_line_integrals(film, inverted)
+    if film.usual is None or film.air_seen:
+        return film
+    quantiles = quantiles_for_field(film.usual, float(film.covered.float().mean()))
+    missing = median_difference(quantiles, film.image / LINE_INTEGRAL_SCALE, film.covered) * LINE_INTEGRAL_SCALE
+    if missing <= 0:  # the brightest part of a patient cannot be brighter than air
+        return film
+    return film.saying(
+        f"{film.name}: {missing:.2f} was added to its line integrals, so that their median is that of the training "
+        "radiographs.",
+        image=film.image + missing * film.covered,
+    )
+
+
+def _picture_to_line_integrals(film: Film, inverted: bool | None) -> Film:
+    """A picture in which dense is bright, or, if it is found to be so, dark."""
+    picture = film.image / DISPLAY_MAXIMUM
+    candidates = {False: picture, True: (1 - picture) * film.covered}
+    reason = "as stated" if inverted else "because it looks more like the training radiographs so"
+    if film.usual is None:
+        inverted = bool(inverted)
+        result = candidates[inverted] * DISPLAY_MAXIMUM
+        how = (
+            "without the training set's distribution its range was mapped linearly onto line integrals from 0 to "
+            f"{DISPLAY_MAXIMUM:g}"
+        )
+    else:
+        quantiles = quantiles_for_field(film.usual, float(film.covered.float().mean()))
+        matched = {
+            turned: match_quantiles(candidate, quantiles, film.covered) for turned, candidate in candidates.items()
+        }
+        if inverted is None:
+            template = np.asarray(film.usual["thumbnail"], dtype=np.float32)
+            as_it_is, turned = (correlation(thumbnail(m), template) for m in matched.values())
+            inverted = turned > as_it_is + POLARITY_MARGIN
+        result = matched[inverted] * LINE_INTEGRAL_SCALE
+        how = "its histogram was matched with that of the training radiographs"
+    notes = [f"{film.name} is a picture: {how}."]
+    if inverted:
+        notes.append(f"{film.name} was inverted, {reason}.")
+    return film.saying(*notes, image=result)
+
+
+def _unattenuated(
+    pixels: Pixels, values: np.ndarray, path: str | Path, wanted: float | str | None
+) -> tuple[float, str, bool]:
+    """I₀, how it was come by, and whether it can be relied on."""
+    name = Path(path).name
+    relationship = pixels.metadata.get("intensity_relationship")
+    if relationship in ("LOG", "DISP"):
+        raise InputError(
+            f"radiograph {path} has the Pixel Intensity Relationship {relationship}, so its numbers are not "
+            "proportional to the X-ray intensity; declare display."
+        )
+    if isinstance(wanted, str) and wanted != "estimate":
+        raise InputError(f"the unattenuated intensity of a radiograph is a number or 'estimate', not {wanted!r}.")
+    air_seen = True
+    if wanted == "estimate":
+        full, part, air_seen = unattenuated_intensity(torch.from_numpy(values))
+        note = (
+            f"{name}: the unattenuated intensity was estimated as {full:g} from the brightest {part:.1%} of the image"
+        )
+        if not air_seen:
+            note += ", which is not even: if the patient covers the whole detector, line integrals are too low"
+        note += "."
+    elif wanted is None:
+        full = pixels.high
+        note = f"{name}: the unattenuated intensity is taken to be the full scale of {full:g}."
+    else:
+        full, note = float(wanted), f"{name}: the unattenuated intensity is {float(wanted):g}, as stated."
+    if not (math.isfinite(full) and full > 0):
+        raise InputError(f"the unattenuated intensity {full:g} for radiograph {path} must be positive.")
+    if wanted is None and values.max() > full:
+        raise InputError(
+            f"radiograph {path} reaches {values.max():g}, more than its full scale of {full:g}; give the "
+            "unattenuated intensity."
+        )
+    return full, note, air_seen
