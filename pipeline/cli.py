@@ -149,8 +149,11 @@ def reconstruct(
     patient: Annotated[str, typer.Option(help="Name for the output.")] = "patient",
     patient_id: Annotated[str | None, typer.Option(help="Patient ID in DICOM; the name by default.")] = None,
     intensity: Annotated[
-        str, typer.Option(help="What the files hold: line_integral, transmission or display.")
-    ] = "line_integral",
+        str, typer.Option(help="What the files hold: auto (they say it), line_integral, transmission or display.")
+    ] = "auto",
+    window: Annotated[
+        str, typer.Option(help="Of DICOM: auto (the first that shows something), a number, none, or centre,width.")
+    ] = "auto",
     pixel_spacing_mm: Annotated[float | None, typer.Option(help="At the detector; the file's by default.")] = None,
     source_to_detector_mm: Annotated[float | None, typer.Option(help="The file's by default.")] = None,
     source_to_isocentre_mm: Annotated[float | None, typer.Option(help="The network's by default.")] = None,
@@ -185,6 +188,7 @@ def reconstruct(
             "patient": patient,
             "patient_id": patient_id,
             "intensity": intensity,
+            "window": window,
             "pixel_spacing_mm": pixel_spacing_mm,
             "source_to_detector_mm": source_to_detector_mm,
             "source_to_isocentre_mm": source_to_isocentre_mm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,12 @@ def pixel_size_on_detector(
     return size, notes
 
 
+def half_chest_mm(gantry_angle_deg: float) -> float:
+    """Half a chest along the beam: of an ellipse 230 mm deep and 330 mm wide, an adult's with the arms up."""
+    angle = math.radians(gantry_angle_deg)
+    return math.hypot(115.0 * math.cos(angle), 165.0 * math.sin(angle))
+
+
 def _distances(
     metadata: Mapping[str, Any], view: View, stated: Acquisition, name: str
 ) -> tuple[float, float, list[str]]:
@@ -133,6 +140,18 @@ def _distances(
     found_detector = to_detector or metadata.get("source_to_detector_mm")
     found_isocentre = to_isocentre or metadata.get("source_to_isocentre_mm")
     notes = []
+    support, magnification = metadata.get("source_to_support_mm"), metadata.get("magnification")
+    if not found_isocentre and found_detector and support:
+        half = half_chest_mm(view.gantry_angle_deg)
+        found_isocentre = support - half
+        notes.append(
+            f"{name} states {support:g} mm from the source to the support: the middle of the patient is taken to be "
+            f"{half:.0f} mm before it, half a chest."
+        )
+    elif not found_isocentre and magnification:
+        found_detector = found_detector or view.source_to_detector_mm
+        found_isocentre = found_detector / magnification
+        notes.append(f"{name} states a magnification of {magnification:g}, which was followed.")
     if found_detector and found_isocentre and found_isocentre >= found_detector:
         notes.append(
             f"{name} has distances that cannot be ({found_isocentre:g} mm to the patient, {found_detector:g} mm to the "

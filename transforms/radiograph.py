@@ -23,10 +23,18 @@ from monai.transforms import MapTransform
 
 from drr2ct.transforms.detector import Acquisition
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.radiograph_files import Pixels, decode
+from drr2ct.transforms.radiograph_files import decode
 from drr2ct.transforms.radiograph_film import Film
-from drr2ct.transforms.radiograph_fit import leave_collimation_out, place_by_pitch, place_edge_to_edge, turn_as_stated
-from drr2ct.transforms.radiograph_scale import check_intensity, match_with_usual, read_pixels, scale
+from drr2ct.transforms.radiograph_fit import (
+    leave_collimation_out,
+    place_by_pitch,
+    place_edge_to_edge,
+    turn_as_stated,
+    with_square_pixels,
+)
+from drr2ct.transforms.radiograph_identity import check_identity
+from drr2ct.transforms.radiograph_pixels import Pixels, Reading
+from drr2ct.transforms.radiograph_scale import match_with_usual, read_pixels, scale
 from drr2ct.transforms.radiograph_views import check_upright, check_view_order
 from drr2ct.transforms.validation import InputError, existing_file
 
@@ -61,14 +69,18 @@ class LoadRadiographsd(MapTransform):
             view. Like the distances, it takes precedence over the files' headers.
         source_to_detector_mm: distance from the source to the detector the files were taken with, likewise.
         source_to_isocentre_mm: distance from the source to the middle of the patient, likewise.
-        crop_collimation: take collimated borders (:func:`~drr2ct.transforms.detector.find_collimation`, or the
-            DICOM header's rectangle) as unattenuated.
+        crop_collimation: look for collimated borders (:func:`~drr2ct.transforms.detector.find_collimation`), and take
+            them as unattenuated; those in a DICOM header are found without this.
         opposite_side: accept AP for PA and a right for a left lateral.
         inverted: for ``display``: dense is dark (True) or bright (False) in the picture as the file shows it. By
             default it is bright, unless the inverted picture looks more like the training set's.
         statistics: of the training set's radiographs
             (:func:`~drr2ct.transforms.radiograph_intensity.radiograph_statistics`): for ``display``, for
             ``transmission`` without air to estimate I₀ from, and to find turned images.
+        window: DICOM's window for ``display``; see :class:`~drr2ct.transforms.radiograph_pixels.Reading`.
+        colour: ``refuse`` or ``ignore`` colours, likewise.
+        check_header: refuse files whose headers speak of another view, body part, modality, or of two patients
+            (:func:`~drr2ct.transforms.radiograph_identity.check_identity`); otherwise it is only said.
 
     Raises:
         InputError: as ``read_radiograph``, and for a wrong number of files, a size with another aspect ratio,
@@ -79,7 +91,7 @@ class LoadRadiographsd(MapTransform):
         self,
         keys: KeysCollection,
         geometry: BiplanarGeometry,
-        intensity: str,
+        intensity: str = "auto",
         unattenuated: float | str | None = None,
         vertical_flip: bool = False,
         check_order: bool = True,
@@ -92,9 +104,11 @@ class LoadRadiographsd(MapTransform):
         opposite_side: bool = False,
         inverted: bool | None = None,
         statistics: Mapping[str, Any] | None = None,
+        window: str = "auto",
+        colour: str = "refuse",
+        check_header: bool = True,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        check_intensity(intensity)
         if fit not in FITS:
             raise InputError(f"radiographs are fitted by {' or '.join(FITS)}, not by {fit!r}.")
         if statistics is not None and len(statistics["views"]) != len(geometry.views):
@@ -113,7 +127,8 @@ class LoadRadiographsd(MapTransform):
             )
         ]
         self.geometry = geometry
-        self.intensity = intensity
+        self.reading = Reading(intensity, window, colour)
+        self.check_header = check_header
         self.unattenuated = unattenuated
         self.vertical_flip = vertical_flip
         self.check_order = check_order
@@ -133,14 +148,18 @@ class LoadRadiographsd(MapTransform):
 
     def _load(self, files: str | Path | Sequence[str | Path]) -> MetaTensor:
         films = self._decoded([files] if isinstance(files, (str, Path)) else list(files))
+        films = check_identity(films, self.check_header)
         # each film on its own pixels, as stored
         if self.crop_collimation:
             films = [leave_collimation_out(film) for film in films]
         films = [scale(film, self.unattenuated) for film in films]
         # upright
-        films = [turn_as_stated(film, self.vertical_flip, self.opposite_side) for film in films]
+        films = [turn_as_stated(film, self.vertical_flip, self.opposite_side, self.check_header) for film in films]
         # on the detector
-        films = [place_by_pitch(film) for film in films] if self.fit == "pitch" else place_edge_to_edge(films)
+        if self.fit == "pitch":
+            films = [place_by_pitch(with_square_pixels(film)) for film in films]
+        else:
+            films = place_edge_to_edge(films)
         films = [match_with_usual(film, self.inverted) for film in films]
         return self._stacked(films)
 
@@ -151,10 +170,11 @@ class LoadRadiographsd(MapTransform):
             decoded = self._decoded_stack(paths[0])
             paths = paths * len(views)
         elif len(paths) == len(views):
-            decoded = [read_pixels(path, self.intensity) for path in paths]
+            decoded = [read_pixels(path, self.reading) for path in paths]
         else:
             wanted = ", ".join(view.name for view in views)
             raise InputError(f"{len(paths)} radiographs ({_names(paths)}) for the {len(views)} views {wanted}.")
+        everywhere = [torch.ones(pixels.values.shape, dtype=torch.bool) for pixels in decoded]
         usual = self.statistics["views"] if self.statistics is not None else [None] * len(views)
         return [
             Film(
@@ -162,17 +182,18 @@ class LoadRadiographsd(MapTransform):
                 view,
                 stated,
                 known,
-                self.intensity,
                 pixels,
                 image=torch.from_numpy(pixels.values.astype(np.float32)),
-                covered=torch.ones(pixels.values.shape, dtype=torch.bool),
+                covered=whole if pixels.covered is None else torch.from_numpy(pixels.covered),
                 pixel_pitch_mm=pixels.metadata.get("pixel_spacing_mm"),
             )
-            for path, view, stated, known, pixels in zip(paths, views, self.stated, usual, decoded, strict=True)
+            for path, view, stated, known, pixels, whole in zip(
+                paths, views, self.stated, usual, decoded, everywhere, strict=True
+            )
         ]
 
     def _decoded_stack(self, path: str | Path) -> list[Pixels]:
-        pixels = decode(existing_file(path, "radiographs"), self.intensity == "display")
+        pixels = decode(existing_file(path, "radiographs"), self.reading)
         views = len(self.geometry.views)
         if pixels.values.ndim != 3 or pixels.values.shape[0] != views:
             raise InputError(f"{path} is one file but not a NIfTI stack of {views} views; give one file for each view.")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drr2ct.transforms.detector import Acquisition
 from drr2ct.transforms.geometry import View
-from drr2ct.transforms.radiograph_files import Pixels
+from drr2ct.transforms.radiograph_pixels import Pixels
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class Film:
         stated: how the user says that it was taken.
         usual: what the training set's radiographs of this view look like, one of the views of
             :func:`~drr2ct.transforms.radiograph_intensity.radiograph_statistics`; None if that is not known.
-        intensity: what its numbers mean, decided.
-        pixels: as decoded, rows and columns as stored.
+        pixels: as decoded, rows and columns as stored, with what the numbers mean.
         image: line integrals, (rows, columns); of ``display``, before it is matched with the usual ones, the range of
             the picture on 0…:data:`~drr2ct.transforms.radiograph_scale.DISPLAY_MAXIMUM`. Dense is high.
         covered: where ``image`` shows the patient or air, and not a frame, a collimator or nothing at all.
@@ -40,7 +39,6 @@ class Film:
     view: View
     stated: Acquisition
     usual: Mapping[str, Any] | None
-    intensity: str
     pixels: Pixels
     image: Float[Tensor, "rows columns"]
     covered: Bool[Tensor, "rows columns"]

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from drr2ct.transforms.detector import find_collimation, pixel_size_on_detector, place_on_detector, states_pitch
 from drr2ct.transforms.radiograph_film import Film
-from drr2ct.transforms.radiograph_views import turn_upright
+from drr2ct.transforms.radiograph_identity import turn_upright
 from drr2ct.transforms.validation import InputError
 
 
 def leave_collimation_out(film: Film) -> Film:
-    """Nothing is covered where the file's header, or the picture, shows a collimator."""
+    """Nothing is covered where the picture shows a collimator; one in the header was followed in decoding."""
     rows, columns = film.pixels.values.shape
-    top, bottom, left, right = film.pixels.metadata.get("collimation") or find_collimation(film.pixels.values)
+    top, bottom, left, right = find_collimation(film.pixels.values)
     if (top, bottom, left, right) == (0, rows, 0, columns):
         return film
     field = torch.zeros_like(film.covered)
@@ -29,17 +29,18 @@ def leave_collimation_out(film: Film) -> Film:
     )
 
 
-def turn_as_stated(film: Film, feet_first: bool, opposite_side: bool) -> Film:
+def turn_as_stated(film: Film, feet_first: bool, opposite_side: bool, strict: bool) -> Film:
     """Upright, by what the file's header says; else by what the user says.
 
     Args:
         film: on its own pixels, as stored.
         feet_first: row 0 of files that do not state their orientation is caudal.
-        opposite_side: see :func:`~drr2ct.transforms.radiograph_views.check_view_position`.
+        opposite_side: see :func:`~drr2ct.transforms.radiograph_identity.check_view_position`.
+        strict: likewise.
     """
 
     def turned(image: Tensor) -> tuple[Tensor, list[str]]:
-        return turn_upright(image, film.facts, film.view, opposite_side)
+        return turn_upright(image, film.facts, film.view, opposite_side, strict)
 
     image, notes = turned(film.image)
     covered = turned(film.covered.float())[0] > 0.5
@@ -50,6 +51,28 @@ def turn_as_stated(film: Film, feet_first: bool, opposite_side: bool) -> Film:
     if feet_first and not oriented:
         image, covered = image.flip(0), covered.flip(0)
     return film.saying(*notes, image=image, covered=covered, pixel_pitch_mm=pitch, oriented=oriented)
+
+
+def with_square_pixels(film: Film) -> Film:
+    """Pixels that are oblong, by their pitch or by the aspect that is stated without one, on the finer of both."""
+    high, wide = film.pixel_pitch_mm or (film.pixels.metadata.get("pixel_aspect", 1.0), 1.0)
+    if abs(high / wide - 1) < 0.01:
+        return film
+    rows, columns = film.image.shape
+    edge = min(high, wide)
+    size = (max(1, round(rows * high / edge)), max(1, round(columns * wide / edge)))
+
+    def resampled(image: Tensor) -> Tensor:
+        return F.interpolate(image[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
+
+    covered = resampled(film.covered.float()) > 0.5
+    pitch = film.pixel_pitch_mm and (rows * high / size[0], columns * wide / size[1])
+    return film.saying(
+        f"{film.name} has pixels {high / wide:.3g} times as high as wide and was resampled to square ones.",
+        image=resampled(film.image) * covered,
+        covered=covered,
+        pixel_pitch_mm=pitch,
+    )
 
 
 def place_by_pitch(film: Film) -> Film:

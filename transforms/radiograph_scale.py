@@ -1,5 +1,7 @@
 """What the numbers of a radiograph's file mean, and how they become line integrals.
 
+- ``auto``: what the file says of itself. This project's own are marked; DICOM has Pixel Intensity Relationship and
+  Presentation Intent Type; other pictures are ``display``. What was decided is among the assumptions.
 - ``line_integral``: they are line integrals; floating-point as they are, 16-bit integers × ``1 / PNG_COUNTS``.
 - ``transmission``: they are proportional to the X-ray intensity I at the detector; −ln(I / I₀).
 - ``display``: a picture in which dense is bright. With the training set's statistics its histogram is matched with
@@ -25,7 +27,7 @@ from drr2ct.transforms.attenuation import (
     transmission_to_line_integral,
     unattenuated_intensity,
 )
-from drr2ct.transforms.radiograph_files import Pixels, decode
+from drr2ct.transforms.radiograph_files import decode
 from drr2ct.transforms.radiograph_film import Film
 from drr2ct.transforms.radiograph_intensity import (
     correlation,
@@ -34,9 +36,8 @@ from drr2ct.transforms.radiograph_intensity import (
     quantiles_for_field,
     thumbnail,
 )
+from drr2ct.transforms.radiograph_pixels import LARGEST_LINE_INTEGRAL, Pixels, Reading
 from drr2ct.transforms.validation import InputError, existing_file
-
-INTENSITIES = ("line_integral", "transmission", "display")
 
 PNG_COUNTS = 4096.0
 """Integer counts per unit of line integral in 16-bit files: they reach 16, more than any patient."""
@@ -49,7 +50,11 @@ POLARITY_MARGIN = 0.2
 
 
 def read_radiograph(
-    path: str | Path, intensity: str, unattenuated: float | str | None = None
+    path: str | Path,
+    intensity: str = "auto",
+    unattenuated: float | str | None = None,
+    window: str = "auto",
+    colour: str = "refuse",
 ) -> tuple[Float[Tensor, "rows columns"], dict[str, Any]]:
     """Read one radiograph as line integrals (dimensionless, float32).
 
@@ -58,43 +63,39 @@ def read_radiograph(
     (Pixel Intensity Relationship Sign, C.8.11.3.1.2); where it is absent, higher numbers mean more X-rays.
 
     Args:
-        path: greyscale PNG, TIFF (8, 16 bit, floating-point), JPEG, DICOM (CR, DX) or NIfTI with one slice.
+        path: a grey picture (PNG, TIFF, JPEG, BMP, JPEG 2000, WebP; 8, 16 bit, floating-point), DICOM (CR, DX) or
+            NIfTI with one slice.
         intensity: what the numbers mean; see the module.
         unattenuated: I₀ for ``transmission``, in the file's numbers, or ``estimate`` for what
             :func:`~drr2ct.transforms.attenuation.unattenuated_intensity` finds in the image; by default the full
             scale of the type (1 for floating-point files). Zeros count as half a count.
+        window: see :class:`~drr2ct.transforms.radiograph_pixels.Reading`.
+        colour: likewise.
 
     Returns:
         The image, and metadata: ``filename_or_obj``, ``intensity``, what
         :class:`~drr2ct.transforms.radiograph_files.Pixels` lists, and ``assumptions``, a list of sentences.
 
     Raises:
-        InputError: if the file is missing, empty, damaged, no greyscale picture, has several frames, is constant,
-            holds NaN or infinity, or its type does not fit the declared intensity.
+        InputError: if the file is missing, empty, damaged, no grey picture, has several frames, is constant, holds
+            NaN or infinity or what no patient has, or its type does not fit the declared intensity.
     """
-    return line_integrals(read_pixels(path, intensity), path, intensity, unattenuated)
+    pixels = read_pixels(path, Reading(intensity, window, colour))
+    return line_integrals(pixels, path, unattenuated, pixels.covered)
 
 
-def read_pixels(path: str | Path, intensity: str) -> Pixels:
+def read_pixels(path: str | Path, reading: Reading) -> Pixels:
     """One decoded image; raises InputError as :func:`read_radiograph`."""
-    check_intensity(intensity)
-    pixels = decode(existing_file(path, "radiograph"), intensity == "display")
+    pixels = decode(existing_file(path, "radiograph"), reading)
     if pixels.values.ndim != 2:
         shape = "×".join(map(str, pixels.values.shape))
         raise InputError(f"radiograph {path} has {shape} samples instead of rows × columns; export one 2-D image.")
     return pixels
 
 
-def check_intensity(intensity: str) -> None:
-    """Raise InputError for a name that is none of :data:`INTENSITIES`."""
-    if intensity not in INTENSITIES:
-        raise InputError(f"unknown radiograph intensity {intensity!r}; choose {', '.join(INTENSITIES)}.")
-
-
 def line_integrals(
     pixels: Pixels,
     path: str | Path,
-    intensity: str,
     unattenuated: float | str | None,
     covered: Bool[np.ndarray, "rows columns"] | None = None,
 ) -> tuple[Float[Tensor, "rows columns"], dict[str, Any]]:
@@ -103,17 +104,17 @@ def line_integrals(
     Args:
         pixels: (rows, columns).
         path: of their file.
-        intensity: what they mean.
         unattenuated: I₀.
         covered: where the numbers are looked at, to judge and to estimate; everywhere by default.
     """
-    facts = {name: value for name, value in pixels.metadata.items() if name != "notes"}
-    assumptions = [f"{note}." for note in pixels.metadata.get("notes", ())]
-    metadata = {"filename_or_obj": str(path), "intensity": intensity, **facts, "assumptions": assumptions}
+    intensity, assumptions = pixels.intensity, list(pixels.notes)
+    metadata = {"filename_or_obj": str(path), "intensity": intensity, **pixels.metadata, "assumptions": assumptions}
     values = pixels.values.astype(np.float64)
     if not np.isfinite(values).all():
         raise InputError(f"radiograph {path} holds NaN or infinite values; export it again.")
     seen = values if covered is None else values[covered]
+    if not seen.size:
+        raise InputError(f"radiograph {path} has no part that is not padded, shuttered or collimated; export it whole.")
     if seen.max() == seen.min():
         raise InputError(f"radiograph {path} has the same value {seen.max():g} everywhere; it shows nothing.")
     inverted = pixels.counts_fall is True if intensity == "transmission" else pixels.dark_is_high
@@ -126,22 +127,32 @@ def line_integrals(
         if pixels.bits is not None:
             values = values / PNG_COUNTS
     elif intensity == "display":
-        if pixels.bits is None and not (values.min() >= pixels.low and values.max() <= pixels.high):
-            raise InputError(f"radiograph {path} is not a picture from 0 to 1; declare line_integral or transmission.")
         values = (values - pixels.low) / (pixels.high - pixels.low) * DISPLAY_MAXIMUM
     else:
         full, note, air_seen = _unattenuated(pixels, seen, path, unattenuated)
         assumptions.append(note)
         metadata["air_seen"] = air_seen
         smallest = 0.5 if pixels.bits is not None else full * 2.0**-17  # half a count; of 16 bits if there are none
-        return transmission_to_line_integral(torch.from_numpy(values), full, smallest).float(), metadata
+        values = transmission_to_line_integral(torch.from_numpy(values), full, smallest).numpy()
+    if intensity != "display":
+        _check_plausible(values if covered is None else values[covered], path)
     return torch.from_numpy(values).float(), metadata
+
+
+def _check_plausible(values: Float[np.ndarray, "*pixels"], path: str | Path) -> None:
+    """Refuse what cannot be the line integrals of a patient, but for a few pixels."""
+    low, high = np.percentile(values, (0.1, 99.5))
+    if high > LARGEST_LINE_INTEGRAL or low < -2:
+        raise InputError(
+            f"radiograph {path} would have line integrals from {low:.3g} to {high:.3g}, and a patient has 0 to "
+            f"{LARGEST_LINE_INTEGRAL:g} at most; its numbers are in another unit: declare another intensity or export "
+            "it again."
+        )
 
 
 def scale(film: Film, unattenuated: float | str | None) -> Film:
     """A decoded film's numbers to line integrals, or to a picture that :func:`match_with_usual` makes some of."""
-    covered = film.covered.numpy()
-    image, metadata = line_integrals(film.pixels, film.path, film.intensity, unattenuated, covered)
+    image, metadata = line_integrals(film.pixels, film.path, unattenuated, film.covered.numpy())
     return film.saying(*metadata["assumptions"], image=image * film.covered, air_seen=metadata.get("air_seen", True))
 
 
@@ -152,7 +163,7 @@ def match_with_usual(film: Film, inverted: bool | None) -> Film:
         film: on its view's detector.
         inverted: what the user says of a picture: dense is dark (True) or bright (False) in it.
     """
-    if film.intensity == "display":
+    if film.pixels.intensity == "display":
         return _picture_to_line_integrals(film, inverted)
     if film.usual is None or film.air_seen:
         return film

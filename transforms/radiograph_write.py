@@ -8,9 +8,12 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from drr2ct.transforms.files import replacing
+from drr2ct.transforms.radiograph_files import NIFTI_MARK
+from drr2ct.transforms.radiograph_picture import PNG_MARK
 from drr2ct.transforms.radiograph_scale import DISPLAY_MAXIMUM, PNG_COUNTS
 from drr2ct.transforms.validation import InputError
 
@@ -19,6 +22,8 @@ def write_radiograph(
     path: str | Path, line_integrals: Float[Tensor, "*views rows columns"], bits: int = 16, pitch_mm: float = 1.0
 ) -> None:
     """Write line integrals; the file appears under its name only when it is complete.
+
+    The file is marked with what its numbers mean, which is what the intensity ``auto`` looks for.
 
     Args:
         path: ``.nii.gz`` or ``.nii`` (float32; one image or a stack of views) or ``.png`` (one image). 16-bit PNG is
@@ -38,6 +43,7 @@ def write_radiograph(
     if path.name.endswith((".nii", ".nii.gz")):
         image = nib.Nifti1Image(values.transpose(), np.diag([-pitch_mm, -pitch_mm, 1.0, 1.0]))
         image.header.set_xyzt_units("mm")
+        image.header["descrip"] = NIFTI_MARK
         with replacing(path) as temporary:
             nib.save(image, temporary)
     elif path.suffix.lower() == ".png":
@@ -52,7 +58,9 @@ def write_radiograph(
                 f"{path}: a line integral of {values.max():.1f} does not fit {bits}-bit PNG, which ends at "
                 f"{(2**bits - 1) / scale:.1f}; use .nii.gz."
             )
+        mark = PngInfo()
+        mark.add_text(PNG_MARK, "line_integral" if bits == 16 else "display")
         with replacing(path) as temporary:
-            Image.fromarray(counts.astype(np.uint8 if bits == 8 else np.uint16)).save(temporary)
+            Image.fromarray(counts.astype(np.uint8 if bits == 8 else np.uint16)).save(temporary, pnginfo=mark)
     else:
         raise InputError(f"{path}: radiographs are written as .nii.gz or .png.")

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+from drr2ct.transforms.radiograph_identity import check_view_position, turn_upright
 from drr2ct.transforms.radiograph_intensity import radiograph_statistics
-from drr2ct.transforms.radiograph_views import check_upright, check_view_position, turn_upright
+from drr2ct.transforms.radiograph_views import check_upright
 from drr2ct.transforms.validation import InputError
 from tests.transforms.phantoms import GEOMETRY, phantom_radiographs
 
