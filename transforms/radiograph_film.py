@@ -53,6 +53,11 @@ class Film:
         return self.path.name
 
     @property
+    def intensity(self) -> str:
+        """What its numbers mean, as decided."""
+        return self.pixels.intensity
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What the file says about itself, and its name."""
         return {**self.pixels.metadata, "filename_or_obj": str(self.path)}

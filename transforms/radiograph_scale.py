@@ -163,7 +163,7 @@ def match_with_usual(film: Film, inverted: bool | None) -> Film:
         film: on its view's detector.
         inverted: what the user says of a picture: dense is dark (True) or bright (False) in it.
     """
-    if film.pixels.intensity == "display":
+    if film.intensity == "display":
         return _picture_to_line_integrals(film, inverted)
     if film.usual is None or film.air_seen:
         return film
