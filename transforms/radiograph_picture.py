@@ -65,8 +65,12 @@ def _by_pillow(path: Path, reading: Reading) -> Pixels:
             raise InputError(f"radiograph {path} has {frames} frames or pages; export a single image.")
         tiles = getattr(image, "tile", ())  # says what the file holds before it is loaded
         raw_mode = str(tiles[0][3]) if tiles else ""
+        orientation = int(image.getexif().get(274, 1))
         image.load()
-        samples, mode, kind, orientation, notes, own = _channels(image, raw_mode)
+        samples, mode, kind, notes, own = _channels(image, raw_mode)
+    if kind == "TIFF" and orientation in _ORIENTATIONS:  # Pillow has turned it in loading
+        notes.append(f"it was {_ORIENTATIONS[orientation]}, as its EXIF orientation says")
+        orientation = 1
     return _grey(samples, mode, path, reading, {"format": kind}, orientation, notes, own)
 
 
@@ -115,17 +119,16 @@ def _tiff_by_pillow(path: Path, reading: Reading, white_is_zero: bool) -> Pixels
     return pixels
 
 
-def _channels(image: Image.Image, raw_mode: str) -> tuple[np.ndarray, str, str, int, list[str], str | None]:
-    """Samples, the mode they are in, the format, the orientation yet to be applied, notes, this project's mark."""
+def _channels(image: Image.Image, raw_mode: str) -> tuple[np.ndarray, str, str, list[str], str | None]:
+    """Samples, the mode they are in, the format, notes, this project's mark."""
     notes = []
     mode, kind = image.mode, image.format or "picture"
     own = image.info.get(PNG_MARK)
     deep = "16" in raw_mode and not mode.startswith("I")
     if deep and mode != "F":
         notes.append("its 16 bits per colour were read with 8")
-    orientation = 1 if kind == "TIFF" else int(image.getexif().get(274, 1))  # Pillow turns TIFF itself
     if mode == "1":
-        return np.asarray(image.convert("L")), mode, kind, orientation, notes, own
+        return np.asarray(image.convert("L")), mode, kind, notes, own
     if mode in ("P", "PA") or "transparency" in image.info:
         alpha = mode == "PA" or "transparency" in image.info
         what = "a palette" if mode.startswith("P") else "a transparent colour"
@@ -140,7 +143,7 @@ def _channels(image: Image.Image, raw_mode: str) -> tuple[np.ndarray, str, str, 
     values = np.asarray(image if image.mode == mode else image.convert(mode))
     if mode == "I" and values.min() >= 0 and values.max() < 2**16:  # how Pillow holds some 16-bit PNGs
         values = values.astype(np.uint16)
-    return values, mode, kind, orientation, notes, own
+    return values, mode, kind, notes, own
 
 
 def _grey(

@@ -133,8 +133,10 @@ def line_integrals(
         assumptions.append(note)
         metadata["air_seen"] = air_seen
         smallest = 0.5 if pixels.bits is not None else full * 2.0**-17  # half a count; of 16 bits if there are none
+        counted = seen[seen > 0]
+        _check_plausible(-np.log(counted / full) if counted.size else seen, path)
         values = transmission_to_line_integral(torch.from_numpy(values), full, smallest).numpy()
-    if intensity != "display":
+    if intensity == "line_integral":
         _check_plausible(values if covered is None else values[covered], path)
     return torch.from_numpy(values).float(), metadata
 
@@ -142,7 +144,7 @@ def line_integrals(
 def _check_plausible(values: Float[np.ndarray, "*pixels"], path: str | Path) -> None:
     """Refuse what cannot be the line integrals of a patient, but for a few pixels."""
     low, high = np.percentile(values, (0.1, 99.5))
-    if high > LARGEST_LINE_INTEGRAL or low < -2:
+    if high > LARGEST_LINE_INTEGRAL or low < -5:
         raise InputError(
             f"radiograph {path} would have line integrals from {low:.3g} to {high:.3g}, and a patient has 0 to "
             f"{LARGEST_LINE_INTEGRAL:g} at most; its numbers are in another unit: declare another intensity or export "
