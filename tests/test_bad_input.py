@@ -22,6 +22,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+import tifffile
 import torch
 from PIL import Image
 from pydicom.uid import HTJ2KLossless, JPEGLSLossless, generate_uid
@@ -960,6 +961,27 @@ def nan_nifti(path: Path, sound: Sound) -> None:
     nib.save(nib.Nifti1Image(values.T, np.eye(4)), path)
 
 
+def forty_nifti(path: Path, sound: Sound) -> None:
+    values = counts(sound) / counts(sound).max() * 40
+    nib.save(nib.Nifti1Image(values.astype(np.float32).T, np.eye(4)), path)
+
+
+def in_mode(mode: str) -> Callable[[Path, Sound], None]:
+    return lambda path, sound: Image.fromarray(picture(sound)).convert(mode).save(path)
+
+
+def marked(path: Path, sound: Sound) -> None:
+    values = np.stack([picture(sound)] * 3, axis=-1)
+    values[2:6, 2:6] = (220, 0, 0)
+    Image.fromarray(values).save(path)
+
+
+def two_patients(sound: Sound) -> list[object]:
+    values = np.asarray(Image.open(sound.lateral)).astype(np.uint16)
+    pa = dicom(sound.folder / "a.dcm", counts(sound), PatientID="A")
+    return ["--pa", pa, "--lateral", dicom(sound.folder / "b.dcm", values, PatientID="B")]
+
+
 def film(path: Path, sound: Sound) -> None:
     """Grey in the middle of a yellowish light box, as a telephone sees it."""
     values = np.zeros((90, 90, 3), np.uint8)
@@ -995,7 +1017,7 @@ RADIOGRAPHS = [
     Case(
         "a text file called .png",
         as_pa(lambda path, sound: path.write_text("not a picture"), "a.png"),
-        "radiograph … is not a PNG, TIFF, DICOM or NIfTI image; export it as one.",
+        "radiograph … is not a PNG, JPEG, TIFF, DICOM or NIfTI image; export it as one.",
     ),
     Case(
         "a truncated PNG",
@@ -1008,18 +1030,53 @@ RADIOGRAPHS = [
         "radiograph … is not a readable NIfTI image (…); export it again.",
     ),
     Case(
-        "a colour PNG",
+        "a grey picture kept as RGB",
         as_pa(lambda path, sound: Image.fromarray(np.stack([picture(sound)] * 3, -1)).save(path), "a.png"),
-        "radiograph … is a … colour picture; export it as 8- or 16-bit greyscale.",
+        "",
+        USED,
+        exists,
     ),
+    Case(
+        "a grey picture with an alpha channel",
+        as_pa(lambda path, sound: Image.fromarray(picture(sound)).convert("LA").save(path), "a.png"),
+        "",
+        USED,
+        exists,
+    ),
+    Case("a grey picture with a palette", as_pa(in_mode("P"), "a.png"), "", USED, exists),
+    Case("a grey picture as BMP", as_pa(in_mode("L"), "a.bmp"), "", USED, exists),
+    Case(
+        "a picture with a coloured marker",
+        as_pa(marked, "a.png"),
+        "radiograph … has colours in … of its pixels, so it is no plain radiograph; export it as greyscale, or use its "
+        "luminance (--set colour=ignore).",
+    ),
+    Case("the same, with --set colour=ignore", as_pa(marked, "a.png", "--set", "colour=ignore"), "", USED, exists),
     Case(
         "a photo of a film",
         as_pa(film, "film.jpg", "--intensity", "display"),
-        "radiograph … is a … colour picture; export it as 8- or 16-bit greyscale.",
+        "radiograph … has colours in … of its pixels, so it is no plain radiograph; export it as greyscale, or use its "
+        "luminance (--set colour=ignore).",
+    ),
+    Case(
+        "a picture of two pages",
+        as_pa(lambda path, sound: tifffile.imwrite(path, np.stack([picture(sound)] * 2)), "a.tif"),
+        "radiograph … has 2 pages; export a single image.",
+    ),
+    Case(
+        "a picture of 400 megapixels",
+        as_pa(lambda path, sound: Image.new("1", (20000, 20000)).save(path), "a.png"),
+        "radiograph … has more pixels than any film; export it smaller.",
+    ),
+    Case(
+        "numbers up to 40, too large for line integrals",
+        as_pa(lambda path, sound: forty_nifti(path, sound), "a.nii.gz"),
+        "radiograph … holds floating-point numbers up to 40, too large for line integrals (at most 16) and too small "
+        "for a picture from 0 to 255; export it in one of these units.",
     ),
     Case(
         "8 bits declared as line integrals",
-        as_pa(lambda path, sound: Image.fromarray(picture(sound)).save(path), "a.png"),
+        as_pa(lambda path, sound: Image.fromarray(picture(sound)).save(path), "a.png", "--intensity", "line_integral"),
         "radiograph … has 8 bits, too few for line integrals; declare display.",
     ),
     Case(
@@ -1028,10 +1085,76 @@ RADIOGRAPHS = [
         "DICOM file … has no pixel data; give the image itself.",
     ),
     Case(
-        "a DICOM radiograph in JPEG without a decoder for it",
-        as_pa(lambda path, sound: dicom(path, counts(sound), syntax=JPEGLSLossless), "a.dcm", "--intensity", "display"),
-        "DICOM file … is compressed (JPEG-LS …) and cannot be decoded; install pylibjpeg with pylibjpeg-libjpeg and "
-        "pylibjpeg-openjpeg, or python-gdcm.",
+        "a DICOM radiograph with damaged JPEG-LS",
+        as_pa(lambda path, sound: dicom(path, counts(sound), syntax=JPEGLSLossless), "a.dcm"),
+        "DICOM file … is compressed (JPEG-LS …) and cannot be decoded: it is damaged or incomplete; export it again.",
+    ),
+    Case(
+        "a DICOM radiograph in high-throughput JPEG 2000, for which there is no decoder",
+        as_pa(lambda path, sound: dicom(path, counts(sound), syntax=HTJ2KLossless), "a.dcm"),
+        "DICOM file … is compressed (High-Throughput JPEG 2000 …) and cannot be decoded; install pylibjpeg and "
+        "pylibjpeg-openjpeg, or decompress the file.",
+    ),
+    Case(
+        "counts of a DICOM file declared as line integrals",
+        as_pa(lambda path, sound: dicom(path, counts(sound)), "a.dcm", "--intensity", "line_integral"),
+        "radiograph … holds the counts of a detector or a picture, not line integrals; declare display, transmission, "
+        "or leave the intensity to the file (auto).",
+    ),
+    Case(
+        "DICOM windows that show nothing",
+        as_pa(lambda path, sound: dicom(path, counts(sound), WindowCenter=[-9999, 5], WindowWidth=[10, 0]), "a.dcm"),
+        "",
+        USED,
+        exists,
+    ),
+    Case(
+        "a window that the DICOM file has not",
+        as_pa(lambda path, sound: dicom(path, counts(sound), WindowCenter=9, WindowWidth=9), "a.dcm", "--window", "2"),
+        "radiograph … has 1 windows and no window 2; give one of them, none, or centre,width.",
+    ),
+    Case(
+        "an oblique given as PA",
+        as_pa(lambda path, sound: dicom(path, counts(sound), ViewPosition="RAO"), "a.dcm"),
+        "radiograph … is marked RAO, an oblique view and not pa; give the right file, or use it all the same by --set "
+        "check_header=false.",
+    ),
+    Case(
+        "a lateral decubitus",
+        as_pa(lambda path, sound: dicom(path, counts(sound), ViewPosition="LLD"), "a.dcm"),
+        "radiograph … is marked LLD, a decubitus view and not pa; give the right file, or use it all the same by --set "
+        "check_header=false.",
+    ),
+    Case(
+        "a beam from 30° by its header",
+        as_pa(lambda path, sound: dicom(path, counts(sound), PositionerPrimaryAngle=30), "a.dcm"),
+        "radiograph … has the Positioner Primary Angle 30°, an oblique view and not pa; give the right file, or use it "
+        "all the same by --set check_header=false.",
+    ),
+    Case(
+        "a knee",
+        as_pa(lambda path, sound: dicom(path, counts(sound), BodyPartExamined="KNEE"), "a.dcm"),
+        "radiograph … has the Body Part Examined KNEE, not a chest; give the right file, or use it all the same by "
+        "--set check_header=false.",
+    ),
+    Case(
+        "a slice of a CT as radiograph",
+        as_pa(lambda path, sound: dicom(path, counts(sound), Modality="CT"), "a.dcm"),
+        "radiograph … has the Modality CT, which is no radiograph's; give the right file, or use it all the same by "
+        "--set check_header=false.",
+    ),
+    Case(
+        "another patient's lateral, by Patient ID",
+        two_patients,
+        "a.dcm and b.dcm are of two patients: their headers have different Patient IDs; give the right file, or use it "
+        "all the same by --set check_header=false.",
+    ),
+    Case(
+        "the same, with --set check_header=false",
+        lambda sound: [*two_patients(sound), "--set", "check_header=false"],
+        "",
+        USED,
+        exists,
     ),
     Case(
         "a DICOM film of many frames",

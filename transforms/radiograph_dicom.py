@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 from jaxtyping import Num
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
@@ -20,6 +21,7 @@ from drr2ct.transforms.radiograph_shutter import not_padded, within_shutters
 from drr2ct.transforms.radiograph_voi import see
 from drr2ct.transforms.validation import InputError
 
+_END_OF_IMAGE = b"\xff\xd9"  # of JPEG and JPEG-LS
 _PIXEL_TAGS = (
     "SOPClassUID", "SOPInstanceUID", "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames", "PixelData",
@@ -175,6 +177,12 @@ def _by_simpleitk(dataset: Dataset) -> np.ndarray | None:
     """The stored numbers, or None; the file is written anew, so that no rescale is applied to them."""
     import SimpleITK as sitk  # slow to import, rarely needed
 
+    try:
+        frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    except (ValueError, StopIteration):
+        return None
+    if not frame.rstrip(b"\0\xff").endswith(_END_OF_IMAGE):  # GDCM makes half a picture of half a file
+        return None
     bare = Dataset()
     for name in _PIXEL_TAGS:
         if name in dataset:
