@@ -319,11 +319,11 @@ def test_from_python_in_three_lines(pair, checkpoint, expected, tmp_path: Path, 
     code = page[page.index("```python") + len("```python") :]
     code = code[: code.index("```")]
     lines = [line for line in code.splitlines() if line.strip()]
-    assert len(lines) == 3, code
+    assert len(lines) <= 3, code
     for source, name in ((pair[0], "pa.dcm"), (pair[1], "lat.dcm"), (checkpoint, "best_psnr.pt")):
         assert name in code
         code = code.replace(f'"{name}"', repr(str(source)))
-    code = code.replace('intensity="display"', 'precision="fp32"')
+    code = code.replace('"ct.nii.gz")', '"ct.nii.gz", precision="fp32")')
     namespace: dict[str, Any] = {}
     exec(code, namespace)
     assert np.abs(np.asarray(nib.load(tmp_path / "ct.nii.gz").dataobj) - expected).max() < 1.01

@@ -21,6 +21,8 @@ from drr2ct.transforms.radiograph_scale import DISPLAY_MAXIMUM, read_radiograph
 from drr2ct.transforms.validation import InputError
 from tests.transforms.test_radiograph import save_dicom
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*for VR CS")  # headers as they come
+
 RAMP = (np.arange(40)[:, None] * 90 + np.arange(50) * 10).astype(np.uint16)  # 0…4000, differs by row and column
 EXPECTED = torch.from_numpy(RAMP.astype(np.float32)) / 4095 * DISPLAY_MAXIMUM
 
