@@ -205,6 +205,11 @@ def turn_upright(
     name = Path(metadata["filename_or_obj"]).name
     opposite = check_view_position(metadata, view, opposite_side, strict)
     notes = []
+    if not strict:
+        try:
+            check_view_position(metadata, view, opposite_side)
+        except InputError as objection:
+            notes.append(f"{str(objection).split(';', maxsplit=1)[0]}; used all the same, as stated.")
     stated_position = str(metadata.get("view_position", ""))
     if stated_position and not _position(metadata):
         notes.append(f"{name} has the View Position {stated_position}, which is not known: taken to be {view.name}.")

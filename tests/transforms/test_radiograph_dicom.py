@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,8 @@ def test_headers_of_something_else_are_refused_unless_told(
 ) -> None:
     with pytest.raises(InputError, match=message):
         load_pair(tmp_path, pa, lateral)
-    load_pair(tmp_path, pa, lateral, check_header=False)
+    notes = load_pair(tmp_path, pa, lateral, check_header=False)
+    assert any(re.search(message, note) and "used all the same" in note for note in notes)
 
 
 @pytest.mark.parametrize("position", ["LEFT LATERAL", "LL", "Lateral", "LAT", "L LAT CHEST", "chest_lateral"])
