@@ -267,8 +267,8 @@ def prepare(
 
     console = Console()
     if dest is not None:
-        from drr2ct.pipeline.data.prepare import PrepareSettings
         from drr2ct.pipeline.data.prepare import prepare as run_prepare
+        from drr2ct.pipeline.data.settings import PrepareSettings
 
         space = BiplanarGeometry.load(geometry) if geometry else dataset_geometry(fov_mm=fov_mm, detector_size=detector)
         key = existing_file(key_file, "key file").read_bytes().strip() if key_file else None

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from drr2ct.pipeline.data.candidate import VOLUME_SUFFIXES
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
 from drr2ct.transforms.validation import InputError
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 RADIOGRAPH_SUFFIXES = (".nii.gz", ".nii", ".png", ".tif", ".tiff", ".dcm")
 PARTS = ("training", "validation", "test")
 _MIN_PATIENTS = 3

@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import HTJ2KLossless
 
-from drr2ct.pipeline.data.dicom_series import Candidate, kernel_rank, preference, read_candidate, walk_files
-from drr2ct.pipeline.data.prepare import find_candidates
+from drr2ct.pipeline.data.candidate import Candidate, kernel_rank, preference
+from drr2ct.pipeline.data.candidates import find_candidates
+from drr2ct.pipeline.data.headers import walk_files
+from drr2ct.pipeline.data.slices import read_candidate
 from drr2ct.transforms.validation import InputError
 from tests.files import chest, write_nifti
 from tests.pipeline.data.dicom_files import SHAPE, write_series

@@ -17,9 +17,11 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+import drr2ct.pipeline.data.patient_job as job_module
 import drr2ct.pipeline.data.prepare as module
 from drr2ct.pipeline.data.datalist import PARTS, load_datalist
-from drr2ct.pipeline.data.prepare import PrepareSettings, Summary, prepare
+from drr2ct.pipeline.data.prepare import Summary, prepare
+from drr2ct.pipeline.data.settings import PrepareSettings
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.radiograph import DISPLAY_MAXIMUM, PNG_COUNTS, read_radiograph
 from drr2ct.transforms.validation import InputError
@@ -152,7 +154,7 @@ def test_several_processes_give_the_same(tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, dest = volumes(tmp_path / "source"), tmp_path / "a" / "set"
-    write, calls = module.write_volume, []
+    write, calls = job_module.write_volume, []
 
     def killed(*args: object) -> object:
         calls.append(args)
@@ -160,7 +162,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
             raise KeyboardInterrupt
         return write(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "write_volume", killed)
+    monkeypatch.setattr(job_module, "write_volume", killed)
     with pytest.raises(KeyboardInterrupt):
         run(source, dest)
     assert not (dest / "p2").exists() and (dest / ".partial" / "p2").exists()
@@ -320,7 +322,7 @@ def test_a_full_disk_is_no_patients_fault(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     source = volumes(tmp_path / "source", 3)
-    monkeypatch.setattr(module, "write_volume", full)
+    monkeypatch.setattr(job_module, "write_volume", full)
     with pytest.raises(InputError, match="is full"):
         run(source, tmp_path / "set")
     monkeypatch.undo()
