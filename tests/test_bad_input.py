@@ -826,7 +826,8 @@ def test_varied_training(command: Command, tmp_path: Path, case: Case) -> None: 
 
 
 def test_patients_folders_may_be_links(tmp_path: Path) -> None:
-    from drr2ct.pipeline.data.datalist import find_patients, load_datalist, split_patients, write_datalist
+    from drr2ct.pipeline.data.datalist import load_datalist, split_patients, write_datalist
+    from drr2ct.pipeline.data.patients import find_patients
 
     make_patients(tmp_path / "disk")
     root = tmp_path / "set"

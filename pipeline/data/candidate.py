@@ -4,10 +4,12 @@ A *candidate* is one DICOM series (or the part of it that shares orientation, ma
 mixes several), or one NIfTI, NRRD, MHA or MHD file. Headers alone decide which are usable and in which order they are
 tried; only the chosen one is read. The rules, in order:
 
-1. it must be a CT in axial slices, on a straight and evenly spaced stack, without gantry tilt, of 8 slices or more;
-2. most slices;
-3. a soft-tissue kernel before an unknown one before a sharp one, where the header names it;
-4. original before derived images; then the smallest pixels; then the path, so that the choice never varies.
+1. it must be a CT in HU, in axial slices, on a straight and evenly spaced stack, without gantry tilt, of 8 slices or
+   more, and no projection of slabs;
+2. original before derived images;
+3. most slices;
+4. a soft-tissue kernel before an unknown one before a sharp one, where the header names it;
+5. the smallest pixels; then the path, so that the choice never varies.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+from monai.data import MetaTensor
+
+from drr2ct.transforms.dicom_slices import read_slices
+from drr2ct.transforms.volume import LoadCT, bounding_box_centre, check_ct
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
 MIN_SLICES = 8
 THICK_SLICES_MM = 5.0
 """Slices further apart are used, and noted."""
@@ -88,9 +95,26 @@ def preference(candidate: Candidate) -> tuple[object, ...]:
     """Sort key: the candidate to use comes first."""
     return (
         bool(candidate.reason),
+        candidate.derived,
         -candidate.slices,
         kernel_rank(candidate.kernel),
-        candidate.derived,
         candidate.voxel_mm,
         candidate.files,
     )
+
+
+def read_candidate(candidate: Candidate) -> MetaTensor:
+    """The volume of a usable candidate, in HU.
+
+    Returns:
+        (1, I, J, K) float32 with the RAS+ affine and the isocentre in ``meta["isocentre"]``.
+
+    Raises:
+        InputError: if the pixels cannot be read or are no CT in HU; see :func:`drr2ct.transforms.volume.check_ct`.
+    """
+    if not candidate.dicom:
+        return LoadCT()(candidate.files[0])
+    image = read_slices(candidate.files)
+    check_ct(image, "the series")
+    image.meta["isocentre"] = [float(v) for v in bounding_box_centre(image)]
+    return image

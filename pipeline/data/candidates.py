@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -12,8 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from drr2ct.pipeline.data.candidate import Candidate, preference
-from drr2ct.pipeline.data.headers import Header, is_volume_file, read_header, walk_files
+from drr2ct.pipeline.data.candidate import AGAIN, Candidate, preference
+from drr2ct.pipeline.data.headers import MAC_FILE, Header, is_volume_file, read_header, walk_files
+from drr2ct.pipeline.data.patient_names import name_patients
 from drr2ct.pipeline.data.series import dicom_candidates
 from drr2ct.pipeline.data.volume_file import file_candidate
 from drr2ct.pipeline.running.progress import tracked
@@ -24,14 +26,14 @@ _MANY_FILES = 5000
 """From so many files on, starting processes to read their headers takes less time than it saves."""
 
 
-def _inspect(path: Path, source: Path, patient_pattern: str | None) -> Header | Candidate | None:
-    return file_candidate(path, source, patient_pattern) if is_volume_file(path) else read_header(str(path))
+def _inspect(path: Path, source: Path) -> Header | Candidate | None:
+    if path.suffix.lower() == ".img" and not any(path.with_suffix(s).exists() for s in (".hdr", ".HDR")):
+        return Candidate("", ("", ""), (str(path),), False, reason=f"an .img file without its .hdr; {AGAIN}")
+    return file_candidate(path, source) if is_volume_file(path) else read_header(str(path))
 
 
-def _inspect_all(
-    paths: Sequence[Path], source: Path, patient_pattern: str | None, workers: int
-) -> Iterator[Header | Candidate | None]:
-    inspect = partial(_inspect, source=source, patient_pattern=patient_pattern)
+def _inspect_all(paths: Sequence[Path], source: Path, workers: int) -> Iterator[Header | Candidate | None]:
+    inspect = partial(_inspect, source=source)
     if workers == 1 or len(paths) < _MANY_FILES:
         yield from map(inspect, paths)
         return
@@ -46,7 +48,9 @@ def find_candidates(
 
     Args:
         source: the tree.
-        patient_pattern: see ``patient_of_file``.
+        patient_pattern: searched in each path within ``source``; its first group (or the whole match) is the patient.
+            Where it does not match, and without one, the patient is the Patient ID of a DICOM header, else that of
+            :func:`~drr2ct.pipeline.data.patient_names.name_patients`, else the topmost folder.
         workers: processes that read headers, if there are many.
         console: for progress; silent without.
 
@@ -59,7 +63,7 @@ def find_candidates(
     console = console or Console(quiet=True)
     with console.status(f"listing {source}"):
         paths = list(walk_files(source, unreadable.append))
-    inspected = tracked(_inspect_all(paths, source, patient_pattern, workers), len(paths), console, "files' headers")
+    inspected = tracked(_inspect_all(paths, source, workers), len(paths), console, "files' headers")
     headers: list[Header] = []
     found: list[Candidate] = []
     for result in inspected:
@@ -72,11 +76,24 @@ def find_candidates(
     if not found:
         raise InputError(f"source {source} holds no DICOM, NIfTI, NRRD or MHA files; check the path.")
 
+    volumes = [Path(c.files[0]) for c in found if not c.dicom and is_volume_file(Path(c.files[0])) and _may_be_ct(c)]
+    names = name_patients(volumes, source)
+
     def named(candidate: Candidate) -> Candidate:
-        top = Path(os.path.relpath(candidate.files[0], source)).parts[0]
-        return candidate if candidate.patient else replace(candidate, patient=top)
+        relative = Path(os.path.relpath(candidate.files[0], source))
+        if patient_pattern is not None and (match := re.search(patient_pattern, relative.as_posix())):
+            patient = match.group(1) if match.groups() else match.group(0)
+            return replace(candidate, patient=patient)
+        if own := names.get(Path(candidate.files[0])):
+            return replace(candidate, patient=own[0], study=("", own[1]))
+        return candidate if candidate.patient else replace(candidate, patient=relative.parts[0])
 
     return sorted(map(named, found), key=lambda candidate: (candidate.patient, preference(candidate)))
+
+
+def _may_be_ct(candidate: Candidate) -> bool:
+    """Not of another role, by its name: where masks lie says nothing about patients."""
+    return not candidate.reason.endswith("by its name; nothing to do") and candidate.reason != MAC_FILE
 
 
 def _unreadable(error: OSError) -> Candidate:

@@ -16,14 +16,26 @@ from drr2ct.pipeline.data.candidate import AGAIN, VOLUME_SUFFIXES, Candidate
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
+_FIRST_GROUPS = (b"\x08\x00", b"\x02\x00")
+MAC_FILE = "a side file of macOS; nothing to do"
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 
+PASS_TAGS = {
+    "AcquisitionNumber": "Acquisition Number",
+    "TemporalPositionIdentifier": "Temporal Position Identifier",
+    "TriggerTime": "Trigger Time",
+    "ContrastBolusAgent": "Contrast/Bolus Agent",
+    "ContentTime": "Content Time",
+    "ConvolutionKernel": "Convolution Kernel",
+    "ImageType": "Image Type",
+}
+"""What may tell the passes of one series apart, by keyword; the most telling first."""
 _TAGS = [
-    "BitsAllocated", "Columns", "ConvolutionKernel", "GantryDetectorTilt",
-    "ImageOrientationPatient", "ImagePositionPatient", "ImageType", "Modality", "NumberOfFrames",
-    "PatientID", "PixelSpacing", "Rows", "SOPInstanceUID", "SamplesPerPixel", "SeriesInstanceUID",
-    "StudyDate", "StudyInstanceUID",
+    *PASS_TAGS, "BitsAllocated", "Columns", "GantryDetectorTilt",
+    "ImageOrientationPatient", "ImagePositionPatient", "Modality", "NumberOfFrames",
+    "PatientID", "PixelSpacing", "RescaleIntercept", "RescaleType", "Rows", "SOPClassUID", "SOPInstanceUID",
+    "SamplesPerPixel", "SeriesDescription", "SeriesInstanceUID", "SliceThickness", "StudyDate", "StudyInstanceUID",
 ]  # fmt: skip
 
 
@@ -31,7 +43,8 @@ _TAGS = [
 class Header:
     """What one DICOM file says about itself, as far as choosing a series needs it.
 
-    ``patient`` is empty where the file names none; lengths are mm; ``missing_bytes`` counts what the pixel data lack.
+    ``patient`` is empty where the file names none; lengths are mm; ``missing_bytes`` counts what the pixel data lack;
+    ``thickness`` is 0 if unknown; ``passes`` holds the values of :data:`PASS_TAGS`, in that order.
     """
 
     path: str
@@ -51,6 +64,11 @@ class Header:
     codec: str
     has_pixels: bool
     missing_bytes: int
+    rescale_type: str
+    has_intercept: bool
+    thickness: float
+    description: str
+    passes: tuple[str, ...]
 
 
 def walk_files(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
@@ -112,16 +130,28 @@ def read_header(path: str) -> Header | Candidate | None:
     """
     if path.lower().endswith(_ARCHIVE_SUFFIXES):
         return _refused(path, "an archive; unpack it first")
+    if Path(path).name.startswith("._"):
+        return _refused(path, MAC_FILE)
     named = Path(path).suffix.lower() in _DICOM_SUFFIXES
     try:
         with Path(path).open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            if stream.read(132)[128:] != b"DICM":
-                if not named:
-                    return None
-                return _refused(path, f"{'an empty file' if size == 0 else 'not DICOM (no DICM mark)'}; {AGAIN}")
+            start = stream.read(132)
+            marked = start[128:] == b"DICM"
+            # old archives write neither preamble nor meta header: the file begins with the first group itself
+            if not (marked or named or start[:2] in _FIRST_GROUPS):
+                return None
+            if size == 0:
+                return _refused(path, f"an empty file; {AGAIN}")
             stream.seek(0)
-            data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
+            try:
+                data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS, force=not marked)
+            except Exception:
+                if marked:
+                    raise
+                data = pydicom.Dataset()
+            if not marked and "SOPClassUID" not in data and "Modality" not in data:
+                return _refused(path, f"not DICOM (no DICM mark); {AGAIN}") if named else None
             remaining = size - stream.tell()  # the reader stops where the pixels begin
         return _header(path, data, remaining)
     except PermissionError:
@@ -141,8 +171,9 @@ def _header(path: str, data: pydicom.Dataset, remaining: int) -> Header:
             return ()
         return tuple(float(v) for v in (value if isinstance(value, (MultiValue, list)) else [value]))
 
-    syntax = getattr(data.file_meta, "TransferSyntaxUID", None)
+    syntax = data.file_meta.get("TransferSyntaxUID")
     compressed = syntax is not None and syntax.is_compressed
+    deflated = syntax is not None and syntax.is_deflated
     rows, columns = int(data.get("Rows") or 0), int(data.get("Columns") or 0)
     frames = int(data.get("NumberOfFrames") or 1)
     needed = rows * columns * frames * int(data.get("SamplesPerPixel") or 1) * int(data.get("BitsAllocated") or 0) // 8
@@ -162,8 +193,17 @@ def _header(path: str, data: pydicom.Dataset, remaining: int) -> Header:
         tilt_deg=next(iter(numbers("GantryDetectorTilt")), 0.0),
         frames=frames,
         codec=syntax.name if syntax is not None and compressed else "",
-        has_pixels=remaining > 8 and needed > 0,
-        missing_bytes=0 if compressed or syntax is None or syntax.is_deflated else max(0, needed - remaining),
+        # a deflated file is unpacked as a whole, so how much is left of it says nothing
+        has_pixels=needed > 0 and (remaining > 8 or deflated),
+        missing_bytes=0 if compressed or deflated else max(0, needed - remaining),
+        rescale_type=text("RescaleType"),
+        has_intercept=data.get("RescaleIntercept") is not None,
+        thickness=next(iter(numbers("SliceThickness")), 0.0),
+        description=text("SeriesDescription"),
+        passes=tuple(
+            " ".join(map(str, value)) if isinstance(value := data.get(tag), MultiValue) else str(value or "")
+            for tag in PASS_TAGS
+        ),
     )
 
 

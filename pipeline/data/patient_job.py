@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from drr2ct.pipeline.data.candidate import Candidate, preference
+from drr2ct.pipeline.data.anatomy import anatomy_of, encode_anatomy
+from drr2ct.pipeline.data.candidate import Candidate, preference, read_candidate
+from drr2ct.pipeline.data.patient_names import printable
 from drr2ct.pipeline.data.settings import PrepareSettings, folder_name, keyed
-from drr2ct.pipeline.data.slices import read_candidate
+from drr2ct.pipeline.running.faults import disk_is_full
 from drr2ct.pipeline.running.workers import begin_worker
 from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.transforms.drr import render_drr
@@ -108,6 +110,11 @@ def make_patient(job: Job, dest: Path, settings: PrepareSettings) -> Outcome:
             except InputError as error:
                 refused[candidate.files[0]] = _without_paths(str(error), candidate)
                 continue
+            except Exception as error:  # whatever is wrong with one CT, the next may be sound
+                if disk_is_full(error):
+                    raise
+                refused[candidate.files[0]] = _without_paths(f"{type(error).__name__}: {error}", candidate)
+                continue
             hidden = {shown_path(path, job.source, settings.key): reason for path, reason in refused.items()}
             write_json(partial / f"{job.name}.json", {**record, "refused": hidden})
             shutil.rmtree(dest / job.name, ignore_errors=True)
@@ -132,14 +139,14 @@ def make_patient(job: Job, dest: Path, settings: PrepareSettings) -> Outcome:
 def shown_path(path: str, source: Path, key: bytes | None) -> str:
     """A file of the source as the data set may name it: relative, or hashed under the key."""
     relative = Path(os.path.relpath(path, source)).as_posix()
-    return relative if key is None else keyed(key, relative)
+    return printable(relative) if key is None else keyed(key, relative)
 
 
 def _without_paths(message: str, candidate: Candidate) -> str:
     """Messages land in the data set, where a path may name the patient."""
     for path in sorted({*candidate.files, str(candidate.source)}, key=len, reverse=True):
         message = message.replace(f"CT {path}", "the CT").replace(path, "the file")
-    return message.rstrip(".")
+    return printable(message).rstrip(".")
 
 
 def _write_patient(
@@ -185,6 +192,7 @@ def _write_patient(
         "used": shown_path(candidate.files[0], job.source, settings.key),
         "shape": list(ct.shape[1:]),
         "voxel_mm": np.linalg.norm(np.asarray(ct.affine)[:3, :3], axis=0).round(6).tolist(),
+        "anatomy": encode_anatomy(anatomy_of(ct)),
         "notes": notes,
     }
 

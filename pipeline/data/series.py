@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,27 @@ from drr2ct.pipeline.data.candidate import (
     Candidate,
     slice_word,
 )
-from drr2ct.pipeline.data.headers import Header
-from drr2ct.pipeline.data.slices import same_pixels
+from drr2ct.pipeline.data.headers import PASS_TAGS, Header
+from drr2ct.transforms.dicom_slices import same_pixels
 
 MAX_TILT_DEG = 0.5
 """A stack that leans more than this against its slices was acquired with a tilted gantry."""
+SAME_GEOMETRY = 2e-3
+"""By how much direction cosines and pixel spacings (mm) of one stack may differ."""
+SLAB_OVERLAP = 3.0
+"""Slices thicker than so many times their distance are slabs; reconstructions that overlap by half have 2."""
+_PROJECTIONS = {"MIP", "MINIP", "MIN_IP", "MAXIP", "MAX_IP", "AVERAGE", "AVG", "MEAN", "MAXIMUM", "MINIMUM"} | {
+    "PROJECTION IMAGE", "THICK SLAB",
+}  # fmt: skip
+_PROJECTED = re.compile(r"\b(?:min[ _-]?|max[ _-]?|m|average[ _-]?)ip\b", re.IGNORECASE)
+_NO_HU_TYPES = {"IODINE", "MATERIAL", "MATERIAL_DENSITY", "Z_EFF", "ZEFF", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY"} | {
+    "PERFUSION", "MATERIAL_FRACTION", "MATERIAL_VALUE", "FRACTION_MAP",
+}  # fmt: skip
+_NO_HU = re.compile(
+    r"iodine|material[ _-]?dens|\bz[ _-]?eff|effective[ _-]?z\b|electron[ _-]?dens|perfusion|\b(?:CBF|CBV|MTT|TMAX)\b",
+    re.IGNORECASE,
+)
+_VIRTUAL = re.compile(r"virtual[ _-]?(?:non|un|mono)|\bVNC\b|\bVUE\b", re.IGNORECASE)
 POSITION_TOLERANCE = 0.1
 """How far a slice may lie from its place in an even stack, as a fraction of the spacing."""
 
@@ -33,18 +51,60 @@ def dicom_candidates(headers: Iterable[Header]) -> list[Candidate]:
     """Group DICOM files into stacks and judge each by its headers.
 
     Files of one series that differ in orientation, matrix or pixel spacing are separate stacks: some scanners keep
-    the localiser and the scan in one series.
+    the localiser and the scan in one series. So are several passes over one region.
     """
-    stacks: dict[tuple[object, ...], list[Header]] = defaultdict(list)
+    series: dict[tuple[object, ...], list[Header]] = defaultdict(list)
     for header in headers:
-        rounded = tuple(round(v, 3) + 0.0 for v in (*header.orientation, *header.spacing))
         # in a series without an identifier, the folder holds it together
-        series = header.series or str(Path(header.path).parent)
-        stacks[header.patient, header.study, series, header.modality, header.shape, rounded].append(header)
-    return [_judge_stack(sorted(stack, key=lambda header: header.path)) for stack in stacks.values()]
+        name = header.series or str(Path(header.path).parent)
+        series[header.patient, header.study, name, header.modality, header.shape].append(header)
+    stacks = [stack for members in series.values() for stack in _by_geometry(sorted(members, key=lambda h: h.path))]
+    return [_judge_stack(part, notes) for stack in stacks for part, notes in _passes(stack)]
 
 
-def _judge_stack(stack: list[Header]) -> Candidate:
+def _by_geometry(headers: list[Header]) -> list[list[Header]]:
+    """Headers of one series by orientation and pixel spacing, which may differ in their last digits."""
+    stacks: list[tuple[tuple[float, ...], list[Header]]] = []
+    for header in headers:
+        numbers = (*header.orientation, *header.spacing)
+        for first, stack in stacks:
+            if len(first) == len(numbers) and np.allclose(first, numbers, rtol=0, atol=SAME_GEOMETRY, equal_nan=True):
+                stack.append(header)
+                break
+        else:
+            stacks.append((numbers, [header]))
+    return [stack for _, stack in stacks]
+
+
+def _passes(stack: list[Header]) -> list[tuple[list[Header], tuple[str, ...]]]:
+    """The passes over one region that share a series, each with what tells it from the others.
+
+    Several acquisitions that follow each other along the body are one scan; those that lie between each other are not.
+    """
+    if any(len(header.position) != 3 or len(header.orientation) != 6 for header in stack):
+        return [(stack, ())]
+    normal = np.cross(stack[0].orientation[:3], stack[0].orientation[3:])
+    for index, name in enumerate(PASS_TAGS.values()):
+        groups: dict[str, list[Header]] = defaultdict(list)
+        for header in stack:
+            groups[header.passes[index]].append(header)
+        if len(groups) < 2 or min(map(len, groups.values())) < MIN_SLICES:
+            continue
+        ends = sorted(
+            (min(places), max(places))
+            for places in ([float(normal @ header.position) for header in group] for group in groups.values())
+        )
+        overlaps = [before[1] - after[0] > 0.5 * (after[1] - after[0]) for before, after in pairwise(ends)]
+        if any(overlaps):
+            return [
+                (part, (*notes, f"{name} {value or 'empty'}: one of {len(groups)} passes that share a series"))
+                for value, group in sorted(groups.items())
+                for part, notes in _passes(group)
+            ]
+    return [(stack, ())]
+
+
+def _judge_stack(stack: list[Header], seen: tuple[str, ...]) -> Candidate:
     """The stack as a candidate: slices in order and copies dropped, or the first reason against it."""
     first = stack[0]
     candidate = Candidate(
@@ -54,7 +114,7 @@ def _judge_stack(stack: list[Header]) -> Candidate:
         dicom=True,
         slices=len(stack),
         kernel=first.kernel,
-        derived="DERIVED" in first.image_type,
+        derived="DERIVED" in first.image_type or bool(_VIRTUAL.search(first.description)),
     )
     if reason := _refuse_images(stack):
         return replace(candidate, reason=reason)
@@ -71,7 +131,9 @@ def _judge_stack(stack: list[Header]) -> Candidate:
                 reason="two different slices at one position, so phases or reconstructions share the series; "
                 "give each its own Series Instance UID",
             )
-    notes = [f"{len(stack) - len(kept)} duplicate slices dropped"] if len(kept) < len(stack) else []
+    notes = [*seen, f"{len(stack) - len(kept)} duplicate slices dropped"] if len(kept) < len(stack) else [*seen]
+    if not all(header.has_intercept for header in kept):
+        notes.append("no Rescale Intercept, so stored values are taken for HU")
     candidate = replace(candidate, files=tuple(header.path for header in kept), slices=len(kept))
     if len(kept) < MIN_SLICES:
         return replace(candidate, reason=f"only {len(kept)} {slice_word(len(kept))}; {NO_VOLUME}")
@@ -79,6 +141,9 @@ def _judge_stack(stack: list[Header]) -> Candidate:
     if reason := _refuse_positions(positions, normal, min(first.spacing)):
         return replace(candidate, reason=reason)
     thickness = float(np.linalg.norm(positions[-1] - positions[0])) / (len(kept) - 1)
+    if first.thickness > SLAB_OVERLAP * thickness:
+        reason = f"slabs of {first.thickness:.3g} mm every {thickness:.3g} mm; use the slices they were made from"
+        return replace(candidate, reason=reason)
     if thickness > THICK_SLICES_MM:
         notes.append(f"slices {thickness:.3g} mm apart")
     return replace(candidate, voxel_mm=(first.spacing[1], first.spacing[0], thickness), notes=tuple(notes))
@@ -91,6 +156,8 @@ def _refuse_images(stack: list[Header]) -> str:
         return f"modality {first.modality or 'unknown'}, not CT; nothing to do"
     if any("LOCALIZER" in header.image_type for header in stack):
         return "a localiser; nothing to do"
+    if reason := _no_hu(first) or _projection(first):
+        return reason
     if any(header.frames > 1 for header in stack):
         return "an enhanced multi-frame file; convert it to single slices or NIfTI (dcm2niix does)"
     if not all(header.has_pixels for header in stack):
@@ -112,6 +179,25 @@ def _refuse_images(stack: list[Header]) -> str:
     if axis != 2:
         return f"{('sagittal', 'coronal')[axis]}, not axial; use the series it was made from"
     return _tilt_contradiction(first)
+
+
+def _no_hu(header: Header) -> str:
+    """Why the numbers are no Hounsfield units, by the header; empty if they may be."""
+    if header.rescale_type.upper() not in ("", "HU", "US"):  # US: unspecified
+        return f"Rescale Type {header.rescale_type}, not Hounsfield units; use the series in HU"
+    derived = "DERIVED" in header.image_type
+    if kinds := _NO_HU_TYPES.intersection(header.image_type):
+        return f"Image Type {min(kinds)}, not Hounsfield units; use the series in HU"
+    if derived and (found := _NO_HU.search(header.description)):
+        return f"derived images described as {found[0]}, not Hounsfield units; use the series in HU"
+    return ""
+
+
+def _projection(header: Header) -> str:
+    """Whether the header calls the images projections of slabs; empty if not."""
+    found = _PROJECTED.search(header.description)
+    kinds = sorted(_PROJECTIONS.intersection(header.image_type)) or ([found[0]] if found else [])
+    return f"{kinds[0]}, a projection of slabs; use the slices they were made from" if kinds else ""
 
 
 def _refuse_positions(positions: Float[np.ndarray, "slices 3"], normal: Float[np.ndarray, 3], pixel_mm: float) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from drr2ct.pipeline.data.datalist import check_fractions
+from drr2ct.pipeline.data.patient_names import printable
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import HU_WINDOW
@@ -41,8 +44,7 @@ class PrepareSettings:
     key: bytes | None = None
 
     def __post_init__(self) -> None:
-        if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            raise InputError(f"split fractions {self.fractions} do not fit; give three positive numbers that sum to 1.")
+        check_fractions(self.fractions)
         if self.png_bits not in (8, 16):
             raise InputError(f"PNG has 8 or 16 bits per pixel, not {self.png_bits}.")
         if self.key is not None and len(self.key) < 16:
@@ -72,12 +74,12 @@ class PrepareSettings:
 
 def keyed(key: bytes, text: str) -> str:
     """HMAC-SHA256 of a name, shortened."""
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:16]
+    return hmac.new(key, os.fsencode(text), hashlib.sha256).hexdigest()[:16]
 
 
 def folder_name(patient: str, key: bytes | None) -> str:
     """A name that is safe as a folder's; different patients keep different names."""
     if key is not None:
         return keyed(key, patient)
-    safe = re.sub(r"[/\\\0-\x1f\x7f]", "_", patient).strip(" ").lstrip(".")[:60]
-    return safe if safe == patient else f"{safe or 'patient'}-{hashlib.sha256(patient.encode()).hexdigest()[:6]}"
+    safe = re.sub(r"[/\\\0-\x1f\x7f]", "_", printable(patient)).strip(" ").lstrip(".")[:60]
+    return safe if safe == patient else f"{safe or 'patient'}-{hashlib.sha256(os.fsencode(patient)).hexdigest()[:6]}"

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
@@ -17,40 +15,50 @@ from drr2ct.pipeline.data.candidate import (
     NO_VOLUME,
     REPAIR,
     THICK_SLICES_MM,
-    VOLUME_SUFFIXES,
     Candidate,
     slice_word,
 )
+from drr2ct.pipeline.data.headers import MAC_FILE
+from drr2ct.pipeline.data.patient_names import is_resampled, other_role
+from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti
 
-_ANONYMOUS_STEMS = ("ct", "image", "img", "scan", "volume")
 
-
-def file_candidate(path: Path, root: Path, patient_pattern: str | None) -> Candidate:
-    """Judge a volume file by its header.
+def file_candidate(path: Path, root: Path) -> Candidate:
+    """Judge a volume file by its name and header; which patient it belongs to depends on the files beside it.
 
     Args:
         path: NIfTI, NRRD, MHA or MHD.
         root: of the tree.
-        patient_pattern: regular expression, see :func:`patient_of_file`.
     """
-    candidate = Candidate(patient_of_file(path, root, patient_pattern), ("", str(path)), (str(path),), dicom=False)
+    derived = is_resampled(path)
+    candidate = Candidate("", ("", str(path)), (str(path),), dicom=False, derived=derived)
+    if path.name.startswith("._"):
+        return replace(candidate, reason=MAC_FILE)
     if re.search(r"_drr\.nii(\.gz)?$", path.name):
         return replace(candidate, reason="a radiograph, by its name; nothing to do")
+    if role := other_role(path.relative_to(root)):
+        return replace(candidate, reason=f"{role}, by its name; nothing to do")
+    notes: tuple[str, ...] = ()
     try:
         if path.stat().st_size == 0:
             return replace(candidate, reason=f"an empty file; {AGAIN}")
         with path.open("rb"):  # nibabel and ITK do not tell a lack of permission from damage
             pass
-        if path.name.lower().endswith((".nii", ".nii.gz")):
-            image: Any = nib.load(path)  # nibabel types it as a base class without these attributes
-            shape, affine, kind = image.shape, np.asarray(image.affine), image.header.get_data_dtype()
-            eight_bits = kind.itemsize == 1
+        if is_nifti(path):
+            image = open_nifti(path)
+            geometry = nifti_geometry(image)
+            shape, affine, notes = geometry.shape, geometry.affine, geometry.notes
+            eight_bits = image.header.get_data_dtype().itemsize == 1
+            if geometry.problem:
+                return replace(candidate, reason=geometry.problem)
         else:
             reader = sitk.ImageFileReader()
             reader.SetFileName(str(path))
             reader.ReadImageInformation()
             shape = reader.GetSize()
             eight_bits = reader.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8)
+            if reader.GetNumberOfComponents() > 1:
+                return replace(candidate, reason="colours, not CT numbers; give the CT itself")
             affine = np.eye(4)
             if len(shape) == 3:
                 affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
@@ -76,19 +84,6 @@ def file_candidate(path: Path, root: Path, patient_pattern: str | None) -> Candi
     )
     if candidate.slices < MIN_SLICES:
         return replace(candidate, reason=f"only {candidate.slices} {slice_word(candidate.slices)}; {NO_VOLUME}")
-    notes = (f"slices {candidate.voxel_mm[2]:.3g} mm apart",) if candidate.voxel_mm[2] > THICK_SLICES_MM else ()
+    if candidate.voxel_mm[2] > THICK_SLICES_MM:
+        notes = (*notes, f"slices {candidate.voxel_mm[2]:.3g} mm apart")
     return replace(candidate, notes=notes)
-
-
-def patient_of_file(path: Path, root: Path, pattern: str | None) -> str:
-    """The patient a volume file belongs to: its name without suffix, or its folder's if it is just ``ct`` or the like.
-
-    Args:
-        path: the file.
-        root: of the tree.
-        pattern: searched in the path relative to ``root``; its first group (or the whole match) is the patient.
-    """
-    if pattern is not None and (match := re.search(pattern, path.relative_to(root).as_posix())):
-        return match.group(1) if match.groups() else match.group(0)
-    stem = next(path.name[: -len(suffix)] for suffix in VOLUME_SUFFIXES if path.name.lower().endswith(suffix))
-    return path.parent.name if stem.lower() in _ANONYMOUS_STEMS and path.parent != root else stem

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from drr2ct.pipeline.data.datalist import (
     PARTS,
     dataset_geometry,
-    find_patients,
     load_datalist,
     radiograph_items,
     split_patients,
     write_datalist,
 )
+from drr2ct.pipeline.data.patients import find_patients
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
 from tests.files import chest, write_dicom_series, write_nifti

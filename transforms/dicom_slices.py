@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -13,11 +14,10 @@ from jaxtyping import Float
 from monai.data import MetaTensor
 from monai.data.utils import orientation_ras_lps
 from pydicom.pixels import get_decoder
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from drr2ct.pipeline.data.candidate import Candidate
-from drr2ct.pipeline.data.headers import Header, read_header
+from drr2ct.transforms.hounsfield import AIR_HU, HU_WINDOW
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.volume import LoadCT, bounding_box_centre, check_ct
 
 _CODECS = "install pylibjpeg with pylibjpeg-libjpeg and pylibjpeg-openjpeg, or python-gdcm, or decompress the files"
 
@@ -25,33 +25,29 @@ _CODECS = "install pylibjpeg with pylibjpeg-libjpeg and pylibjpeg-openjpeg, or p
 def same_pixels(first: str, second: str) -> bool:
     """Whether two DICOM files show the same."""
     try:
-        return np.array_equal(pydicom.dcmread(first).pixel_array, pydicom.dcmread(second).pixel_array)
+        return np.array_equal(read_dicom(first).pixel_array, read_dicom(second).pixel_array)
     except Exception:  # what cannot be decoded cannot be shown to be a copy
         return False
 
 
-def read_candidate(candidate: Candidate) -> MetaTensor:
-    """The volume of a usable candidate, in HU.
+def read_slices(files: Sequence[str]) -> MetaTensor:
+    """Slices of one CT series as a volume.
+
+    Rescale slope and intercept are applied to each by its own header. Pixel Padding Value becomes air where it lies
+    outside what tissue can have; elsewhere it cannot be told from tissue.
+
+    Args:
+        files: DICOM files in the order of the stack; one orientation, matrix and pixel spacing.
 
     Returns:
-        (1, I, J, K) float32 with the RAS+ affine and the isocentre in ``meta["isocentre"]``.
+        (1, I, J, K) in HU, float32, with the RAS+ affine.
 
     Raises:
-        InputError: if the pixels cannot be read or are no CT in HU; see :func:`drr2ct.transforms.volume.check_ct`.
+        InputError: if a slice cannot be decoded.
     """
-    if not candidate.dicom:
-        return LoadCT()(candidate.files[0])
-    image = _read_slices(candidate.files)
-    check_ct(image, "the series")
-    image.meta["isocentre"] = [float(v) for v in bounding_box_centre(image)]
-    return image
-
-
-def _read_slices(files: Sequence[str]) -> MetaTensor:
-    """Slices in order to a volume: rescale slope and intercept applied to each by its own header."""
     first, last = (
-        pydicom.dcmread(files[0], stop_before_pixels=True),
-        pydicom.dcmread(files[-1], stop_before_pixels=True),
+        read_dicom(files[0], stop_before_pixels=True),
+        read_dicom(files[-1], stop_before_pixels=True),
     )
     rows, columns = int(first.Rows), int(first.Columns)
     stack = np.empty((len(files), rows, columns), dtype=np.float32)
@@ -70,20 +66,38 @@ def _read_slices(files: Sequence[str]) -> MetaTensor:
 
 
 def _slice_in_hu(path: str) -> Float[np.ndarray, "rows columns"]:
-    name = Path(path).name
+    name, codec = Path(path).name, ""
     try:
-        data = pydicom.dcmread(path)
+        data = read_dicom(path)
         syntax = data.file_meta.TransferSyntaxUID
+        codec = syntax.name if syntax.is_compressed else ""
         if syntax.is_compressed and not get_decoder(syntax).is_available:
             # ITK's own decoders know the lossless JPEGs of hospital archives, and rescale as they read
             return sitk.GetArrayFromImage(sitk.ReadImage(path, sitk.sitkFloat32))[0]
         stored = data.pixel_array.astype(np.float32)
         slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
-        return stored * np.float32(1 if slope is None else slope) + np.float32(0 if intercept is None else intercept)
+        scale, shift = np.float32(1 if slope is None else slope), np.float32(0 if intercept is None else intercept)
+        values = stored * scale + shift
+        padding = data.get("PixelPaddingValue")
+        if padding is not None and not -1000 < (padded := float(padding) * scale + shift) < HU_WINDOW[1]:
+            values[values == padded] = AIR_HU
+        return values
     except Exception as error:  # depends on the transfer syntax and the decoders that are installed
-        header = read_header(path)
-        if isinstance(header, Header) and header.codec:
-            raise InputError(
-                f"slice {name} is compressed ({header.codec}) and cannot be decoded; {_CODECS}."
-            ) from error
+        if codec:
+            raise InputError(f"slice {name} is compressed ({codec}) and cannot be decoded; {_CODECS}.") from error
         raise InputError(f"slice {name} is damaged ({error}); copy the series again.") from error
+
+
+def read_dicom(path: str, **arguments: Any) -> pydicom.FileDataset:
+    """A DICOM file, also without preamble, meta header or transfer syntax, as old archives write it.
+
+    Args:
+        path: the file.
+        **arguments: of ``pydicom.dcmread``.
+    """
+    data = pydicom.dcmread(path, force=True, **arguments)
+    if "TransferSyntaxUID" not in data.file_meta:
+        implicit, little = data.original_encoding
+        plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        data.file_meta.TransferSyntaxUID = plain
+    return data
