@@ -48,9 +48,14 @@ def other_role(relative: PurePath) -> str:
     Args:
         relative: its path within the tree.
     """
-    words = _words(stem_of(relative))
+    stem = stem_of(relative)
+    words = _words(stem)
+    if relative.parent.name == stem:
+        return ""  # the patient's own name, whatever it means
     for role, names in _OTHER_ROLES.items():
-        if names & words and not (role == "a PET" and "ct" in words):
+        # with a number it may be a patient's name: a collection's (FDG-PET-042), or a study's
+        numbered = role != "a mask" and re.search(r"\d{2}", stem)
+        if names & words and not numbered and "ct" not in words:
             return role
     folders = {word for folder in relative.parts[:-1] for word in _words(folder)}
     return "a mask" if _MASK_FOLDERS & folders else ""

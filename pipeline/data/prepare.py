@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from drr2ct.pipeline.data.anatomy import decode_anatomy, twins
 from drr2ct.pipeline.data.candidate import Candidate
 from drr2ct.pipeline.data.candidates import find_candidates
 from drr2ct.pipeline.data.datalist import PARTS, split_patients, write_datalist
@@ -39,6 +40,8 @@ from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.validation import InputError
 
+MANY_STUDIES = 4
+"""So many studies of one patient, each in a folder of its own below the source, are doubted."""
 _COLUMNS = ("patient", "source", "slices", "voxel_mm", "kernel", "used", "reason")
 
 
@@ -96,6 +99,7 @@ def prepare(
             f"source {source} holds no usable CT; the first of {len(candidates)} left out, "
             f"{os.path.relpath(candidates[0].source, source)}, is: {candidates[0].reason}."
         )
+    _warn_of_shared_ids(jobs, source, console)
     names = {job.name for job in jobs}
     found = (path for path in dest.glob("*/*.json") if path.stem == path.parent.name)
     stray = sorted(path.stem for path in found if path.stem not in names)
@@ -175,21 +179,25 @@ def _finish(
 ) -> None:
     """Write what describes the whole set; the same whoever writes it."""
     records = {job.name: patient_record(dest, job.name) or {} for job in ready}
-    _write_report(dest, source, settings, jobs, records, candidates, report)
     content = {
         "note": DISCLAIMER,
         "settings": settings.describe(),
         "versions": versions(),
-        "patients": {name: {k: v for k, v in r.items() if k not in ("used", "refused")} for name, r in records.items()},
+        "patients": {
+            name: {k: v for k, v in r.items() if k not in ("used", "refused", "anatomy")} for name, r in records.items()
+        },
     }
     write_json(dest / "provenance.json", content)
     shutil.rmtree(dest / ".partial", ignore_errors=True)
+    same = _twins(records, console)
+    _write_report(dest, source, settings, jobs, records, candidates, report, same)
+    groups = joined_groups({job.name: job.group for job in ready}, same)
     members: dict[str, list[dict[str, Any]]] = defaultdict(list)
     views = [view.name for view in settings.geometry.views]
     for job in ready:
         stem = dest / job.name / job.name
         image = [str(stem.with_name(f"{job.name}_{view}_drr.nii.gz")) for view in views]
-        members[job.group].append(
+        members[groups[job.group]].append(
             {
                 "patient": job.name,
                 "group": job.group,
@@ -197,12 +205,63 @@ def _finish(
                 "image": image,
             }
         )
-    if len(members) < len(PARTS):
-        console.print(f"{len(members)} patients are too few to split into three parts; dataset.json was not written.")
+    wanted = sum(fraction > 0 for fraction in settings.fractions)
+    if len(members) < wanted:
+        parts_asked = {1: "one part", 2: "two parts", 3: "three parts"}[wanted]
+        console.print(f"{len(members)} patients are too few to split into {parts_asked}; dataset.json was not written.")
         return
-    groups = split_patients([{"patient": group} for group in sorted(members)], settings.fractions, settings.seed)
-    parts = {part: [item for group in groups[part] for item in members[group["patient"]]] for part in PARTS}
+    split = split_patients([{"patient": group} for group in sorted(members)], settings.fractions, settings.seed)
+    parts = {part: [item for group in split[part] for item in members[group["patient"]]] for part in PARTS}
     write_datalist(dest, parts, "CTs in HU and DRRs in line integrals, made by drr2ct prepare")
+
+
+def _twins(records: Mapping[str, Mapping[str, Any]], console: Console) -> dict[str, str]:
+    """Patients made of a CT that another has too, by its files or by its anatomy; the first of them, and said."""
+    first: dict[str, str] = {}
+    same = twins({name: decode_anatomy(record["anatomy"]) for name, record in records.items()})
+    for name in sorted(records):
+        other = first.setdefault(str(records[name]["source_sha256"]), name)
+        if other != name:
+            same[name] = same.get(other, other)
+    for name, other in sorted(same.items()):
+        console.print(f"{name} shows the CT of {other}; both stay in one part of the split", markup=False)
+    return same
+
+
+def joined_groups(home: Mapping[str, str], same: Mapping[str, str]) -> dict[str, str]:
+    """What to split by, for each group: groups with a CT in common are one.
+
+    Args:
+        home: group of each patient.
+        same: patients that show the CT of another.
+    """
+    joined = {group: group for group in home.values()}
+
+    def root(group: str) -> str:
+        while joined[group] != group:
+            group = joined[group]
+        return group
+
+    for name, other in same.items():
+        first, second = sorted((root(home[name]), root(home[other])))
+        joined[second] = first
+    return {group: root(group) for group in joined}
+
+
+def _warn_of_shared_ids(jobs: Sequence[Job], source: Path, console: Console) -> None:
+    """One patient with many studies in many folders is often many patients whom an anonymiser gave one ID."""
+    groups: dict[str, list[Candidate]] = defaultdict(list)
+    for job in jobs:
+        groups[job.group] += job.candidates
+    for group, members in groups.items():
+        studies = {candidate.study for candidate in members if candidate.dicom}
+        places = {Path(os.path.relpath(c.files[0], source)).parts[0] for c in members if c.dicom}
+        if len(studies) >= MANY_STUDIES and len(places) >= MANY_STUDIES:
+            console.print(
+                f"{group} has {len(studies)} studies in {len(places)} folders: if they are of different people, name "
+                "them by a part of the path (--patient-pattern); if they are one person's, --per-study uses them all",
+                markup=False,
+            )
 
 
 def _write_report(
@@ -213,6 +272,7 @@ def _write_report(
     records: Mapping[str, Mapping[str, Any]],
     candidates: Sequence[Candidate],
     report: str | Path | None,
+    same: Mapping[str, str],
 ) -> None:
     used: dict[str, Sequence[str]] = {}
     refused: dict[str, str] = {}
@@ -222,7 +282,10 @@ def _write_report(
         except (OSError, ValueError):
             continue
         if "used" in record:
-            used[record["used"]] = record["notes"]
+            used[record["used"]] = [
+                *record["notes"],
+                *([f"the same CT as {same[job.name]}"] if job.name in same else []),
+            ]
         refused |= record["refused"]
         if "error" in record:
             refused.setdefault(shown_path(job.candidates[0].files[0], source, settings.key), record["error"])
