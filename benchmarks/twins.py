@@ -38,13 +38,15 @@ def main() -> None:
     """Print the most alike of different patients, and the least alike copy of each kind."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--copies", type=int, default=100, help="store so many of them otherwise")
     arguments = parser.parse_args()
     found: dict[str, np.ndarray] = {}
     least: dict[str, float] = {}
     for item in find_patients(arguments.folder):
         ct = LoadCT()(item["label"], None, item.get("slices", ()))
         found[item["patient"]] = anatomy_of(ct)
-        for kind, copy in stored_otherwise(ct).items():
+        copies = stored_otherwise(ct) if len(found) <= arguments.copies else {}
+        for kind, copy in copies.items():
             least[kind] = min(least.get(kind, 1.0), float(anatomy_of(copy) @ found[item["patient"]]))
     names = sorted(found)
     table = np.stack([found[name] for name in names])

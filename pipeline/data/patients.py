@@ -95,7 +95,8 @@ def read_folder(dataset_dir: str | Path, views: Sequence[str]) -> tuple[list[dic
     members: dict[str, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         parts = Path(os.path.relpath(candidate.files[0], root)).parts
-        if any(part.startswith(".") for part in parts[:-1]) or candidate.reason.startswith("a radiograph, by its name"):
+        # what is called a mask or a radiograph is no patient whose CT is missing
+        if any(part.startswith(".") for part in parts[:-1]) or candidate.reason.endswith("by its name; nothing to do"):
             continue
         members[parts[0] if len(parts) > 1 else ""].append(candidate)
     items: list[dict[str, Any]] = []

@@ -42,6 +42,8 @@ from drr2ct.transforms.validation import InputError
 
 MANY_STUDIES = 4
 """So many studies of one patient, each in a folder of its own below the source, are doubted."""
+_OF_ONE_PATIENT = ("used", "refused", "anatomy")
+"""What a patient's record has and the record of the whole set has not."""
 _COLUMNS = ("patient", "source", "slices", "voxel_mm", "kernel", "used", "reason")
 
 
@@ -183,15 +185,18 @@ def _finish(
         "note": DISCLAIMER,
         "settings": settings.describe(),
         "versions": versions(),
-        "patients": {
-            name: {k: v for k, v in r.items() if k not in ("used", "refused", "anatomy")} for name, r in records.items()
-        },
+        "patients": {name: {k: v for k, v in r.items() if k not in _OF_ONE_PATIENT} for name, r in records.items()},
     }
     write_json(dest / "provenance.json", content)
     shutil.rmtree(dest / ".partial", ignore_errors=True)
     same = _twins(records, console)
     _write_report(dest, source, settings, jobs, records, candidates, report, same)
-    groups = joined_groups({job.name: job.group for job in ready}, same)
+    wanted = sum(fraction > 0 for fraction in settings.fractions)
+    home = {job.name: job.group for job in ready}
+    groups = joined_groups(home, same)
+    if len(set(groups.values())) < wanted <= len(groups):
+        console.print("with what shows one CT kept together there is too little to split: the split is of its files")
+        groups = {group: group for group in groups}
     members: dict[str, list[dict[str, Any]]] = defaultdict(list)
     views = [view.name for view in settings.geometry.views]
     for job in ready:
@@ -205,7 +210,6 @@ def _finish(
                 "image": image,
             }
         )
-    wanted = sum(fraction > 0 for fraction in settings.fractions)
     if len(members) < wanted:
         parts_asked = {1: "one part", 2: "two parts", 3: "three parts"}[wanted]
         console.print(f"{len(members)} patients are too few to split into {parts_asked}; dataset.json was not written.")
@@ -282,10 +286,8 @@ def _write_report(
         except (OSError, ValueError):
             continue
         if "used" in record:
-            used[record["used"]] = [
-                *record["notes"],
-                *([f"the same CT as {same[job.name]}"] if job.name in same else []),
-            ]
+            twin = [f"the same CT as {same[job.name]}"] if job.name in same else []
+            used[record["used"]] = [*record["notes"], *twin]
         refused |= record["refused"]
         if "error" in record:
             refused.setdefault(shown_path(job.candidates[0].files[0], source, settings.key), record["error"])
