@@ -251,7 +251,7 @@ def prepare(
     png_bits: Annotated[int, typer.Option(help="8 or 16, of the PNG copies.")] = 16,
     per_study: Annotated[bool, typer.Option("--per-study", help="One CT per study instead of per patient.")] = False,
     patient_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression: which part of a volume file's path names the patient.")
+        str | None, typer.Option(help="Regular expression: which part of a path within SOURCE names the patient.")
     ] = None,
     key_file: Annotated[Path | None, typer.Option(help="Name patients by a hash under this secret key.")] = None,
     report: Annotated[Path | None, typer.Option(help="CSV of all series; DEST/series.csv by default.")] = None,

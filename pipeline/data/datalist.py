@@ -11,6 +11,7 @@ A data set is a folder of patient folders (see the README); everything but the C
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,14 @@ from typing import Any
 import numpy as np
 
 from drr2ct.pipeline.data.candidate import VOLUME_SUFFIXES
+from drr2ct.pipeline.data.identity import ct_fingerprint
 from drr2ct.pipeline.data.patient_names import stem_of
 from drr2ct.pipeline.data.patients import RADIOGRAPH_SUFFIXES, find_patients, series_of
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
 from drr2ct.transforms.validation import InputError
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("training", "validation", "test")
 _PATHS = ("image", "label", "slices")
@@ -197,7 +201,7 @@ def load_parts(
     """
     listing = Path(dataset_dir) / "dataset.json"
     if not listing.is_file():
-        return split_patients(find_patients(dataset_dir, views, on_bad_sample), fractions, seed)
+        return _split_without_copies(find_patients(dataset_dir, views, on_bad_sample), fractions, seed)
     try:
         content = json.loads(listing.read_text(encoding="utf-8"))
         parts = {name: [_join_paths(listing.parent, _own_item(i)) for i in content.get(name, [])] for name in PARTS}
@@ -207,7 +211,32 @@ def load_parts(
     for item in (item for items in parts.values() for item in items):
         if "slices" not in item and Path(item["label"]).is_dir():
             item["slices"] = series_of(item["label"])
+    home: dict[str, tuple[str, str]] = {}
+    for part, items in parts.items():
+        for item in items:
+            patient = str(item["patient"])
+            first = home.setdefault(ct_fingerprint(item["label"]) or patient, (part, patient))
+            if first[0] != part:
+                logger.warning("%s (%s) and %s (%s) are the same CT: keep one", first[1], first[0], patient, part)
     return parts
+
+
+def _split_without_copies(
+    patients: Sequence[dict[str, Any]], fractions: Sequence[float], seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The split, with copies of one CT file in the part of the first, and said."""
+    copies: dict[str, list[dict[str, Any]]] = {}
+    for item in patients:
+        copies.setdefault(ct_fingerprint(item["label"]) or str(item["patient"]), []).append(item)
+    for same in copies.values():
+        for item in same[1:]:
+            logger.warning("%s is the same CT as %s; both stay in one part", item["patient"], same[0]["patient"])
+    firsts = [same[0] for same in copies.values()]
+    if len(firsts) < sum(fraction > 0 for fraction in fractions):
+        return split_patients(patients, fractions, seed)
+    parts = split_patients(firsts, fractions, seed)
+    together = {id(same[0]): same for same in copies.values()}
+    return {part: [item for first in items for item in together[id(first)]] for part, items in parts.items()}
 
 
 def _own_item(item: Any) -> dict[str, Any]:
@@ -217,7 +246,7 @@ def _own_item(item: Any) -> dict[str, Any]:
     image = item.get("image")
     if isinstance(image, str) and image.lower().endswith(VOLUME_SUFFIXES):
         return {"patient": stem_of(Path(image)), **{k: v for k, v in item.items() if k != "image"}, "label": image}
-    return item  # type: ignore[no-any-return]
+    return item
 
 
 def _join_paths(root: Path, item: dict[str, Any]) -> dict[str, Any]:

@@ -144,6 +144,7 @@ def read_header(path: str) -> Header | Candidate | None:
             if size == 0:
                 return _refused(path, f"an empty file; {AGAIN}")
             stream.seek(0)
+            data: pydicom.Dataset
             try:
                 data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS, force=not marked)
             except Exception:

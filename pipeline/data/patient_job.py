@@ -111,7 +111,7 @@ def make_patient(job: Job, dest: Path, settings: PrepareSettings) -> Outcome:
                 refused[candidate.files[0]] = _without_paths(str(error), candidate)
                 continue
             except Exception as error:  # whatever is wrong with one CT, the next may be sound
-                if disk_is_full(error):
+                if isinstance(error, OSError) and disk_is_full(error):
                     raise
                 refused[candidate.files[0]] = _without_paths(f"{type(error).__name__}: {error}", candidate)
                 continue

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow, run, run_workflow
@@ -30,7 +30,7 @@ _RUN_ARGUMENTS = {
     for verb in (run, run_workflow, ConfigWorkflow)
     for name, parameter in inspect.signature(verb).parameters.items()
     if parameter.kind is not parameter.VAR_KEYWORD
-} | DEFAULT_MLFLOW_SETTINGS["configs"].keys()
+} | set(cast(dict[str, Any], DEFAULT_MLFLOW_SETTINGS["configs"]))
 """Arguments of MONAI's verbs themselves, and what they add to a configuration for tracking; no keys of ours."""
 
 
