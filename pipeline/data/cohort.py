@@ -16,7 +16,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.data import MetaTensor
 
 from drr2ct.pipeline.data.datalist import PARTS, write_datalist
