@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from drr2ct.pipeline.data.prepare import PrepareSettings, prepare
+from drr2ct.pipeline.data.prepare import prepare
 from drr2ct.pipeline.data.sample.cts import sample_ct
+from drr2ct.pipeline.data.settings import PrepareSettings
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.volume import LoadCT
 from tests.pipeline.data.dicom_files import write_series

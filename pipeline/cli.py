@@ -255,7 +255,7 @@ def prepare(
     png_bits: Annotated[int, typer.Option(help="8 or 16, of the PNG copies.")] = 16,
     per_study: Annotated[bool, typer.Option("--per-study", help="One CT per study instead of per patient.")] = False,
     patient_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression: which part of a volume file's path names the patient.")
+        str | None, typer.Option(help="Regular expression: which part of a path within SOURCE names the patient.")
     ] = None,
     key_file: Annotated[Path | None, typer.Option(help="Name patients by a hash under this secret key.")] = None,
     report: Annotated[Path | None, typer.Option(help="CSV of all series; DEST/series.csv by default.")] = None,
@@ -271,8 +271,8 @@ def prepare(
 
     console = Console()
     if dest is not None:
-        from drr2ct.pipeline.data.prepare import PrepareSettings
         from drr2ct.pipeline.data.prepare import prepare as run_prepare
+        from drr2ct.pipeline.data.settings import PrepareSettings
 
         space = BiplanarGeometry.load(geometry) if geometry else dataset_geometry(fov_mm=fov_mm, detector_size=detector)
         key = existing_file(key_file, "key file").read_bytes().strip() if key_file else None

@@ -25,7 +25,9 @@ import SimpleITK as sitk
 import tifffile
 import torch
 from PIL import Image
-from pydicom.uid import HTJ2KLossless, JPEGLSLossless, generate_uid
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, HTJ2KLossless, JPEGLSLossless, generate_uid
 
 from drr2ct.networks import create_network
 from drr2ct.pipeline.checkpoints.description import describe
@@ -183,6 +185,102 @@ def detached(source: Path) -> None:
     image = sitk.GetImageFromArray(chest(VOLUME).transpose(2, 1, 0))
     sitk.WriteImage(image, str(source / "bad.mhd"))
     (source / "bad.raw").unlink()
+
+
+TEN = np.diag([10.0, 10, 10, 1])
+
+
+def padded(values: np.ndarray) -> np.ndarray:
+    """−2000 outside the circle of reconstruction."""
+    x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in values.shape[:2]), indexing="ij")
+    values = values.copy()
+    values[x**2 + y**2 > 1] = -2000
+    return values
+
+
+def stored_hu(data: pydicom.Dataset, k: int) -> None:
+    del data.RescaleIntercept
+    stored = np.frombuffer(data.PixelData, np.uint16).astype(np.int32) * 2 - 1024
+    data.PixelRepresentation, data.RescaleSlope = 1, 1
+    data.PixelData = stored.astype(np.int16).tobytes()
+
+
+def two_acquisitions(source: Path) -> None:
+    """The second half a step further."""
+
+    def second(data: pydicom.Dataset, k: int) -> None:
+        data.AcquisitionNumber, data.SOPInstanceUID = 2, generate_uid()
+        data.ImagePositionPatient = [-180.0, -160.0, 55.0 + 10 * k]
+
+    write_series(source / "bad" / "a", patient="bad", change=put(AcquisitionNumber=1))
+    write_series(source / "bad" / "b", patient="bad", change=second)
+
+
+def bare(source: Path) -> None:
+    folder = write_series(source / "bad", patient="bad")
+    for number, path in enumerate(sorted(folder.iterdir())):
+        data = pydicom.dcmread(path)
+        buffer = DicomBytesIO()
+        buffer.is_little_endian, buffer.is_implicit_VR = True, True
+        plain = pydicom.Dataset(data)
+        write_dataset(buffer, plain)
+        path.unlink()
+        (folder / f"IM{number:03d}").write_bytes(buffer.getvalue())
+
+
+def deflate(data: pydicom.Dataset, k: int) -> None:
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+
+def wobble(data: pydicom.Dataset, k: int) -> None:
+    tilt = (-1) ** k * 4e-4
+    data.ImageOrientationPatient = [1, tilt, 0, -tilt, 1, 0]
+
+
+def in_unit(unit: str, factor: float) -> Callable[[Path], None]:
+    def write(source: Path) -> None:
+        affine = TEN.copy()
+        affine[:3] *= factor
+        image = nib.Nifti1Image(chest(VOLUME), affine)
+        image.header.set_xyzt_units(unit)
+        nib.save(image, source / "bad.nii.gz")
+
+    return write
+
+
+def formless(source: Path) -> None:
+    path = write_nifti(source / "bad.nii", chest(VOLUME))
+    raw = bytearray(path.read_bytes())
+    raw[252:256] = bytes(4)  # qform_code and sform_code
+    path.write_bytes(raw)
+
+
+def two_forms(sform: np.ndarray) -> Callable[[Path], None]:
+    def write(source: Path) -> None:
+        image = nib.Nifti1Image(chest(VOLUME), TEN)
+        image.set_qform(TEN, 1)
+        image.set_sform(sform, 1)
+        nib.save(image, source / "bad.nii.gz")
+
+    return write
+
+
+def colours(source: Path) -> None:
+    values = np.zeros(VOLUME, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(values, TEN), source / "bad.nii.gz")
+
+
+def side_file(source: Path) -> None:
+    (source / "bad").mkdir()
+    (source / "bad" / "._1.dcm").write_bytes(b"\0\5\x16\7" * 40)
+
+
+def misnamed(source: Path) -> None:
+    write_nifti(source / "bad.nii", chest(VOLUME)).rename(source / "bad.nii.gz")
+
+
+def pair(source: Path) -> None:
+    nib.save(nib.Nifti1Pair(chest(VOLUME), TEN), source / "bad.hdr")
 
 
 def archive(source: Path) -> None:
@@ -368,6 +466,117 @@ SOURCES = [
         "apply rescale slope and intercept first",
         LEFT_OUT,
     ),
+    Case(
+        "stored values (HU + 1024) with a padding of −2000 outside the circle",
+        volume(padded(chest(VOLUME) + 1024)),
+        "the CT holds stored values, not Hounsfield units (median …, and no air at −1000 within the scan); "
+        "apply rescale slope and intercept first",
+        LEFT_OUT,
+    ),
+    Case(
+        "a padding of −2000 outside the circle, HU within",
+        volume(padded(chest(VOLUME))),
+        "… voxels below -1024 HU clipped",
+        USED,
+    ),
+    Case(
+        "DICOM in HU without Rescale Intercept",
+        series(change=stored_hu),
+        "no Rescale Intercept, so stored values are taken for HU; slices 10 mm apart",
+        USED,
+    ),
+    Case(
+        "a material density map",
+        series(change=put(RescaleType="MGML")),
+        "Rescale Type MGML, not Hounsfield units; use the series in HU",
+        LEFT_OUT,
+    ),
+    Case(
+        "an iodine map",
+        series(change=put(ImageType=["DERIVED", "SECONDARY", "AXIAL"], SeriesDescription="Iodine (Water)")),
+        "derived images described as Iodine, not Hounsfield units; use the series in HU",
+        LEFT_OUT,
+    ),
+    Case(
+        "a maximum intensity projection",
+        series(change=put(ImageType=["DERIVED", "SECONDARY", "AXIAL", "MIP"])),
+        "MIP, a projection of slabs; use the slices they were made from",
+        LEFT_OUT,
+    ),
+    Case(
+        "slabs far thicker than their distance",
+        series(change=put(SliceThickness=40)),
+        "slabs of 40 mm every 10 mm; use the slices they were made from",
+        LEFT_OUT,
+    ),
+    Case(
+        "two acquisitions of one region in one series",
+        two_acquisitions,
+        "Acquisition Number 1: one of 2 passes that share a series; slices 10 mm apart",
+        USED,
+        sixteen_slices,
+    ),
+    Case("DICOM without preamble and meta header, no suffix", bare, "slices 10 mm apart", USED, sixteen_slices),
+    Case("deflated DICOM", series(change=deflate), "slices 10 mm apart", USED, sixteen_slices),
+    Case(
+        "an orientation that differs in the last digits from slice to slice",
+        series(change=wobble),
+        "slices 10 mm apart",
+        USED,
+        sixteen_slices,
+    ),
+    Case(
+        "a side file of macOS",
+        side_file,
+        "a side file of macOS; nothing to do",
+        LEFT_OUT,
+    ),
+    Case(
+        "a NIfTI in metres", in_unit("meter", 1e-3), "converted from meters to millimetres; …", USED, same_affine(TEN)
+    ),
+    Case(
+        "a NIfTI in microns", in_unit("micron", 1e3), "converted from microns to millimetres; …", USED, same_affine(TEN)
+    ),
+    Case(
+        "a NIfTI without qform and sform",
+        formless,
+        "no qform and no sform, so left and right are unknown; convert it from DICOM again (dcm2niix writes both)",
+        LEFT_OUT,
+    ),
+    Case(
+        "qform and sform that contradict each other",
+        two_forms(np.diag([-10.0, 10, 10, 1])),
+        "qform and sform disagree about left and right; convert it from DICOM again",
+        LEFT_OUT,
+    ),
+    Case(
+        "qform and sform of other voxels",
+        two_forms(np.diag([10.0, 10, 12, 1])),
+        "qform and sform differ (voxels of 10×10×10 and 10×10×12 mm); the sform is used; slices 12 mm apart",
+        USED,
+    ),
+    Case(
+        "an identity affine",
+        volume(chest(VOLUME), np.eye(4)),
+        "an identity affine, so sides and voxel sizes may be missing; they are taken as 1 mm and RAS",
+        USED,
+    ),
+    Case("a colour NIfTI", colours, "colours, not CT numbers; give the CT itself", LEFT_OUT),
+    Case("a NIfTI called .nii.gz that is not compressed", misnamed, "slices 10 mm apart", USED, same_affine(TEN)),
+    Case("a NIfTI of 20×18×16×1", volume(chest(VOLUME)[..., None]), "slices 10 mm apart", USED, same_affine(TEN)),
+    Case("a pair .hdr and .img", pair, "slices 10 mm apart", USED, same_affine(TEN)),
+    Case(
+        "an .img without its .hdr",
+        content("bad.img", b"x" * 100),
+        "an .img file without its .hdr; copy it again",
+        LEFT_OUT,
+    ),
+    Case(
+        "a mask beside its CT",
+        lambda source: write_nifti(source / "bad_seg.nii.gz", chest(VOLUME)),
+        "a mask, by its name; nothing to do",
+        LEFT_OUT,
+    ),
     Case("metal above 3071 HU", volume(with_value(20000)), "…; 2 voxels above 3071 HU clipped", USED, clipped),
     Case(
         "3000 slices",
@@ -513,7 +722,7 @@ REQUESTS = [
     Case(
         "fractions that do not sum to 1",
         option("--split", 0.5, 0.5, 0.5),
-        "split fractions (0.5, 0.5, 0.5) do not fit; give three positive numbers that sum to 1.",
+        "split fractions (0.5, 0.5, 0.5) do not fit; give three numbers, zero or more, that sum to 1.",
     ),
     Case(
         "a pattern that is no regular expression",
@@ -683,8 +892,8 @@ DATA_SETS = [
     Case(
         "a data set without patients",
         lambda root: None,
-        "data set folder … holds no patient; expected <patient>/<patient>.nii.gz (or .nii, .nrrd, .mha, .mhd, or a "
-        "DICOM folder) inside.",
+        "data set folder … holds no patient; expected <patient>/<patient>.nii.gz (or .nii, .nrrd, .nhdr, .mha, "
+        ".mhd, .hdr, or a DICOM folder) inside.",
     ),
     Case(
         "fewer than 3 patients",
@@ -731,8 +940,8 @@ DATA_SETS = [
     Case(
         "a DICOM folder with a missing slice in training",
         gap,
-        "patient … cannot be read (CT folder … is no straight and even stack (see slice …), slices may be missing or "
-        "tilted; drr2ct prepare says which); repair or remove it, or set on_bad_sample to skip.",
+        "patient … has no CT that can be used (series: 1 slice is missing, the first after z = … mm; download the "
+        "series again); repair or remove it, or set on_bad_sample to skip.",
     ),
     Case(
         "voxels of 900 mm (wrong units) in training",
@@ -827,7 +1036,8 @@ def test_varied_training(command: Command, tmp_path: Path, case: Case) -> None: 
 
 
 def test_patients_folders_may_be_links(tmp_path: Path) -> None:
-    from drr2ct.pipeline.data.datalist import find_patients, load_datalist, split_patients, write_datalist
+    from drr2ct.pipeline.data.datalist import load_datalist, split_patients, write_datalist
+    from drr2ct.pipeline.data.patients import find_patients
 
     make_patients(tmp_path / "disk")
     root = tmp_path / "set"

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 import torch
 from jaxtyping import Float
 from monai.config import KeysCollection
-from monai.data import MetaTensor, NibabelReader
+from monai.data import MetaTensor
 from monai.data.utils import orientation_ras_lps
 from monai.networks.layers import gaussian_1d, separable_filtering
 from monai.transforms import (
@@ -30,19 +30,19 @@ from monai.transforms import (
 from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
+from drr2ct.transforms.dicom_slices import read_slices
 from drr2ct.transforms.geometry import VolumeGrid
+from drr2ct.transforms.hounsfield import AIR_HU as AIR_HU
+from drr2ct.transforms.hounsfield import HU_WINDOW as HU_WINDOW
+from drr2ct.transforms.hounsfield import wrong_numbers
+from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti
 from drr2ct.transforms.validation import InputError, existing_file
 
-HU_WINDOW = (-1024.0, 3071.0)
-"""HU mapped to 0 and 1 for the network."""
-AIR_HU = -1024.0
-"""What lies outside the scan."""
 GRID_MODES = ("cube", "resize")
 
 _KEPT_META = ("affine", "original_affine", "space", "spatial_shape", "original_channel_dim")
 _MIN_SLICES = 8
-_MAX_SPACING_MM = 20.0
-_NIFTI = NibabelReader()
+_MIN_SPACING_MM, _MAX_SPACING_MM = 0.02, 20.0
 
 
 class LoadCT(Transform):
@@ -52,12 +52,15 @@ class LoadCT(Transform):
     adds the checks of :func:`check_ct`, and records the isocentre.
     """
 
-    def __call__(self, path: str | Path, isocentre: Sequence[float] | None = None) -> MetaTensor:
+    def __call__(
+        self, path: str | Path, isocentre: Sequence[float] | None = None, slices: Sequence[str] = ()
+    ) -> MetaTensor:
         """Read ``path``.
 
         Args:
             path: the file or the DICOM folder.
             isocentre: (x, y, z) in patient coordinates, mm; the centre of the scan's bounding box by default.
+            slices: which DICOM files of the folder to read, in order; without, it must hold one series.
 
         Returns:
             (1, I, J, K) in HU, float32, with the RAS+ affine and the isocentre in ``meta["isocentre"]``.
@@ -67,8 +70,10 @@ class LoadCT(Transform):
         """
         path = existing_file(path, "CT")
         try:
-            if path.name.endswith((".nii", ".nii.gz")):
-                array, meta = _NIFTI.get_data(_NIFTI.read(str(path)))
+            if slices:
+                array, meta = _from_tensor(read_slices(slices))
+            elif path.is_file() and is_nifti(path):
+                array, meta = _from_nifti(path)
             else:
                 array, meta = _from_itk(_read_series(path) if path.is_dir() else sitk.ReadImage(str(path)))
         except InputError:
@@ -91,21 +96,45 @@ class LoadCT(Transform):
 
 
 class LoadCTd(MapTransform):
-    """Dictionary version of :class:`LoadCT`; a given isocentre is read from ``isocentre_key`` if the item has it."""
+    """Dictionary version of :class:`LoadCT`; isocentre and DICOM files come from their keys if the item has them."""
 
     def __init__(
-        self, keys: KeysCollection = "label", isocentre_key: str = "isocentre", allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection = "label",
+        isocentre_key: str = "isocentre",
+        slices_key: str = "slices",
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.isocentre_key = isocentre_key
+        self.slices_key = slices_key
         self._load = LoadCT()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each path by its volume."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = self._load(item[key], item.get(self.isocentre_key))
+            item[key] = self._load(item[key], item.get(self.isocentre_key), item.pop(self.slices_key, ()))
         return item
+
+
+def _from_nifti(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    image = open_nifti(path)
+    geometry = nifti_geometry(image)
+    if geometry.problem:
+        raise InputError(f"CT {path} has {geometry.problem}.")
+    array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(geometry.shape)
+    return array, _meta(geometry.affine, array)
+
+
+def _from_tensor(image: MetaTensor) -> tuple[np.ndarray, dict[str, Any]]:
+    array = image.as_tensor()[0].numpy()
+    return array, _meta(np.asarray(image.affine), array)
+
+
+def _meta(affine: np.ndarray, array: np.ndarray) -> dict[str, Any]:
+    shape = np.asarray(array.shape)
+    return {"affine": affine, "original_affine": affine.copy(), "space": "RAS", "spatial_shape": shape}
 
 
 def _from_itk(image: sitk.Image) -> tuple[np.ndarray, dict[str, Any]]:
@@ -115,9 +144,7 @@ def _from_itk(image: sitk.Image) -> tuple[np.ndarray, dict[str, Any]]:
     if image.GetDimension() == 3:
         affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
         affine[:3, 3] = image.GetOrigin()
-    affine = orientation_ras_lps(affine)
-    shape = np.asarray(array.shape)
-    return array, {"affine": affine, "original_affine": affine.copy(), "space": "RAS", "spatial_shape": shape}
+    return array, _meta(orientation_ras_lps(affine), array)
 
 
 def _read_series(folder: Path) -> sitk.Image:
@@ -172,11 +199,8 @@ def check_ct(image: MetaTensor, what: str) -> None:
     low, high = float(values.min()), float(values.max())
     if low == high:
         raise InputError(f"{what} has the same value {low:g} everywhere; leave the patient out or export it again.")
-    if low > -500:
-        raise InputError(
-            f"{what} ranges from {low:g} to {high:g}, so it holds no air in Hounsfield units (−1000); "
-            "apply rescale slope and intercept first."
-        )
+    if problem := wrong_numbers(values):
+        raise InputError(f"{what} {problem}.")
     affine = np.asarray(image.affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     finite = np.isfinite(affine).all()
@@ -184,7 +208,7 @@ def check_ct(image: MetaTensor, what: str) -> None:
         raise InputError(
             f"{what} has an affine that maps no volume (spacing {spacing.round(3)} mm); repair its header."
         )
-    if max(spacing) > _MAX_SPACING_MM:
+    if max(spacing) > _MAX_SPACING_MM or min(spacing) < _MIN_SPACING_MM:
         raise InputError(f"{what} has voxels of {spacing.round(2)} mm; no CT has that; check the units of its header.")
 
 
@@ -205,8 +229,10 @@ def smooth_for_spacing(
     sigmas = [max(0.0, (t / s - 1) / 2) for s, t in zip(spacing, target, strict=True)]
     if not any(sigmas):
         return volume
+    # oneDNN keeps a compiled primitive for every new shape, which for CTs of many sizes grows without end
     kernels = [gaussian_1d(torch.tensor(s), truncated=3.0, normalize=True) if s > 0 else torch.ones(1) for s in sigmas]
-    return separable_filtering(volume[None], [k.to(volume) for k in kernels], mode="replicate")[0]
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):  # None: as it is
+        return separable_filtering(volume[None], [k.to(volume) for k in kernels], mode="replicate")[0]
 
 
 class ResampleToGrid(InvertibleTransform):

@@ -16,10 +16,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.data import MetaTensor
 
 from drr2ct.pipeline.data.datalist import PARTS, write_datalist
+from drr2ct.pipeline.running.workers import begin_worker
 from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import replacing
@@ -79,7 +79,7 @@ def write_cohort(
     missing = [job for job in jobs if not _is_complete(root / job[1], plan.geometry)]
     # spawned, not forked: torch's and ITK's thread pools do not survive a fork
     spawn = get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, spawn, initializer=begin_worker) as pool:
         written = pool.map(_write_patient, missing)  # no process is started for none
         for _ in itertools.chain(range(len(jobs) - len(missing)), written):
             if on_patient is not None:

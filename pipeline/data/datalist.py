@@ -11,6 +11,7 @@ A data set is a folder of patient folders (see the README); everything but the C
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,14 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from drr2ct.pipeline.data.candidate import VOLUME_SUFFIXES
+from drr2ct.pipeline.data.identity import ct_fingerprint
+from drr2ct.pipeline.data.patient_names import stem_of
+from drr2ct.pipeline.data.patients import RADIOGRAPH_SUFFIXES, find_patients, series_of
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
 from drr2ct.transforms.validation import InputError
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-RADIOGRAPH_SUFFIXES = (".nii.gz", ".nii", ".png", ".tif", ".tiff", ".dcm")
+logger = logging.getLogger(__name__)
+
 PARTS = ("training", "validation", "test")
-_MIN_PATIENTS = 3
+_PATHS = ("image", "label", "slices")
 
 
 def dataset_geometry(
@@ -87,79 +92,46 @@ _ACQUISITION: tuple[tuple[str, str, Callable[[View], float]], ...] = (
 )
 
 
-def find_volume(folder: Path) -> Path | None:
-    """The CT of a patient folder: ``<patient>.<suffix>``, or a subfolder with DICOM files."""
-    for suffix in VOLUME_SUFFIXES:
-        if (path := folder / f"{folder.name}{suffix}").is_file():
-            return path
-    series = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and any(sub.glob("*.dcm"))]
-    return series[0] if len(series) == 1 else None
-
-
-def find_radiographs(folder: Path, views: Sequence[str]) -> list[Path] | None:
-    """The stored radiographs of a patient folder, one per view, or None unless all are there."""
-    found = []
-    for view in views:
-        names = [folder / f"{folder.name}_{view}_drr{suffix}" for suffix in RADIOGRAPH_SUFFIXES]
-        path = next((name for name in names if name.is_file()), None)
-        if path is None:
-            return None
-        found.append(path)
-    return found
-
-
-def find_patients(dataset_dir: str | Path, views: Sequence[str] = ("pa", "lat")) -> list[dict[str, Any]]:
-    """Patients that have a CT, sorted by name: items with ``patient``, ``label`` and, if stored, ``image``.
-
-    Raises:
-        InputError: if the folder does not exist or holds no patient.
-    """
-    root = Path(dataset_dir)
-    if not root.is_dir():
-        raise InputError(f"data set folder {root} does not exist; set dataset_dir to a folder of patient folders.")
-    patients = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        volume = find_volume(folder)
-        if volume is None:
-            continue
-        item: dict[str, Any] = {"patient": folder.name, "label": str(volume)}
-        radiographs = find_radiographs(folder, views)
-        if radiographs is not None:
-            item["image"] = [str(path) for path in radiographs]
-        patients.append(item)
-    if not patients:
-        raise InputError(
-            f"data set folder {root} holds no patient; expected <patient>/<patient>.nii.gz "
-            f"(or {', '.join(VOLUME_SUFFIXES[1:])}, or a DICOM folder) inside."
-        )
-    return patients
-
-
 def split_patients(
     patients: Sequence[dict[str, Any]], fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
 ) -> dict[str, list[dict[str, Any]]]:
-    """Seeded split by patient into training, validation and test; each part gets at least one.
+    """Seeded split by patient into training, validation and test; a part with a fraction above 0 gets at least one.
 
     Raises:
-        InputError: for fewer than three patients, or fractions that do not sum to 1.
+        InputError: for fewer patients than parts, or fractions that do not sum to 1.
     """
-    if len(patients) < _MIN_PATIENTS:
+    check_fractions(fractions)
+    wanted = [part for part, fraction in zip(PARTS, fractions, strict=True) if fraction > 0]
+    if len(patients) < len(wanted):
+        listed = ", ".join(wanted[:-1]) + f" and {wanted[-1]}" if len(wanted) > 1 else wanted[0]
         raise InputError(
-            f"{len(patients)} patient{'s are' if len(patients) != 1 else ' is'} too few to split into training, "
-            f"validation and test; {_MIN_PATIENTS} or more are needed."
+            f"{len(patients)} patient{'s are' if len(patients) != 1 else ' is'} too few to split into {listed}; "
+            f"{len(wanted)} or more are needed."
         )
-    if len(fractions) != len(PARTS) or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise InputError(f"split fractions {tuple(fractions)} do not fit; give three positive numbers that sum to 1.")
     order = np.random.default_rng(seed).permutation(len(patients))
     count = len(patients)
-    held_out = [max(1, round(count * fraction)) for fraction in fractions[1:]]
-    while count - sum(held_out) < 1:
+    held_out = [max(1, round(count * fraction)) if fraction > 0 else 0 for fraction in fractions[1:]]
+    if fractions[0] == 0:  # rounding: all that is left is validation's or test's
+        held_out[held_out.index(max(held_out))] += count - sum(held_out)
+    while count - sum(held_out) < (fractions[0] > 0):
         held_out[held_out.index(max(held_out))] -= 1
     edges = np.cumsum([0, count - sum(held_out), *held_out])
     return {
         part: [patients[i] for i in sorted(order[start:stop])]
         for part, start, stop in zip(PARTS, edges[:-1], edges[1:], strict=True)
     }
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Refuse what is no split into three parts; a part may be empty.
+
+    Raises:
+        InputError: unless there are three numbers, zero or more, that sum to 1.
+    """
+    if len(fractions) != len(PARTS) or not min(fractions) >= 0 or not abs(sum(fractions) - 1) <= 1e-6:
+        raise InputError(
+            f"split fractions {tuple(fractions)} do not fit; give three numbers, zero or more, that sum to 1."
+        )
 
 
 def write_datalist(dataset_dir: str | Path, parts: dict[str, list[dict[str, Any]]], description: str) -> Path:
@@ -174,8 +146,7 @@ def write_datalist(dataset_dir: str | Path, parts: dict[str, list[dict[str, Any]
     content: dict[str, Any] = {"name": root.name, "description": description}
     for part in PARTS:
         content[part] = [
-            {key: relative(value) if key in ("image", "label") else value for key, value in item.items()}
-            for item in parts[part]
+            {key: relative(value) if key in _PATHS else value for key, value in item.items()} for item in parts[part]
         ]
     path = root / "dataset.json"
     write_json(path, content)
@@ -188,6 +159,7 @@ def load_datalist(
     views: Sequence[str] = ("pa", "lat"),
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 0,
+    on_bad_sample: str = "stop",
 ) -> list[dict[str, Any]]:
     """One part of a data set: from its ``dataset.json``, else from :func:`split_patients` of what the folder holds.
 
@@ -197,6 +169,7 @@ def load_datalist(
         views: names of the geometry's views; stored radiographs are found by them.
         fractions: of the split, if there is no ``dataset.json``.
         seed: likewise.
+        on_bad_sample: likewise; ``skip`` leaves out folders whose CT cannot be used, see :func:`find_patients`.
 
     Returns:
         Items with ``patient``, ``label`` (path) and, where radiographs are stored, ``image`` (paths).
@@ -206,8 +179,10 @@ def load_datalist(
     """
     if part not in PARTS:
         raise InputError(f"data list part {part!r} is unknown; choose from {', '.join(PARTS)}.")
-    parts = load_parts(dataset_dir, views, fractions, seed)
+    parts = load_parts(dataset_dir, views, fractions, seed, on_bad_sample)
     if not parts[part]:
+        if not (Path(dataset_dir) / "dataset.json").is_file():
+            raise InputError(f"the split {tuple(fractions)} leaves no patients for {part}; give it a share.")
         raise InputError(f"data list {Path(dataset_dir) / 'dataset.json'} has no patients under {part!r}; add some.")
     return parts[part]
 
@@ -217,6 +192,7 @@ def load_parts(
     views: Sequence[str] = ("pa", "lat"),
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 0,
+    on_bad_sample: str = "stop",
 ) -> dict[str, list[dict[str, Any]]]:
     """All parts of a data set, some of which may be empty; see :func:`load_datalist`.
 
@@ -225,20 +201,58 @@ def load_parts(
     """
     listing = Path(dataset_dir) / "dataset.json"
     if not listing.is_file():
-        return split_patients(find_patients(dataset_dir, views), fractions, seed)
+        return _split_without_copies(find_patients(dataset_dir, views, on_bad_sample), fractions, seed)
     try:
-        content = json.loads(listing.read_text())
-        parts = {name: [_join_paths(listing.parent, item) for item in content.get(name, [])] for name in PARTS}
+        content = json.loads(listing.read_text(encoding="utf-8"))
+        parts = {name: [_join_paths(listing.parent, _own_item(i)) for i in content.get(name, [])] for name in PARTS}
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"data list {listing} is not a MONAI data list in JSON ({error}); write it again.") from error
     _check_datalist(listing, parts, len(views))
+    for item in (item for items in parts.values() for item in items):
+        if "slices" not in item and Path(item["label"]).is_dir():
+            item["slices"] = series_of(item["label"])
+    home: dict[str, tuple[str, str]] = {}
+    for part, items in parts.items():
+        for item in items:
+            patient = str(item["patient"])
+            first = home.setdefault(ct_fingerprint(item["label"]) or patient, (part, patient))
+            if first[0] != part:
+                logger.warning("%s (%s) and %s (%s) are the same CT: keep one", first[1], first[0], patient, part)
     return parts
+
+
+def _split_without_copies(
+    patients: Sequence[dict[str, Any]], fractions: Sequence[float], seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The split, with copies of one CT file in the part of the first, and said."""
+    copies: dict[str, list[dict[str, Any]]] = {}
+    for item in patients:
+        copies.setdefault(ct_fingerprint(item["label"]) or str(item["patient"]), []).append(item)
+    for same in copies.values():
+        for item in same[1:]:
+            logger.warning("%s is the same CT as %s; both stay in one part", item["patient"], same[0]["patient"])
+    firsts = [same[0] for same in copies.values()]
+    if len(firsts) < sum(fraction > 0 for fraction in fractions):
+        return split_patients(patients, fractions, seed)
+    parts = split_patients(firsts, fractions, seed)
+    together = {id(same[0]): same for same in copies.values()}
+    return {part: [item for first in items for item in together[id(first)]] for part, items in parts.items()}
+
+
+def _own_item(item: Any) -> dict[str, Any]:
+    """An item in our keys: the Decathlon's lists have bare paths for tests, and call the CT ``image``."""
+    if isinstance(item, str):
+        item = {"image": item}
+    image = item.get("image")
+    if isinstance(image, str) and image.lower().endswith(VOLUME_SUFFIXES):
+        return {"patient": stem_of(Path(image)), **{k: v for k, v in item.items() if k != "image"}, "label": image}
+    return item
 
 
 def _join_paths(root: Path, item: dict[str, Any]) -> dict[str, Any]:
     """The item with its paths under ``root``; MONAI's own loader would also turn a patient's name into a path."""
     joined = dict(item)
-    for key in {"image", "label"} & item.keys():
+    for key in {*_PATHS} & item.keys():
         value = item[key]
         joined[key] = [str(root / path) for path in value] if isinstance(value, list) else str(root / value)
     return joined

@@ -22,7 +22,8 @@ from monai.data import MetaTensor
 from rich.console import Console
 from torch import Tensor
 
-from drr2ct.pipeline.data.datalist import PARTS, dataset_geometry, find_patients, load_datalist
+from drr2ct.pipeline.data.datalist import PARTS, dataset_geometry, load_datalist
+from drr2ct.pipeline.data.patients import find_patients, read_folder
 from drr2ct.pipeline.pictures.figures import save_figure
 from drr2ct.pipeline.pictures.planes import mid_planes
 from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW
@@ -85,12 +86,16 @@ def check_dataset(
     root = Path(dataset_dir)
     geometry = dataset_geometry(root)
     views = [view.name for view in geometry.views]
-    patients = find_patients(root, views)
+    patients, left_out = read_folder(root, views)
+    if not patients and not left_out:
+        find_patients(root, views)  # says what was expected
     if (root / "dataset.json").is_file():
         for part in PARTS:
             load_datalist(root, part, views)
     checks = (check_patient(item, geometry, intensity, feet_first) for item in patients)
-    return list(tracked(checks, len(patients), console or Console(quiet=True), "patients"))
+    found = list(tracked(checks, len(patients), console or Console(quiet=True), "patients"))
+    found += [PatientCheck(missing.patient, (missing.reason,)) for missing in left_out]
+    return sorted(found, key=lambda check: check.patient)
 
 
 def check_patient(
@@ -99,7 +104,7 @@ def check_patient(
     """Check one item of a data list."""
     patient = item["patient"]
     try:
-        ct = LoadCT()(item["label"])
+        ct = LoadCT()(item["label"], item.get("isocentre"), item.get("slices", ()))
     except InputError as error:
         return PatientCheck(patient, (str(error).rstrip("."),))
     problems = _implausible_hu(ct)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drr2ct.pipeline.data.datalist import VOLUME_SUFFIXES
+from drr2ct.pipeline.data.candidate import VOLUME_SUFFIXES
 
 _PIECE = 1 << 16
 

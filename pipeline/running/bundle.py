@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, run, run_workflow
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.utils import set_determinism
 
 from drr2ct.pipeline.running.distributed import is_main_process, refuse_lonely_processes
@@ -25,18 +26,12 @@ from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError
 
 _RUN_ARGUMENTS = {
-    "run_id",
-    "init_id",
-    "final_id",
-    "config_file",
-    "meta_file",
-    "logging_file",
-    "tracking",
-    "args_file",
-    "workflow_type",
-    "bundle",
-}
-"""Arguments of ``monai.bundle run`` itself."""
+    name
+    for verb in (run, run_workflow, ConfigWorkflow)
+    for name, parameter in inspect.signature(verb).parameters.items()
+    if parameter.kind is not parameter.VAR_KEYWORD
+} | set(cast(dict[str, Any], DEFAULT_MLFLOW_SETTINGS["configs"]))
+"""Arguments of MONAI's verbs themselves, and what they add to a configuration for tracking; no keys of ours."""
 
 
 def bundle_file(name: str) -> Path:

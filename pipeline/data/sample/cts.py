@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from drr2ct.pipeline.data.datalist import find_patients
+from drr2ct.pipeline.data.patients import find_patients
 
 
 def sample_ct() -> Path:

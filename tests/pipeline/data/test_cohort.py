@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
@@ -54,3 +57,27 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not empty"):
         write_cohort(tmp_path, plan)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    source = write_nifti(tmp_path / "ct.nii.gz", chest((96, 96, 80)), np.diag([3.5, 3.5, 4, 1]))
+    program = (
+        "from pathlib import Path\n"
+        "from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort\n"
+        "from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid\n"
+        "if __name__ == '__main__':\n"
+        "    geometry = BiplanarGeometry.from_angles(VolumeGrid(64), detector_size=64)\n"
+        f"    write_cohort({str(tmp_path / 'set')!r}, CohortPlan((Path({str(source)!r}),), geometry), 2)\n"
+    )
+    (tmp_path / "run.py").write_text(program)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "run.py")])
+    deadline = time.time() + 120
+    while not list((tmp_path / "set").glob("patient-*/*_drr.nii.gz")) and time.time() < deadline:
+        time.sleep(0.1)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert workers
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,17 @@ from hypothesis import strategies as st
 from drr2ct.pipeline.data.datalist import (
     PARTS,
     dataset_geometry,
-    find_patients,
     load_datalist,
     radiograph_items,
     split_patients,
     write_datalist,
 )
+from drr2ct.pipeline.data.patients import find_patients
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.volume import LoadCTd
 from tests.files import chest, write_dicom_series, write_nifti
+from tests.pipeline.data.dicom_files import SHAPE, write_series
 
 
 @given(st.integers(3, 200), st.integers(0, 5), st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.2, 0.2, 0.6)]))
@@ -88,3 +91,61 @@ def test_stored_geometry_decides_the_views_and_not_the_voxels(tmp_path: Path) ->
 def test_what_cannot_be_reconstructed(arguments: dict[str, object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         radiograph_items(["pa", "lat"], **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fractions", "counts"), [((0, 0, 1), (0, 0, 1)), ((1, 0, 0), (1, 0, 0)), ((0.5, 0.5, 0), (2, 2, 0))]
+)
+def test_a_part_may_be_empty(fractions: tuple[float, ...], counts: tuple[int, ...]) -> None:
+    patients = [{"patient": f"p{i}"} for i in range(sum(counts))]
+    parts = split_patients(patients, fractions)
+    assert tuple(len(parts[part]) for part in PARTS) == counts
+
+
+def test_what_needs_an_empty_part_says_so(tmp_path: Path) -> None:
+    for i in range(2):
+        write_nifti(tmp_path / f"p{i}" / f"p{i}.nii.gz", chest(seed=i))
+    assert len(load_datalist(tmp_path, "test", fractions=(0, 0, 1))) == 2
+    with pytest.raises(InputError, match="leaves no patients for training"):
+        load_datalist(tmp_path, "training", fractions=(0, 0, 1))
+
+
+def test_a_list_of_the_decathlon(tmp_path: Path) -> None:
+    for folder, name in (("imagesTr", "lung_001"), ("labelsTr", "lung_001"), ("imagesTs", "lung_002")):
+        write_nifti(tmp_path / folder / f"{name}.nii.gz", chest())
+    training = [{"image": "./imagesTr/lung_001.nii.gz", "label": "./labelsTr/lung_001.nii.gz"}]
+    listed = {"training": training, "test": ["./imagesTs/lung_002.nii.gz"]}
+    (tmp_path / "dataset.json").write_text(json.dumps(listed))
+    (item,) = load_datalist(tmp_path, "training")
+    assert item["patient"] == "lung_001" and Path(item["label"]) == tmp_path / "imagesTr" / "lung_001.nii.gz"
+    assert load_datalist(tmp_path, "test")[0]["patient"] == "lung_002"
+
+
+def test_every_way_to_keep_a_series_is_read(tmp_path: Path) -> None:
+    """Suffixes of scanners and CDs, none, slices in the patient's folder, two series, side files of macOS."""
+    for name, ending in (("upper", ".DCM"), ("siemens", ".IMA"), ("none", "")):
+        for path in write_series(tmp_path / name / "CT", patient=name).iterdir():
+            path.rename(path.with_suffix(ending))
+    write_series(tmp_path / "direct", patient="direct")
+    write_series(tmp_path / "mac" / "CT", patient="mac")
+    (tmp_path / "mac" / "__MACOSX").mkdir()
+    (tmp_path / "mac" / "__MACOSX" / "._1.dcm").write_bytes(b"\0\5\x16\7" * 40)
+    write_nifti(tmp_path / "misnamed" / "ct.nii.gz", chest())
+    write_series(tmp_path / "two" / "CT1", patient="two", series="1")
+    write_series(tmp_path / "two" / "CT2", chest(SHAPE)[:, :, :9], patient="two", series="2")
+    items = find_patients(tmp_path)
+    expected = {"direct", "mac", "misnamed", "none", "siemens", "two", "upper"}
+    assert {item["patient"] for item in items} == expected
+    load = LoadCTd("label")
+    shapes = {item["patient"]: tuple(load(item)["label"].shape[1:]) for item in items}
+    assert shapes.pop("misnamed") == chest().shape
+    assert set(shapes.values()) == {SHAPE}
+
+
+def test_a_folder_without_a_usable_ct_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_nifti(tmp_path / "a" / "a.nii.gz", chest())
+    write_nifti(tmp_path / "b" / "b.nii.gz", chest()[:, :, :2])
+    with pytest.raises(InputError, match=r"patient b has no CT that can be used \(b.nii.gz: only 2 slices"):
+        find_patients(tmp_path)
+    assert [item["patient"] for item in find_patients(tmp_path, on_bad_sample="skip")] == ["a"]
+    assert "patient b left out" in caplog.text

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import HTJ2KLossless
 
-from drr2ct.pipeline.data.dicom_series import Candidate, kernel_rank, preference, read_candidate, walk_files
-from drr2ct.pipeline.data.prepare import find_candidates
+from drr2ct.pipeline.data.candidate import Candidate, kernel_rank, preference, read_candidate
+from drr2ct.pipeline.data.candidates import find_candidates
+from drr2ct.pipeline.data.headers import walk_files
 from drr2ct.transforms.validation import InputError
 from tests.files import chest, write_nifti
 from tests.pipeline.data.dicom_files import SHAPE, write_series
@@ -184,9 +185,9 @@ def test_the_order_of_preference() -> None:
     ordered = [
         candidate(slices=120, kernel="LUNG"),
         candidate(kernel="B30f"),
-        candidate(kernel="B30f", derived=True),
         candidate(kernel=""),
         candidate(kernel="B60f"),
+        candidate(slices=800, kernel="B30f", derived=True),
         candidate(slices=900, reason="gantry tilt"),
     ]
     assert sorted(random.Random(0).sample(ordered, len(ordered)), key=preference) == ordered

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,10 +17,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
+from rich.console import Console
 
+import drr2ct.pipeline.data.patient_job as job_module
 import drr2ct.pipeline.data.prepare as module
 from drr2ct.pipeline.data.datalist import PARTS, load_datalist
-from drr2ct.pipeline.data.prepare import PrepareSettings, Summary, prepare
+from drr2ct.pipeline.data.prepare import Summary, prepare
+from drr2ct.pipeline.data.settings import PrepareSettings
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.radiograph_scale import DISPLAY_MAXIMUM, PNG_COUNTS, read_radiograph
 from drr2ct.transforms.validation import InputError
@@ -152,7 +156,7 @@ def test_several_processes_give_the_same(tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, dest = volumes(tmp_path / "source"), tmp_path / "a" / "set"
-    write, calls = module.write_volume, []
+    write, calls = job_module.write_volume, []
 
     def killed(*args: object) -> object:
         calls.append(args)
@@ -160,7 +164,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
             raise KeyboardInterrupt
         return write(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "write_volume", killed)
+    monkeypatch.setattr(job_module, "write_volume", killed)
     with pytest.raises(KeyboardInterrupt):
         run(source, dest)
     assert not (dest / "p2").exists() and (dest / ".partial" / "p2").exists()
@@ -320,8 +324,59 @@ def test_a_full_disk_is_no_patients_fault(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     source = volumes(tmp_path / "source", 3)
-    monkeypatch.setattr(module, "write_volume", full)
+    monkeypatch.setattr(job_module, "write_volume", full)
     with pytest.raises(InputError, match="is full"):
         run(source, tmp_path / "set")
     monkeypatch.undo()
     assert run(source, tmp_path / "set").ready == 3
+
+
+def test_copies_of_one_ct_stay_in_one_part(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for i in range(6):
+        values = np.roll(chest((20, 18, 16)), i, axis=0)
+        values[: 3 * i, :, : 2 * i] = 300  # another body each
+        write_nifti(source / f"p{i}.nii.gz", values)
+        shutil.copy(source / f"p{i}.nii.gz", source / f"p{i} (1).nii.gz")
+    assert run(source, tmp_path / "set").ready == 12
+    home = {item["patient"]: part for part in PARTS for item in load_datalist(tmp_path / "set", part)}
+    assert len(home) == 12
+    assert all(home[f"p{i}"] == home[f"p{i} (1)"] for i in range(6))
+    reasons = {row["patient"]: row["reason"] for row in read_rows(tmp_path / "set" / "series.csv")}
+    assert any("the same CT as p3" in reason for reason in reasons.values())
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    source = volumes(tmp_path / "source", 3)
+    path = write_nifti(source / "x" / "ct.nii.gz", chest((20, 18, 16), seed=9))
+    path.parent.rename(os.fsdecode(os.fsencode(source) + b"/M\xfcller"))
+    assert run(source, tmp_path / "set").ready == 4
+    (row,) = [row for row in read_rows(tmp_path / "set" / "series.csv") if "ller" in row["source"]]
+    assert row["source"] == "Müller/ct.nii.gz" and row["patient"].startswith("Müller")
+    assert run(source, tmp_path / "keyed", key=b"0123456789abcdef").ready == 4
+
+
+def test_the_next_candidate_is_used_whatever_is_wrong_with_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "source" / "a", series="1")
+    write_series(tmp_path / "source" / "b", chest(SHAPE)[::-1, ::-1, :12], series="2")
+    read = job_module.read_candidate
+
+    def fails(candidate: job_module.Candidate) -> object:
+        if candidate.slices == SHAPE[2]:
+            raise TypeError("something else")
+        return read(candidate)
+
+    monkeypatch.setattr(job_module, "read_candidate", fails)
+    assert run(tmp_path / "source", tmp_path / "set").ready == 1
+    rows = {row["source"]: row for row in read_rows(tmp_path / "set" / "series.csv")}
+    assert rows["b"]["used"] == "yes" and "something else" in rows["a"]["reason"]
+
+
+def test_many_studies_of_one_id_are_doubted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(4):
+        write_series(tmp_path / "source" / f"subject-{i}" / "CT", patient="ANONYMOUS", study=str(i + 1))
+    prepare(tmp_path / "source", tmp_path / "set", PrepareSettings(GEOMETRY), 1, None, Console(width=300))
+    assert "ANONYMOUS has 4 studies in 4 folders" in capsys.readouterr().out
+    assert run(tmp_path / "source", tmp_path / "named", patient_pattern=r"subject-\d").ready == 4

@@ -15,8 +15,10 @@ import numpy as np
 import psutil
 import pytest
 
-import drr2ct.pipeline.data.prepare as module
-from drr2ct.pipeline.data.prepare import PrepareSettings, find_candidates, prepare
+import drr2ct.pipeline.data.candidates as module
+from drr2ct.pipeline.data.candidates import find_candidates
+from drr2ct.pipeline.data.prepare import prepare
+from drr2ct.pipeline.data.settings import PrepareSettings
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from tests.files import chest, write_nifti
 from tests.pipeline.data.dicom_files import SHAPE, write_series

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
-from drr2ct.pipeline.data.dicom_series import Header, dicom_candidates, read_header
+from drr2ct.pipeline.data.headers import Header, read_header
+from drr2ct.pipeline.data.series import dicom_candidates
 from drr2ct.pipeline.volumes.dicom_output import NOT_FOR_CLINICAL_USE, write_dicom_series
 from drr2ct.transforms import LoadCT, VolumeGrid
 from drr2ct.transforms.validation import InputError

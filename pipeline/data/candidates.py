@@ -1,0 +1,101 @@
+"""Every CT candidate of a tree of files, usable or not."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from rich.console import Console
+
+from drr2ct.pipeline.data.candidate import AGAIN, Candidate, preference
+from drr2ct.pipeline.data.headers import MAC_FILE, Header, is_volume_file, read_header, walk_files
+from drr2ct.pipeline.data.patient_names import name_patients
+from drr2ct.pipeline.data.series import dicom_candidates
+from drr2ct.pipeline.data.volume_file import file_candidate
+from drr2ct.pipeline.running.progress import tracked
+from drr2ct.pipeline.running.workers import begin_worker
+from drr2ct.transforms.validation import InputError
+
+_MANY_FILES = 5000
+"""From so many files on, starting processes to read their headers takes less time than it saves."""
+
+
+def _inspect(path: Path, source: Path) -> Header | Candidate | None:
+    if path.suffix.lower() == ".img" and not any(path.with_suffix(s).exists() for s in (".hdr", ".HDR")):
+        return Candidate("", ("", ""), (str(path),), False, reason=f"an .img file without its .hdr; {AGAIN}")
+    return file_candidate(path, source) if is_volume_file(path) else read_header(str(path))
+
+
+def _inspect_all(paths: Sequence[Path], source: Path, workers: int) -> Iterator[Header | Candidate | None]:
+    inspect = partial(_inspect, source=source)
+    if workers == 1 or len(paths) < _MANY_FILES:
+        yield from map(inspect, paths)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin_worker) as pool:
+        yield from pool.map(inspect, paths, chunksize=100)
+
+
+def find_candidates(
+    source: Path, patient_pattern: str | None = None, workers: int = 1, console: Console | None = None
+) -> list[Candidate]:
+    """Every CT candidate below ``source``, usable or not; each has a patient.
+
+    Args:
+        source: the tree.
+        patient_pattern: searched in each path within ``source``; its first group (or the whole match) is the patient.
+            Where it does not match, and without one, the patient is the Patient ID of a DICOM header, else that of
+            :func:`~drr2ct.pipeline.data.patient_names.name_patients`, else the topmost folder.
+        workers: processes that read headers, if there are many.
+        console: for progress; silent without.
+
+    Raises:
+        InputError: if the folder does not exist, or holds neither DICOM nor volume files.
+    """
+    if not source.is_dir():
+        raise InputError(f"source {source} is not a folder; give the folder that holds the studies.")
+    unreadable: list[OSError] = []
+    console = console or Console(quiet=True)
+    with console.status(f"listing {source}"):
+        paths = list(walk_files(source, unreadable.append))
+    inspected = tracked(_inspect_all(paths, source, workers), len(paths), console, "files' headers")
+    headers: list[Header] = []
+    found: list[Candidate] = []
+    for result in inspected:
+        if isinstance(result, Header):
+            headers.append(result)
+        elif result is not None:
+            found.append(result)
+    found += [_unreadable(error) for error in unreadable]
+    found += dicom_candidates(headers)
+    if not found:
+        raise InputError(f"source {source} holds no DICOM, NIfTI, NRRD or MHA files; check the path.")
+
+    volumes = [Path(c.files[0]) for c in found if not c.dicom and is_volume_file(Path(c.files[0])) and _may_be_ct(c)]
+    names = name_patients(volumes, source)
+
+    def named(candidate: Candidate) -> Candidate:
+        relative = Path(os.path.relpath(candidate.files[0], source))
+        if patient_pattern is not None and (match := re.search(patient_pattern, relative.as_posix())):
+            patient = match.group(1) if match.groups() else match.group(0)
+            return replace(candidate, patient=patient)
+        if own := names.get(Path(candidate.files[0])):
+            return replace(candidate, patient=own[0], study=("", own[1]))
+        return candidate if candidate.patient else replace(candidate, patient=relative.parts[0])
+
+    return sorted(map(named, found), key=lambda candidate: (candidate.patient, preference(candidate)))
+
+
+def _may_be_ct(candidate: Candidate) -> bool:
+    """Not of another role, by its name: where masks lie says nothing about patients."""
+    return not candidate.reason.endswith("by its name; nothing to do") and candidate.reason != MAC_FILE
+
+
+def _unreadable(error: OSError) -> Candidate:
+    reason = f"{(error.strerror or 'unreadable').lower()}; repair the link or its permissions"
+    return Candidate("", ("", ""), (str(error.filename),), False, reason=reason)

@@ -1,0 +1,212 @@
+"""Finding the files of a tree, and what a DICOM file says about itself."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+from pydicom.multival import MultiValue
+
+from drr2ct.pipeline.data.candidate import AGAIN, VOLUME_SUFFIXES, Candidate
+
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+_FIRST_GROUPS = (b"\x08\x00", b"\x02\x00")
+MAC_FILE = "a side file of macOS; nothing to do"
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+
+
+PASS_TAGS = {
+    "AcquisitionNumber": "Acquisition Number",
+    "TemporalPositionIdentifier": "Temporal Position Identifier",
+    "TriggerTime": "Trigger Time",
+    "ContrastBolusAgent": "Contrast/Bolus Agent",
+    "ContentTime": "Content Time",
+    "ConvolutionKernel": "Convolution Kernel",
+    "ImageType": "Image Type",
+}
+"""What may tell the passes of one series apart, by keyword; the most telling first."""
+_TAGS = [
+    *PASS_TAGS, "BitsAllocated", "Columns", "GantryDetectorTilt",
+    "ImageOrientationPatient", "ImagePositionPatient", "Modality", "NumberOfFrames",
+    "PatientID", "PixelSpacing", "RescaleIntercept", "RescaleType", "Rows", "SOPClassUID", "SOPInstanceUID",
+    "SamplesPerPixel", "SeriesDescription", "SeriesInstanceUID", "SliceThickness", "StudyDate", "StudyInstanceUID",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one DICOM file says about itself, as far as choosing a series needs it.
+
+    ``patient`` is empty where the file names none; lengths are mm; ``missing_bytes`` counts what the pixel data lack;
+    ``thickness`` is 0 if unknown; ``passes`` holds the values of :data:`PASS_TAGS`, in that order.
+    """
+
+    path: str
+    patient: str
+    study: tuple[str, str]
+    series: str
+    instance: str
+    modality: str
+    image_type: tuple[str, ...]
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    shape: tuple[int, int]
+    spacing: tuple[float, ...]
+    kernel: str
+    tilt_deg: float
+    frames: int
+    codec: str
+    has_pixels: bool
+    missing_bytes: int
+    rescale_type: str
+    has_intercept: bool
+    thickness: float
+    description: str
+    passes: tuple[str, ...]
+
+
+def walk_files(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
+    """All files below ``root``, sorted; symbolic links are followed, each folder and each file is given once.
+
+    Only regular files: opening a named pipe would wait for ever.
+
+    Args:
+        root: where to start.
+        on_error: gets what cannot be listed; the walk goes on.
+    """
+    seen: set[tuple[int, int]] = set()
+
+    def is_new(path: Path) -> bool:
+        try:
+            status = path.stat()
+        except OSError as error:  # a dangling or circular link, or no permission
+            on_error(error)
+            return False
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            return False
+        identity = (status.st_dev, status.st_ino)
+        if identity in seen:
+            return False
+        seen.add(identity)
+        return True
+
+    def walk(folder: Path) -> Iterator[Path]:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            on_error(error)
+            return
+        folders = []
+        for entry in entries:
+            path = Path(entry.path)
+            if path.is_dir():
+                folders.append(path)
+            elif is_new(path):
+                yield path
+        for path in folders:
+            if is_new(path):
+                yield from walk(path)
+
+    if is_new(root):
+        yield from walk(root)
+
+
+def is_volume_file(path: Path) -> bool:
+    """A file that may hold a volume, by its name."""
+    return path.name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def read_header(path: str) -> Header | Candidate | None:
+    """Header of a DICOM file, without its pixels.
+
+    Returns:
+        None for a file that is not DICOM by name or content, a :class:`Candidate` with a reason for a damaged one.
+    """
+    if path.lower().endswith(_ARCHIVE_SUFFIXES):
+        return _refused(path, "an archive; unpack it first")
+    if Path(path).name.startswith("._"):
+        return _refused(path, MAC_FILE)
+    named = Path(path).suffix.lower() in _DICOM_SUFFIXES
+    try:
+        with Path(path).open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            start = stream.read(132)
+            marked = start[128:] == b"DICM"
+            # old archives write neither preamble nor meta header: the file begins with the first group itself
+            if not (marked or named or start[:2] in _FIRST_GROUPS):
+                return None
+            if size == 0:
+                return _refused(path, f"an empty file; {AGAIN}")
+            stream.seek(0)
+            data: pydicom.Dataset
+            try:
+                data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS, force=not marked)
+            except Exception:
+                if marked:
+                    raise
+                data = pydicom.Dataset()
+            if not marked and "SOPClassUID" not in data and "Modality" not in data:
+                return _refused(path, f"not DICOM (no DICM mark); {AGAIN}") if named else None
+            remaining = size - stream.tell()  # the reader stops where the pixels begin
+        return _header(path, data, remaining)
+    except PermissionError:
+        return _refused(path, "no permission to read the file; change its mode")
+    except Exception as error:  # pydicom raises many kinds for damaged files
+        return _refused(path, f"a damaged DICOM file ({type(error).__name__}); {AGAIN}")
+
+
+def _header(path: str, data: pydicom.Dataset, remaining: int) -> Header:
+    def text(name: str) -> str:
+        value = data.get(name)
+        return "" if value is None else str(value[0] if isinstance(value, MultiValue) and value else value).strip()
+
+    def numbers(name: str) -> tuple[float, ...]:
+        value = data.get(name)
+        if value is None or value == "":
+            return ()
+        return tuple(float(v) for v in (value if isinstance(value, (MultiValue, list)) else [value]))
+
+    syntax = data.file_meta.get("TransferSyntaxUID")
+    compressed = syntax is not None and syntax.is_compressed
+    deflated = syntax is not None and syntax.is_deflated
+    rows, columns = int(data.get("Rows") or 0), int(data.get("Columns") or 0)
+    frames = int(data.get("NumberOfFrames") or 1)
+    needed = rows * columns * frames * int(data.get("SamplesPerPixel") or 1) * int(data.get("BitsAllocated") or 0) // 8
+    return Header(
+        path=path,
+        patient=text("PatientID"),
+        study=(text("StudyDate"), text("StudyInstanceUID")),
+        series=text("SeriesInstanceUID"),
+        instance=text("SOPInstanceUID"),
+        modality=text("Modality"),
+        image_type=tuple(str(value).upper() for value in data.get("ImageType") or ()),
+        position=numbers("ImagePositionPatient"),
+        orientation=numbers("ImageOrientationPatient"),
+        shape=(rows, columns),
+        spacing=numbers("PixelSpacing"),
+        kernel=text("ConvolutionKernel"),
+        tilt_deg=next(iter(numbers("GantryDetectorTilt")), 0.0),
+        frames=frames,
+        codec=syntax.name if syntax is not None and compressed else "",
+        # a deflated file is unpacked as a whole, so how much is left of it says nothing
+        has_pixels=needed > 0 and (remaining > 8 or deflated),
+        missing_bytes=0 if compressed or deflated else max(0, needed - remaining),
+        rescale_type=text("RescaleType"),
+        has_intercept=data.get("RescaleIntercept") is not None,
+        thickness=next(iter(numbers("SliceThickness")), 0.0),
+        description=text("SeriesDescription"),
+        passes=tuple(
+            " ".join(map(str, value)) if isinstance(value := data.get(tag), MultiValue) else str(value or "")
+            for tag in PASS_TAGS
+        ),
+    )
+
+
+def _refused(path: str, reason: str) -> Candidate:
+    return Candidate("", ("", ""), (path,), dicom=not is_volume_file(Path(path)), reason=reason)

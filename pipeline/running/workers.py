@@ -1,0 +1,27 @@
+"""Processes of a pool: one thread each, and an end with their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from multiprocessing import parent_process
+
+import torch
+
+
+def begin_worker() -> None:
+    """One thread for each process, and an end with its parent: else one that outlives it would go on writing.
+
+    Ctrl-C reaches all processes of a terminal; the parent's answer to it is enough.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

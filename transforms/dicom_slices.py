@@ -1,0 +1,103 @@
+"""Reading the slices of a chosen series into one volume in HU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+import torch
+from jaxtyping import Float
+from monai.data import MetaTensor
+from monai.data.utils import orientation_ras_lps
+from pydicom.pixels import get_decoder
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from drr2ct.transforms.hounsfield import AIR_HU, HU_WINDOW
+from drr2ct.transforms.validation import InputError
+
+_CODECS = "install pylibjpeg with pylibjpeg-libjpeg and pylibjpeg-openjpeg, or python-gdcm, or decompress the files"
+
+
+def same_pixels(first: str, second: str) -> bool:
+    """Whether two DICOM files show the same."""
+    try:
+        return np.array_equal(read_dicom(first).pixel_array, read_dicom(second).pixel_array)
+    except Exception:  # what cannot be decoded cannot be shown to be a copy
+        return False
+
+
+def read_slices(files: Sequence[str]) -> MetaTensor:
+    """Slices of one CT series as a volume.
+
+    Rescale slope and intercept are applied to each by its own header. Pixel Padding Value becomes air where it lies
+    outside what tissue can have; elsewhere it cannot be told from tissue.
+
+    Args:
+        files: DICOM files in the order of the stack; one orientation, matrix and pixel spacing.
+
+    Returns:
+        (1, I, J, K) in HU, float32, with the RAS+ affine.
+
+    Raises:
+        InputError: if a slice cannot be decoded.
+    """
+    first, last = (
+        read_dicom(files[0], stop_before_pixels=True),
+        read_dicom(files[-1], stop_before_pixels=True),
+    )
+    rows, columns = int(first.Rows), int(first.Columns)
+    stack = np.empty((len(files), rows, columns), dtype=np.float32)
+    for target, path in zip(stack, files, strict=True):
+        target[:] = _slice_in_hu(path)
+    orientation = np.array(first.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
+    down, right = (float(v) for v in first.PixelSpacing)
+    origin, end = (np.array(data.ImagePositionPatient, dtype=np.float64) for data in (first, last))
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack(
+        [orientation[0] * right, orientation[1] * down, (end - origin) / (len(files) - 1)], axis=1
+    )
+    affine[:3, 3] = origin
+    affine = orientation_ras_lps(affine)
+    return MetaTensor(torch.from_numpy(stack.transpose(2, 1, 0))[None], affine=torch.from_numpy(affine))
+
+
+def _slice_in_hu(path: str) -> Float[np.ndarray, "rows columns"]:
+    name, codec = Path(path).name, ""
+    try:
+        data = read_dicom(path)
+        syntax = data.file_meta.TransferSyntaxUID
+        codec = syntax.name if syntax.is_compressed else ""
+        if syntax.is_compressed and not get_decoder(syntax).is_available:
+            # ITK's own decoders know the lossless JPEGs of hospital archives, and rescale as they read
+            return sitk.GetArrayFromImage(sitk.ReadImage(path, sitk.sitkFloat32))[0]
+        stored = data.pixel_array.astype(np.float32)
+        slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
+        scale, shift = np.float32(1 if slope is None else slope), np.float32(0 if intercept is None else intercept)
+        values = stored * scale + shift
+        padding = data.get("PixelPaddingValue")
+        if padding is not None and not -1000 < (padded := float(padding) * scale + shift) < HU_WINDOW[1]:
+            values[values == padded] = AIR_HU
+        return values
+    except Exception as error:  # depends on the transfer syntax and the decoders that are installed
+        if codec:
+            raise InputError(f"slice {name} is compressed ({codec}) and cannot be decoded; {_CODECS}.") from error
+        raise InputError(f"slice {name} is damaged ({error}); copy the series again.") from error
+
+
+def read_dicom(path: str, **arguments: Any) -> pydicom.FileDataset:
+    """A DICOM file, also without preamble, meta header or transfer syntax, as old archives write it.
+
+    Args:
+        path: the file.
+        **arguments: of ``pydicom.dcmread``.
+    """
+    data = pydicom.dcmread(path, force=True, **arguments)
+    if "TransferSyntaxUID" not in data.file_meta:
+        implicit, little = data.original_encoding
+        plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        data.file_meta.TransferSyntaxUID = plain
+    return data

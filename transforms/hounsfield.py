@@ -1,0 +1,61 @@
+"""Whether numbers are Hounsfield units, judged by where air and tissue lie."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+HU_WINDOW = (-1024.0, 3071.0)
+"""HU mapped to 0 and 1 for the network."""
+AIR_HU = -1024.0
+"""What lies outside the scan."""
+
+_PADDING_BELOW = -1100.0
+"""No scanner measures less; what is lower was filled in."""
+_AIR = (-1100.0, -600.0)
+"""Air around and in the patient, and lung."""
+_SHIFTED_TISSUE = (850.0, 1250.0)
+"""Where fat, water and muscle lie if 1000 or 1024 was not subtracted; in HU only some of the bone does."""
+_MIN_AIR = 0.01
+_MIN_SHIFTED = 0.1
+_SAMPLES = 2_000_000
+
+
+def wrong_numbers(values: Tensor) -> str:
+    """Why the numbers of a CT are no Hounsfield units; empty if they may be.
+
+    What was filled in around the scan's circle does not count as air: a constant below every measured value, apart
+    from the next one.
+
+    Args:
+        values: of the whole volume, finite; any shape.
+
+    Returns:
+        What is wrong and what to do, as the end of a sentence that begins with the volume's name.
+    """
+    flat = values.flatten()
+    sample = flat[:: max(1, flat.numel() // _SAMPLES)]
+    measured = sample[sample >= _PADDING_BELOW]
+    lowest = measured.min() if measured.numel() else None
+    if lowest is not None:
+        above = measured[measured > lowest]
+        if above.numel() and (above - lowest < 200).float().mean() < 1e-3 and above.numel() < measured.numel() - 1:
+            measured = above
+    if measured.numel() == 0 or (float(measured.min()) > -500 and measured.numel() == sample.numel()):
+        low, high = float(flat.min()), float(flat.max())
+        return (
+            f"ranges from {low:g} to {high:g}, so it holds no air in Hounsfield units (−1000); "
+            "apply rescale slope and intercept first"
+        )
+    air = _share(measured, _AIR)
+    if air < _MIN_AIR and _share(measured, _SHIFTED_TISSUE) > _MIN_SHIFTED:
+        return (
+            f"holds stored values, not Hounsfield units (median {float(measured.median()):.0f}, and no air at −1000 "
+            "within the scan); apply rescale slope and intercept first"
+        )
+    return ""
+
+
+def _share(values: Tensor, limits: tuple[float, float]) -> float:
+    low, high = limits
+    return float(torch.logical_and(values >= low, values <= high).float().mean())

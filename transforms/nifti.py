@@ -1,0 +1,114 @@
+"""NIfTI files as people have them: other units, contradicting forms, suffixes that say something else."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float
+from nibabel.filebasedimages import ImageFileError
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
+
+_MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
+_PLAUSIBLE_MM = (0.05, 20.0)
+"""Between these every CT's voxels are."""
+_GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class NiftiGeometry:
+    """Where a NIfTI's voxels lie.
+
+    Args:
+        affine: RAS+, mm.
+        shape: without trailing axes of length 1.
+        notes: what was decided.
+        problem: why it cannot be used, and what to do; empty if it can.
+    """
+
+    affine: Float[np.ndarray, "4 4"]
+    shape: tuple[int, ...]
+    notes: tuple[str, ...]
+    problem: str
+
+
+def is_nifti(path: Path) -> bool:
+    """By the file's name."""
+    return path.name.lower().endswith(NIFTI_SUFFIXES)
+
+
+def open_nifti(path: Path) -> Any:
+    """The nibabel image of a file, whether it is compressed or not, whatever its suffix says of that.
+
+    Raises:
+        OSError, EOFError, ImageFileError: as nibabel and gzip do, for what is damaged or no NIfTI.
+    """
+    name = path.name.lower()
+    if name.endswith((".hdr", ".img")):
+        return nib.load(path)
+    with path.open("rb") as file:
+        packed = file.read(2) == _GZIP
+    if packed == name.endswith(".gz"):
+        return nib.load(path)
+    content = path.read_bytes()
+    content = gzip.decompress(content) if packed else content
+    if content[344:347] == b"n+1":
+        return nib.Nifti1Image.from_bytes(content)
+    if content[4:7] == b"n+2":
+        return nib.Nifti2Image.from_bytes(content)
+    raise ImageFileError("not a NIfTI file")
+
+
+def nifti_geometry(image: Any) -> NiftiGeometry:
+    """What an image's header says about its space: the sform, else the qform, in mm.
+
+    Metres and microns are converted, unless only the bare numbers can be millimetres.
+
+    Args:
+        image: of :func:`open_nifti`.
+    """
+    shape = tuple(int(n) for n in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    affine, header = np.array(image.affine, dtype=np.float64), image.header
+    if header.get_data_dtype().fields is not None:
+        return NiftiGeometry(affine, shape, (), "colours, not CT numbers; give the CT itself")
+    if not isinstance(header, nib.Nifti1Header):
+        return NiftiGeometry(affine, shape, (), "Analyze, which has no orientation; convert the CT to NIfTI from DICOM")
+    notes = []
+    unit = header.get_xyzt_units()[0]
+    factor = _MILLIMETRES.get(unit, 1.0)
+    if factor != 1.0:
+        size = float(np.linalg.norm(affine[:3, :3], axis=0).max())
+        low, high = _PLAUSIBLE_MM
+        if low <= size <= high and not low <= size * factor <= high:
+            notes.append(f"units of {unit}s in the header, but the numbers are millimetres")
+            factor = 1.0
+        else:
+            notes.append(f"converted from {unit}s to millimetres")
+    q_code, s_code = int(header["qform_code"]), int(header["sform_code"])
+    problem = ""
+    if q_code == 0 and s_code == 0:
+        problem = (
+            "no qform and no sform, so left and right are unknown; convert it from DICOM again (dcm2niix writes both)"
+        )
+    elif q_code > 0 and s_code > 0:
+        try:
+            qform, sform = np.array(header.get_qform()), np.array(header.get_sform())
+        except ValueError:  # a quaternion that is none; the sform counts
+            qform = sform = np.array(header.get_sform())
+        voxels = [np.linalg.norm(form[:3, :3], axis=0) * factor for form in (qform, sform)]
+        if np.linalg.det(qform[:3, :3]) * np.linalg.det(sform[:3, :3]) < 0:
+            problem = "qform and sform disagree about left and right; convert it from DICOM again"
+        elif not np.allclose(qform, sform, rtol=1e-2, atol=0.02 * float(voxels[1].max()) / factor):
+            sizes = ["×".join(f"{v:.3g}" for v in size) for size in voxels]
+            notes.append(f"qform and sform differ (voxels of {sizes[0]} and {sizes[1]} mm); the sform is used")
+    if np.array_equal(affine, np.eye(4)):
+        notes.append("an identity affine, so sides and voxel sizes may be missing; they are taken as 1 mm and RAS")
+    affine[:3] *= factor
+    return NiftiGeometry(affine, shape, tuple(notes), problem)
