@@ -23,8 +23,11 @@ from drr2ct.transforms.geometry import View
 CALIBRATED_LIMIT = 0.10
 """Difference of row sums from which on two calibrated radiographs are taken to be of two patients."""
 
-PICTURE_LIMIT = 0.12
-"""Likewise for pictures, whose exposure is free: only gross differences show."""
+PICTURE_LIMIT = 0.25
+"""Likewise for pictures, whose tone and exposure are free: real pairs reach 0.20, so only gross differences show."""
+
+PICTURE_ALIGNED = 0.05
+"""The height found for a picture counts if the rows then agree so well; less well, what differs is not the height."""
 
 SEARCH_MM = 60.0
 """How far apart the two heights are looked for, in the isocentre's plane."""
@@ -131,6 +134,7 @@ def compare_views(
     difference, gain, overlap, shift, scale = best
     at_bound = movable and abs(shift) > SEARCH_MM - _STEP_MM / 2
     worth = stored is None or stored[0] - difference > max(_GAIN * stored[0], _LEAST_GAIN)
+    worth &= exposures_known or difference < PICTURE_ALIGNED
     if stored is not None and (at_bound or not worth or (abs(shift) < _LEAST_SHIFT_MM and scale == 1)):
         return Agreement(0.0, 1.0, stored[1], stored[0], stored[0], stored[2])
     return Agreement(float(shift), float(scale), gain, math.nan if stored is None else stored[0], difference, overlap)
