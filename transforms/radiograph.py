@@ -166,7 +166,9 @@ class LoadRadiographsd(MapTransform):
         films = check_identity(films, self.check_header)
         # each film on its own pixels, as stored
         films = [
-            leave_collimation_out(film) if self.crop_collimation or film.pixels.intensity == "display" else film
+            leave_collimation_out(film)
+            if self.crop_collimation or (self.check_order and film.pixels.intensity == "display")
+            else film
             for film in films
         ]
         films = [self._upright(film) for film in films]

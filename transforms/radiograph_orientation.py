@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from scipy import ndimage
 from torch import Tensor
 
@@ -67,8 +67,8 @@ class Orientation:
         """Nothing is turned; it may be inverted."""
         return not (self.transposed or self.upside_down or self.mirrored)
 
-    def turn(self, image: Float[Tensor, "rows columns"]) -> Float[Tensor, "r c"]:
-        """The picture upright; its numbers are not inverted."""
+    def turn(self, image: Shaped[Tensor, "rows columns"]) -> Shaped[Tensor, "r c"]:
+        """The picture (or a mask of it) upright; its numbers are not inverted."""
         image = image.T if self.transposed else image
         flips = [axis for axis, done in ((0, self.upside_down), (1, self.mirrored)) if done]
         return image.flip(flips) if flips else image

@@ -124,13 +124,16 @@ def censored_difference(
 def _enclosed(
     attenuating: Bool[Tensor, "rows columns"], covered: Bool[Tensor, "rows columns"], step: int
 ) -> Bool[Tensor, "rows columns"]:
-    """Holes of the body, found on every ``step``-th pixel: what cannot be reached from beside it.
+    """What the body encloses, found on every ``step``-th pixel: what is connected to neither side of the field.
 
-    A field's upper and lower edge cut through the patient, its sides only where the body reaches them.
+    The field's upper and lower edges cut through the patient: what touches only those is enclosed.
     """
     small = attenuating[::step, ::step].cpu().numpy()
-    outside = ~covered[::step, ::step].cpu().numpy()
+    seen = covered[::step, ::step].cpu().numpy()
     closed = ndimage.binary_closing(small, iterations=2) | small
-    holes = ndimage.binary_fill_holes(closed) & ~small & ~outside
+    labels, _ = ndimage.label(~closed & seen)
+    columns = np.flatnonzero(seen.any(axis=0))
+    beside = np.unique(labels[:, [columns[0], columns[-1]]]) if columns.size else np.zeros(1, dtype=int)
+    holes = (labels > 0) & ~np.isin(labels, beside) | (closed & ~small)
     whole = np.kron(holes, np.ones((step, step), dtype=bool))[: attenuating.shape[0], : attenuating.shape[1]]
     return torch.from_numpy(whole).to(attenuating.device) & ~attenuating
