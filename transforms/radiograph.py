@@ -167,7 +167,7 @@ class LoadRadiographsd(MapTransform):
         # each film on its own pixels, as stored
         films = [
             leave_collimation_out(film)
-            if self.crop_collimation or (self.check_order and film.pixels.intensity == "display")
+            if self.crop_collimation or (self.check_order and film.intensity == "display")
             else film
             for film in films
         ]

@@ -86,9 +86,7 @@ def place_by_pitch(film: Film) -> Film:
         inside = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
         image, covered = image[inside], covered[inside]
     view, shape = film.view, (image.shape[0], image.shape[1])
-    if (
-        states_pitch(facts, film.stated) or film.pixels.intensity == "line_integral"
-    ):  # of this project: from edge to edge
+    if states_pitch(facts, film.stated) or film.intensity == "line_integral":  # of this project: from edge to edge
         pixel_mm, notes = pixel_size_on_detector(facts, view, shape, film.stated)
     else:
         edge, note = cassette_pixel_mm(shape, view, film.name)

@@ -43,7 +43,7 @@ ORIENTATIONS = ("auto", "as-is")
 
 def fill_burned_in(film: Film) -> Film:
     """Markers and labels of a picture, filled from their surroundings."""
-    if film.pixels.intensity != "display":
+    if film.intensity != "display":
         return film
     mask = find_markers(film.image) & film.covered
     note = marker_note(mask, film.name)
@@ -61,29 +61,32 @@ def turn_by_looks(
             rise, or the other way round.
         edge_to_edge: the film covers the detector exactly.
         inverted: what the user says of a picture: dense is dark (True) or bright (False) in it.
-        decide: False takes turn and polarity as they are, or as the user says.
+        decide: False takes its turn as it is.
 
     Raises:
         InputError: if it is not clear how the film has to be turned.
     """
-    calibrated = film.pixels.intensity == "line_integral"
+    calibrated = film.intensity == "line_integral"
     sides = () if film.oriented or is_lateral(film.view) or calibrated else (side_note(film.name),)
     known = False if calibrated else inverted
-    if film.usual is None or not decide:
-        if inverted and film.pixels.intensity == "display":
+    if film.usual is None:
+        if inverted and film.intensity == "display":
             return _inverted(film, falling).saying(f"{film.name} was inverted, as stated.", *sides)
         return film.saying(*sides)
     template = np.asarray(film.usual["thumbnail"], dtype=np.float32)
     detector_mm = film.view.detector_size[0] * film.view.pixel_pitch_mm
     scores = orientation_scores(_seen(film), template, detector_mm, _pixel_mm(film, edge_to_edge))
-    if film.oriented:
+    turnable = decide and not film.oriented
+    if not turnable:
         scores = {state: score for state, score in scores.items() if state.as_stored}
     try:
         best, notes = choose_orientation(scores, film.view, str(film.path), known)
     except InputError as unclear:
-        if not (calibrated or film.oriented):
+        if turnable and not calibrated:
             raise
-        best, notes = Orientation(), [f"{film.name} was not turned by its looks, which are not clear ({unclear})"]
+        best, notes = Orientation(inverted=bool(known)), []
+        if turnable:
+            notes = [f"{film.name} was not turned by its looks, which are not clear ({unclear})"]
     if known and best.inverted:
         notes = [note for note in notes if "was inverted" not in note] + [f"{film.name} was inverted, as stated."]
     if best.inverted:
@@ -108,12 +111,12 @@ def know_what_is_clipped(film: Film) -> Film:
         film: on its view's detector; a picture not yet matched, which
             :func:`~drr2ct.transforms.radiograph_scale.match_with_usual` does.
     """
-    if film.pixels.intensity == "line_integral":
+    if film.intensity == "line_integral":
         return film
     clipping = find_clipping(film.image, film.covered)
     notes, warnings = clipping_notes(clipping, film.name)
     film = film.saying(*notes, warnings=(*film.warnings, *warnings))
-    if film.pixels.intensity == "display":
+    if film.intensity == "display":
         return replace(film, body=clipping.body)
     stored = film.pixels.values
     end = film.pixels.low if film.pixels.counts_fall else film.pixels.high
@@ -147,9 +150,9 @@ def bring_together(films: Sequence[Film]) -> list[Film]:
     if len(films) != 2:
         return list(films)
     first, second = films
-    known = [film.pixels.intensity != "display" and film.exposure_known and film.air_seen for film in films]
+    known = [film.intensity != "display" and film.exposure_known and film.air_seen for film in films]
     views = [film.view for film in films]
-    if known == [True, False] and second.pixels.intensity == "transmission" and second.body is not None:
+    if known == [True, False] and second.intensity == "transmission" and second.body is not None:
         offset = missing_exposure(first.image, second.image, second.body, views)
         second = second.saying(
             f"{second.name}: {offset:+.2f} was added to its line integrals in the patient, so that its rows sum up to "
@@ -178,7 +181,7 @@ def bring_together(films: Sequence[Film]) -> list[Film]:
 
 def _inverted(film: Film, falling: Callable[[], Film]) -> Film:
     """The film with dense high, where it was low."""
-    if film.pixels.intensity == "display":
+    if film.intensity == "display":
         return replace(film, image=(DISPLAY_MAXIMUM - film.image) * film.covered)
     return falling()
 

@@ -163,7 +163,7 @@ def choose_orientation(
         group = state if lateral else _turned_only(state)
         groups[group] = max(groups.get(group, -1.0), score)
     ranking = sorted(groups, key=groups.__getitem__, reverse=True)
-    best, second = ranking[:2]
+    best, second = ranking[0], ranking[min(1, len(ranking) - 1)]
     listed = ", ".join(f"{state} {groups[state]:.2f}" for state in ranking[:4])
     if groups[best] < LIKENESS:
         raise InputError(
@@ -171,14 +171,14 @@ def choose_orientation(
             f"{LIKENESS:g} is needed); check that it is that view of a chest, or say that it is right as it is "
             "(--orientation as-is)."
         )
-    if groups[best] - groups[second] < CLEAR:
+    if best != second and groups[best] - groups[second] < CLEAR:
         raise InputError(
             f"it cannot be told how radiograph {name} has to be turned for view {view.name} ({listed}); turn it "
             "head up, a lateral with the patient facing left, and say so (--orientation as-is)."
         )
     notes = _notes(best, groups[best], view, name)
     if not lateral:
-        apart = allowed[_flipped(best)] - allowed[best]
+        apart = allowed.get(_flipped(best), -1.0) - allowed[best]
         if apart > HEART_MARGIN:
             notes.append(
                 f"{name} looks more like the training radiographs when it is mirrored (by {apart:.2f}): check the "
