@@ -70,7 +70,8 @@ class LoadRadiographsd(MapTransform):
         unattenuated: I₀ for ``transmission``, a number or ``estimate``; see ``read_radiograph``.
         vertical_flip: the stored images come feet first; those that state their orientation are not turned by this.
         check_order: look at the images: refuse a PA and a lateral view that look exchanged
-            (:func:`check_view_order`), turn them by their looks, and compare the two views.
+            (:func:`check_view_order`), turn them by their looks, leave frames and markers of pictures out, and compare
+            the two views.
         allow_missing_keys: leave a sample without the key as it is.
         fit: ``detector`` or ``pitch``.
         pixel_spacing_mm: edge length of the files' pixels at the detector, for ``pitch``: one number, or one for each
@@ -184,7 +185,8 @@ class LoadRadiographsd(MapTransform):
         decide = self.check_order and self.orientation == "auto"
 
         def scaled(film: Film) -> Film:
-            film = fill_burned_in(scale(film, self.unattenuated))
+            film = scale(film, self.unattenuated)
+            film = fill_burned_in(film) if self.check_order else film
             if self.orientation == "as-is":
                 film = film.saying(f"{film.name} is upright as it is stored, as stated.")
                 if self.vertical_flip:

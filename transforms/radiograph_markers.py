@@ -87,8 +87,12 @@ def marker_note(mask: Bool[Tensor, "rows columns"], name: str) -> str | None:
 def _letters(scaled: Float[np.ndarray, "rows columns"]) -> Bool[np.ndarray, "rows columns"]:
     """Bright, even, sharply bounded, small."""
     surroundings = ndimage.gaussian_filter(scaled, _SIGMA * max(scaled.shape))
-    bright = (scaled > _BRIGHT * scaled.max()) & (scaled - surroundings > _STEP)
-    return _sharp(scaled, bright, _SHARE, boxes=False)
+    bright = scaled > _BRIGHT * scaled.max()
+    found = _sharp(scaled, bright & (scaled - surroundings > _STEP), _SHARE, boxes=False)
+    # the rim of something larger, such as a white frame, stands out from its surroundings too
+    labels, _ = ndimage.label(bright)
+    small = np.bincount(labels.ravel()) <= 2 * _SHARE[1] * scaled.size
+    return found & small[labels]
 
 
 def _boxes(scaled: Float[np.ndarray, "rows columns"]) -> Bool[np.ndarray, "rows columns"]:

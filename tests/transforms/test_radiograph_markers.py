@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,7 +22,7 @@ def test_a_burned_in_letter_is_found_and_filled():
     clean = film()
     picture = Image.fromarray((clean * 255).round().byte().numpy())
     ImageDraw.Draw(picture).text((500, 40), "L", fill=255, font=ImageFont.load_default(60))
-    written = torch.from_numpy(__import__("numpy").asarray(picture).copy()).float() / 255
+    written = torch.from_numpy(np.array(picture)).float() / 255
     letter = (written - clean).abs() > 0.2
     found = find_markers(written)
     assert letter.sum() > 200 and (found & letter).sum() > 0.95 * letter.sum()
@@ -39,6 +40,12 @@ def test_a_box_over_a_name_is_found():
     found = find_markers(written)
     assert found[200:230, 300:400].all() and found.float().mean() < 0.05
     assert (fill(written, found) - clean)[200:230, 300:400].abs().mean() < 0.06
+
+
+def test_a_white_frame_is_no_marker():
+    framed = film()
+    framed[:30] = framed[-30:] = 1
+    assert not find_markers(framed).any()
 
 
 def test_a_mask_of_everything_or_nothing_changes_nothing():
