@@ -154,6 +154,10 @@ def reconstruct(
     window: Annotated[
         str, typer.Option(help="Of DICOM: auto (the first that shows something), a number, none, or centre,width.")
     ] = "auto",
+    orientation: Annotated[
+        str,
+        typer.Option(help="auto (by the header, else by looks), or as-is: upright as stored, whatever a header says."),
+    ] = "auto",
     pixel_spacing_mm: Annotated[float | None, typer.Option(help="At the detector; the file's by default.")] = None,
     source_to_detector_mm: Annotated[float | None, typer.Option(help="The file's by default.")] = None,
     source_to_isocentre_mm: Annotated[float | None, typer.Option(help="The network's by default.")] = None,
@@ -189,6 +193,7 @@ def reconstruct(
             "patient_id": patient_id,
             "intensity": intensity,
             "window": window,
+            "orientation": orientation,
             "pixel_spacing_mm": pixel_spacing_mm,
             "source_to_detector_mm": source_to_detector_mm,
             "source_to_isocentre_mm": source_to_isocentre_mm,

@@ -46,12 +46,13 @@ def files_to_samples(
         with_ct: False for inference, where there is none.
         keep_metadata: give ``label`` as a ``MetaTensor``; the inverse needs it, training does not.
         **radiographs: further arguments of ``LoadRadiographsd``, such as ``fit``, ``pixel_spacing_mm``,
-            ``crop_collimation``, ``statistics``; ``check_order`` is on where there is no CT.
+            ``crop_collimation``, ``statistics``, ``orientation``; ``check_order`` is on where there is no CT.
 
     Returns:
         Transform to samples of ``patient``, ``image`` (V, H, W), line integrals / :data:`LINE_INTEGRAL_SCALE`, and
         ``label`` (1, N, N, N) in [0, 1] over the HU window, whose inverse leads back to the CT's voxels in HU. For
-        inference, ``assumptions`` instead of ``label``: what was assumed about the radiographs, one sentence a line.
+        inference, ``assumptions`` and ``warnings`` instead of ``label``: what was decided about the radiographs and
+        what makes them doubtful, one sentence a line.
     """
     # with a CT there is a better judge (drr2ct prepare --check): the cue alone was wrong on 1 of 336 deformed CTs
     radiographs.setdefault("check_order", not with_ct)
@@ -64,7 +65,7 @@ def files_to_samples(
         EnsureTyped("image", dtype="float32", track_meta=False),
     ]
     if not with_ct:
-        return Compose([load, *scale, SelectItemsd(["image", "patient", "assumptions"])])
+        return Compose([load, *scale, SelectItemsd(["image", "patient", "assumptions", "warnings"])])
     ct = [
         LoadCTd("label"),
         RenderDRRd("label", geometry, output_key="image"),

@@ -33,9 +33,16 @@ from drr2ct.transforms.radiograph_fit import (
     with_square_pixels,
 )
 from drr2ct.transforms.radiograph_identity import check_identity
+from drr2ct.transforms.radiograph_looks import (
+    ORIENTATIONS,
+    bring_together,
+    fill_burned_in,
+    know_what_is_clipped,
+    turn_by_looks,
+)
 from drr2ct.transforms.radiograph_pixels import Pixels, Reading
 from drr2ct.transforms.radiograph_scale import match_with_usual, read_pixels, scale
-from drr2ct.transforms.radiograph_views import check_upright, check_view_order
+from drr2ct.transforms.radiograph_views import check_view_order
 from drr2ct.transforms.validation import InputError, existing_file
 
 FITS = ("detector", "pitch")
@@ -53,7 +60,8 @@ class LoadRadiographsd(MapTransform):
     ``fit="pitch"`` is for acquired radiographs, each of its own size: they are scaled by their pixel pitch and
     distances so that the isocentre's plane keeps its size
     (:func:`~drr2ct.transforms.detector.pixel_size_on_detector`), and centred on the detector; what they do not cover
-    is taken as unattenuated. Without a pitch their height spans the detector.
+    is taken as unattenuated. Without a pitch they are taken to be a whole cassette
+    (:func:`~drr2ct.transforms.radiograph_size.cassette_pixel_mm`), line integrals to span the detector.
 
     Args:
         keys: keys of the file names.
@@ -61,8 +69,9 @@ class LoadRadiographsd(MapTransform):
         intensity: what the files' numbers mean; see ``read_radiograph``.
         unattenuated: I₀ for ``transmission``, a number or ``estimate``; see ``read_radiograph``.
         vertical_flip: the stored images come feet first; those that state their orientation are not turned by this.
-        check_order: refuse a PA and a lateral view that look exchanged (:func:`check_view_order`) and, with
-            statistics, images that look turned.
+        check_order: look at the images: refuse a PA and a lateral view that look exchanged
+            (:func:`check_view_order`), turn them by their looks, leave frames and markers of pictures out, and compare
+            the two views.
         allow_missing_keys: leave a sample without the key as it is.
         fit: ``detector`` or ``pitch``.
         pixel_spacing_mm: edge length of the files' pixels at the detector, for ``pitch``: one number, or one for each
@@ -72,15 +81,17 @@ class LoadRadiographsd(MapTransform):
         crop_collimation: look for collimated borders (:func:`~drr2ct.transforms.detector.find_collimation`), and take
             them as unattenuated; those in a DICOM header are found without this.
         opposite_side: accept AP for PA and a right for a left lateral.
-        inverted: for ``display``: dense is dark (True) or bright (False) in the picture as the file shows it. By
-            default it is bright, unless the inverted picture looks more like the training set's.
+        inverted: dense is dark (True) or bright (False) in a picture as the file shows it, and raw numbers are the
+            other way round (True) or not (False) than the file says. By default looks decide.
         statistics: of the training set's radiographs
             (:func:`~drr2ct.transforms.radiograph_intensity.radiograph_statistics`): for ``display``, for
-            ``transmission`` without air to estimate I₀ from, and to find turned images.
+            ``transmission`` without air to estimate I₀ from, and to find out how images are turned.
         window: DICOM's window for ``display``; see :class:`~drr2ct.transforms.radiograph_pixels.Reading`.
         colour: ``refuse`` or ``ignore`` colours, likewise.
         check_header: refuse files whose headers speak of another view, body part, modality, or of two patients
             (:func:`~drr2ct.transforms.radiograph_identity.check_identity`); otherwise it is only said.
+        orientation: ``auto``: as the header states it, else the turn that looks most like the training set's;
+            ``as-is``: upright as stored, whatever the header states.
 
     Raises:
         InputError: as ``read_radiograph``, and for a wrong number of files, a size with another aspect ratio,
@@ -107,10 +118,13 @@ class LoadRadiographsd(MapTransform):
         window: str = "auto",
         colour: str = "refuse",
         check_header: bool = True,
+        orientation: str = "auto",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if fit not in FITS:
             raise InputError(f"radiographs are fitted by {' or '.join(FITS)}, not by {fit!r}.")
+        if orientation not in ORIENTATIONS:
+            raise InputError(f"the orientation of radiographs is {' or '.join(ORIENTATIONS)}, not {orientation!r}.")
         if statistics is not None and len(statistics["views"]) != len(geometry.views):
             raise InputError(
                 f"the training set's statistics are of {len(statistics['views'])} views, the geometry has "
@@ -137,31 +151,54 @@ class LoadRadiographsd(MapTransform):
         self.opposite_side = opposite_side
         self.inverted = inverted
         self.statistics = statistics
+        self.orientation = orientation
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The sample with its radiographs."""
         sample = dict(data)
         for key in self.key_iterator(sample):
             sample[key] = self._load(sample[key])
-            sample["assumptions"] = "\n".join(sample[key].meta["assumptions"])
+            for name in ("assumptions", "warnings"):
+                sample[name] = "\n".join(sample[key].meta[name])
         return sample
 
     def _load(self, files: str | Path | Sequence[str | Path]) -> MetaTensor:
         films = self._decoded([files] if isinstance(files, (str, Path)) else list(files))
         films = check_identity(films, self.check_header)
         # each film on its own pixels, as stored
-        if self.crop_collimation:
-            films = [leave_collimation_out(film) for film in films]
-        films = [scale(film, self.unattenuated) for film in films]
-        # upright
-        films = [turn_as_stated(film, self.vertical_flip, self.opposite_side, self.check_header) for film in films]
+        films = [
+            leave_collimation_out(film)
+            if self.crop_collimation or (self.check_order and film.intensity == "display")
+            else film
+            for film in films
+        ]
+        films = [self._upright(film) for film in films]
         # on the detector
-        if self.fit == "pitch":
-            films = [place_by_pitch(with_square_pixels(film)) for film in films]
-        else:
-            films = place_edge_to_edge(films)
-        films = [match_with_usual(film, self.inverted) for film in films]
+        films = [place_by_pitch(film) for film in films] if self.fit == "pitch" else place_edge_to_edge(films)
+        films = [match_with_usual(know_what_is_clipped(film)) for film in films]
+        if self.check_order and self.fit == "pitch":
+            films = bring_together(films)
         return self._stacked(films)
+
+    def _upright(self, decoded: Film) -> Film:
+        """In line integrals, or a picture in which dense is bright, head up."""
+        decide = self.check_order and self.orientation == "auto"
+
+        def scaled(film: Film) -> Film:
+            film = scale(film, self.unattenuated)
+            film = fill_burned_in(film) if self.check_order else film
+            if self.orientation == "as-is":
+                film = film.saying(f"{film.name} is upright as it is stored, as stated.")
+                if self.vertical_flip:
+                    film = film.saying(image=film.image.flip(0), covered=film.covered.flip(0))
+            else:
+                film = turn_as_stated(film, self.vertical_flip, self.opposite_side, self.check_header)
+            return with_square_pixels(film) if self.fit == "pitch" else film
+
+        def falling() -> Film:
+            return scaled(replace(decoded, pixels=replace(decoded.pixels, counts_fall=not decoded.pixels.counts_fall)))
+
+        return turn_by_looks(scaled(decoded), falling, self.fit == "detector", self.inverted, decide)
 
     def _decoded(self, paths: list[str | Path]) -> list[Film]:
         """One film for each view."""
@@ -208,10 +245,9 @@ class LoadRadiographsd(MapTransform):
             notes.append("The central ray is taken to meet the middle of each radiograph.")
         if self.check_order:
             check_view_order(stack, self.geometry, _names(list(dict.fromkeys(paths))))
-            if self.statistics is not None:
-                templates = [np.asarray(view["thumbnail"], dtype=np.float32) for view in self.statistics["views"]]
-                check_upright(stack, templates, self.geometry, paths)
-        return MetaTensor(stack, meta={"filename_or_obj": paths, "assumptions": list(dict.fromkeys(notes))})
+        warnings = list(dict.fromkeys(warning for film in films for warning in film.warnings))
+        meta = {"filename_or_obj": paths, "assumptions": list(dict.fromkeys(notes)), "warnings": warnings}
+        return MetaTensor(stack, meta=meta)
 
 
 def _for_views(value: float | Sequence[float | None] | None, count: int, name: str) -> list[float | None]:

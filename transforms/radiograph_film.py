@@ -32,7 +32,10 @@ class Film:
         pixel_pitch_mm: (rows, columns) of ``image``, as the file states it; None where it does not.
         air_seen: False if the intensity without a patient could not be told, so that line integrals are too low.
         oriented: the file states how the patient lies in it, and ``image`` was turned by that.
+        exposure_known: False if it was exposed beyond its detector's full scale, so that line integrals are too low.
+        body: where the patient is, with what is clipped there; None before that was looked for.
         notes: sentences on what was decided and assumed.
+        warnings: sentences on what makes a volume doubtful.
     """
 
     path: Path
@@ -45,7 +48,10 @@ class Film:
     pixel_pitch_mm: tuple[float, float] | None = None
     air_seen: bool = True
     oriented: bool = False
+    exposure_known: bool = True
+    body: Bool[Tensor, "rows columns"] | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

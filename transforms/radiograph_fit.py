@@ -11,6 +11,7 @@ from torch import Tensor
 from drr2ct.transforms.detector import find_collimation, pixel_size_on_detector, place_on_detector, states_pitch
 from drr2ct.transforms.radiograph_film import Film
 from drr2ct.transforms.radiograph_identity import turn_upright
+from drr2ct.transforms.radiograph_size import cassette_pixel_mm
 from drr2ct.transforms.validation import InputError
 
 
@@ -84,8 +85,12 @@ def place_by_pitch(film: Film) -> Film:
         rows, columns = (covered.any(dim=1 - axis).nonzero() for axis in (0, 1))
         inside = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
         image, covered = image[inside], covered[inside]
-    pixel_mm, notes = pixel_size_on_detector(facts, film.view, (image.shape[0], image.shape[1]), film.stated)
-    view = film.view
+    view, shape = film.view, (image.shape[0], image.shape[1])
+    if states_pitch(facts, film.stated) or film.intensity == "line_integral":  # of this project: from edge to edge
+        pixel_mm, notes = pixel_size_on_detector(facts, view, shape, film.stated)
+    else:
+        edge, note = cassette_pixel_mm(shape, view, film.name)
+        pixel_mm, notes = (edge, edge), [note]
     if image.shape == view.detector_size and all(abs(mm / view.pixel_pitch_mm - 1) < 1e-5 for mm in pixel_mm):
         return film.saying(*notes, image=image, covered=covered)  # it is that detector already
     return film.saying(

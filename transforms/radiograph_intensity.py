@@ -100,13 +100,17 @@ def match_quantiles(
     image: Float[Tensor, "rows columns"],
     quantiles: Sequence[float],
     mask: Bool[Tensor, "rows columns"] | None = None,
+    body: Bool[Tensor, "rows columns"] | None = None,
 ) -> Float[Tensor, "rows columns"]:
     """Map a picture monotonically so that its body's distribution becomes the given one, and its minimum 0.
+
+    Where a clipped picture holds one value for many quantiles, that value becomes their mean.
 
     Args:
         image: dense is high; the unit does not matter.
         quantiles: of the target; see :func:`radiograph_quantiles`.
         mask: what the picture covers; elsewhere the result is 0.
+        body: the patient, with what is clipped; by default what exceeds :data:`BODY_LEVEL`.
 
     Returns:
         Scaled line integrals.
@@ -114,13 +118,20 @@ def match_quantiles(
     values = _thinned(image) if mask is None else image[mask].double().cpu().numpy()
     if not values.size:
         return torch.zeros_like(image)
-    own = np.concatenate([[values.min()], _body_quantiles(values)])
+    if body is None or not body.any():
+        inside = _body_quantiles(values)
+    else:
+        inside = np.quantile(image[body].double().cpu().numpy(), np.linspace(0, 1, QUANTILES))
+    own = np.concatenate([[values.min()], inside])
     target = np.concatenate([[0.0], np.maximum.accumulate(np.asarray(quantiles, dtype=np.float64))])
     # where a clipped picture holds one value for many quantiles, it stands for their mean
     knots, place = np.unique(own, return_inverse=True)
     heights = np.bincount(place, weights=target) / np.bincount(place)
     heights[0] = 0.0
     matched = torch.from_numpy(np.interp(image.double().numpy(), knots, heights)).float()
+    if body is not None and (clipped := own[1:] <= knots[0]).any():
+        # beside the body the lowest value is air; within it, it stands for what was cut off
+        matched[body & (image <= knots[0])] = float(target[1:][clipped].mean())
     return matched if mask is None else matched * mask
 
 

@@ -30,11 +30,9 @@ from drr2ct.transforms.attenuation import (
 from drr2ct.transforms.radiograph_files import decode
 from drr2ct.transforms.radiograph_film import Film
 from drr2ct.transforms.radiograph_intensity import (
-    correlation,
     match_quantiles,
     median_difference,
     quantiles_for_field,
-    thumbnail,
 )
 from drr2ct.transforms.radiograph_pixels import LARGEST_LINE_INTEGRAL, Pixels, Reading
 from drr2ct.transforms.validation import InputError, existing_file
@@ -44,9 +42,6 @@ PNG_COUNTS = 4096.0
 
 DISPLAY_MAXIMUM = 8.0
 """Line integral at full scale of a ``display`` image: about that of a thick lateral chest."""
-
-POLARITY_MARGIN = 0.2
-"""How much better an inverted picture must correlate with the training set's mean image to be taken as inverted."""
 
 
 def read_radiograph(
@@ -158,15 +153,14 @@ def scale(film: Film, unattenuated: float | str | None) -> Film:
     return film.saying(*metadata["assumptions"], image=image * film.covered, air_seen=metadata.get("air_seen", True))
 
 
-def match_with_usual(film: Film, inverted: bool | None) -> Film:
+def match_with_usual(film: Film) -> Film:
     """What the numbers do not say about exposure and tone, by comparison with the training set's radiographs.
 
     Args:
-        film: on its view's detector.
-        inverted: what the user says of a picture: dense is dark (True) or bright (False) in it.
+        film: on its view's detector; dense is high.
     """
     if film.intensity == "display":
-        return _picture_to_line_integrals(film, inverted)
+        return _picture_to_line_integrals(film)
     if film.usual is None or film.air_seen:
         return film
     quantiles = quantiles_for_field(film.usual, float(film.covered.float().mean()))
@@ -180,33 +174,19 @@ def match_with_usual(film: Film, inverted: bool | None) -> Film:
     )
 
 
-def _picture_to_line_integrals(film: Film, inverted: bool | None) -> Film:
-    """A picture in which dense is bright, or, if it is found to be so, dark."""
-    picture = film.image / DISPLAY_MAXIMUM
-    candidates = {False: picture, True: (1 - picture) * film.covered}
-    reason = "as stated" if inverted else "because it looks more like the training radiographs so"
+def _picture_to_line_integrals(film: Film) -> Film:
+    """A picture in which dense is bright."""
     if film.usual is None:
-        inverted = bool(inverted)
-        result = candidates[inverted] * DISPLAY_MAXIMUM
-        how = (
-            "without the training set's distribution its range was mapped linearly onto line integrals from 0 to "
-            f"{DISPLAY_MAXIMUM:g}"
+        return film.saying(
+            f"{film.name} is a picture: without the training set's distribution its range was mapped linearly onto "
+            f"line integrals from 0 to {DISPLAY_MAXIMUM:g}."
         )
-    else:
-        quantiles = quantiles_for_field(film.usual, float(film.covered.float().mean()))
-        matched = {
-            turned: match_quantiles(candidate, quantiles, film.covered) for turned, candidate in candidates.items()
-        }
-        if inverted is None:
-            template = np.asarray(film.usual["thumbnail"], dtype=np.float32)
-            as_it_is, turned = (correlation(thumbnail(m), template) for m in matched.values())
-            inverted = turned > as_it_is + POLARITY_MARGIN
-        result = matched[inverted] * LINE_INTEGRAL_SCALE
-        how = "its histogram was matched with that of the training radiographs"
-    notes = [f"{film.name} is a picture: {how}."]
-    if inverted:
-        notes.append(f"{film.name} was inverted, {reason}.")
-    return film.saying(*notes, image=result)
+    quantiles = quantiles_for_field(film.usual, float(film.covered.float().mean()))
+    matched = match_quantiles(film.image / DISPLAY_MAXIMUM, quantiles, film.covered, film.body)
+    return film.saying(
+        f"{film.name} is a picture: its histogram was matched with that of the training radiographs.",
+        image=matched * LINE_INTEGRAL_SCALE,
+    )
 
 
 def _unattenuated(

@@ -1,29 +1,20 @@
-"""Which view a radiograph shows and which way up it lies: what headers say, and what the images look like."""
+"""Which of two views a radiograph shows, by what it looks like."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from drr2ct.transforms.geometry import BiplanarGeometry, View
-from drr2ct.transforms.radiograph_intensity import correlation, thumbnail
 from drr2ct.transforms.validation import InputError
 
 SWAP_MARGIN = 0.15
 """How far :func:`pa_score` must contradict the declared views before they are refused as swapped."""
-
-TURN_SCORE = 0.4
-"""How strongly the asymmetry of an image must contradict the training set's before it is refused as turned."""
-
-TURN_MARGIN = 0.15
-"""How much better an image must correlate with the training set's after a quarter turn to be refused as turned so."""
 
 
 def pa_score(image: Float[Tensor, "rows columns"]) -> float:
@@ -91,44 +82,3 @@ def check_view_order(images: Float[Tensor, "views rows columns"], geometry: Bipl
                     f"radiographs {names} look exchanged: the one for view {lateral_name} is the more frontal; give "
                     f"{frontal_name} first where the geometry does, or switch this check off (--set check_order=false)."
                 )
-
-
-def check_upright(
-    images: Float[Tensor, "views rows columns"],
-    templates: Sequence[Float[np.ndarray, "n n"]],
-    geometry: BiplanarGeometry,
-    names: Sequence[str],
-) -> None:
-    """Refuse images that look turned, in comparison with the training set's.
-
-    A flip changes the sign of what an image differs by from its flipped self; that difference must correlate with the
-    mean training image's. Mirrored frontal images are not looked for: their symmetry leaves too little to tell.
-
-    Args:
-        images: line integrals, in the order of ``geometry.views``.
-        templates: mean thumbnails of the training set's radiographs, one for each view.
-        geometry: the views.
-        names: the files, for the message.
-
-    Raises:
-        InputError: for an image that is upside down, turned by 90° or 180°, or a mirrored lateral one.
-    """
-    for image, template, view, name in zip(images, templates, geometry.views, names, strict=True):
-        own, usual = (a.reshape(16, 2, 16, 2).mean(axis=(1, 3)) for a in (thumbnail(image), template))
-        lateral = abs(math.sin(math.radians(view.gantry_angle_deg))) > 0.5
-        upside_down, mirrored = (
-            correlation(own - np.flip(own, axis), usual - np.flip(usual, axis)) < -TURN_SCORE for axis in (0, 1)
-        )
-        looks = None
-        if upside_down:
-            looks = ("turned by 180°" if mirrored else "upside down") if lateral else "upside down or turned by 180°"
-        elif mirrored and lateral:
-            looks = "mirrored"
-        for turn, quarters in (("turned by 90°", 1), ("turned by 270°", 3)):
-            if correlation(np.rot90(own, quarters), usual) > correlation(own, usual) + TURN_MARGIN:
-                looks = looks or turn
-        if looks:
-            raise InputError(
-                f"radiograph {name} looks {looks} beside those that view {view.name} was trained with; turn it, or "
-                "switch this check off (--set check_order=false)."
-            )

@@ -39,7 +39,7 @@ FIGURES = (
 )
 """Every figure of :class:`drr2ct.pipeline.evaluation.metrics.ReconstructionMetric`, in the order of the tables."""
 
-REPROJECTION_FIGURES = ("reprojection_mae", "reprojection_bias")
+REPROJECTION_FIGURES = ("reprojection_mae", "reprojection_bias", "reprojection_relative")
 
 
 def lower_is_better(figure: str) -> bool:

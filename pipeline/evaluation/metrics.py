@@ -9,11 +9,13 @@ need the radiographs; both are MONAI metrics, and :class:`FigureHandler` attache
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics.regression import RegressionMetric
@@ -175,12 +177,25 @@ class ReconstructionMetric(RegressionMetric):
         return {name: found[name] for name in self.figures}
 
 
+def _relative_error(error: Float[Tensor, "views rows columns"], given: Float[Tensor, "views rows columns"]) -> float:
+    """Mean over views of Σ|error| / Σ given within the rectangle of what is not 0; NaN for empty radiographs."""
+    parts = []
+    for wrong, image in zip(error, given, strict=True):
+        rows, columns = ((image > 0).any(dim=1 - axis).nonzero() for axis in (0, 1))
+        if len(rows):
+            box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+            parts.append(float(wrong[box].abs().sum() / image[box].sum()))
+    return sum(parts) / len(parts) if parts else math.nan
+
+
 class ReprojectionMetric(RegressionMetric):
     """How far the prediction's own radiographs are from those that the network was given, in line integrals.
 
     ``reprojection_mae`` is the mean absolute difference over views and pixels, ``reprojection_bias`` the signed mean
-    (prediction minus input). What lies outside the grid (arms, the table) is missing from every prediction, so a
-    perfect one is not at 0; and a mirrored or otherwise wrong volume may fit its radiographs: see ``chirality_db``.
+    (prediction minus input), ``reprojection_relative`` the mean absolute difference within the rectangle that a
+    radiograph covers, as a part of the mean line integral there, averaged over views. What lies outside the grid
+    (arms, the table) is missing from every prediction, so a perfect one is not at 0; and a mirrored or otherwise wrong
+    volume may fit its radiographs: see ``chirality_db``.
 
     Called with predictions in HU, (1, N, N, N), and radiographs in line integrals, (V, H, W);
     :class:`PredictionAndRadiographs` gives both.
@@ -196,7 +211,7 @@ class ReprojectionMetric(RegressionMetric):
         self.figures = REPROJECTION_FIGURES
 
     def __call__(self, y_pred: Any, y: Any = None, **kwargs: Any) -> Tensor:
-        """Compute and keep the figures of a batch: (B, 2)."""
+        """Compute and keep the figures of a batch: (B, 3)."""
         rows = torch.cat([self._compute_metric(p[None], r[None]) for p, r in zip(y_pred, y, strict=True)])
         self.extend(rows)
         return rows
@@ -207,8 +222,9 @@ class ReprojectionMetric(RegressionMetric):
         for volume, radiographs in zip(y_pred, y, strict=True):
             affine = volume.affine if isinstance(volume, MetaTensor) else self.geometry.grid.affine()
             plain = volume.as_subclass(Tensor).float()
-            error = render_drr(plain, self.geometry, np.asarray(affine)) - radiographs.to(plain)
-            rows.append([float(error.abs().mean()), float(error.mean())])
+            given = radiographs.to(plain)
+            error = render_drr(plain, self.geometry, np.asarray(affine)) - given
+            rows.append([float(error.abs().mean()), float(error.mean()), _relative_error(error, given)])
         return torch.tensor(rows)
 
 

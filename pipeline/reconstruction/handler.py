@@ -73,11 +73,16 @@ class WriteReconstructions:
 
     def _iteration_completed(self, evaluator: Engine) -> None:
         job = self.job
-        ((patient, sample, read),) = zip(
-            batch_patients(evaluator.state.batch), engine_output(evaluator), _assumptions(evaluator), strict=True
+        ((patient, sample, read, doubts),) = zip(
+            batch_patients(evaluator.state.batch),
+            engine_output(evaluator),
+            _sentences(evaluator, "assumptions"),
+            _sentences(evaluator, "warnings"),
+            strict=True,
         )
         try:
-            result = make_result(job, patient, sample["pred"], sample["image"].detach().cpu().as_subclass(Tensor), read)
+            image = sample["image"].detach().cpu().as_subclass(Tensor)
+            result = make_result(job, patient, sample["pred"], image, read, doubts)
             self._tell(result)
             made = write_result(job, result, self.precision)
         except InputError as mistake:
@@ -123,10 +128,10 @@ def _network_line(job: ReconstructionJob) -> str:
     )
 
 
-def _assumptions(evaluator: Engine) -> list[list[str]]:
-    """What reading the batch's radiographs assumed, per patient."""
+def _sentences(evaluator: Engine, name: str) -> list[list[str]]:
+    """What reading the batch's radiographs assumed or warns of, per patient."""
     batch: Any = evaluator.state.batch
-    texts = batch["assumptions"] if isinstance(batch, Mapping) else [sample["assumptions"] for sample in batch]
+    texts = batch[name] if isinstance(batch, Mapping) else [sample[name] for sample in batch]
     return [str(text).splitlines() for text in ([texts] if isinstance(texts, str) else texts)]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drr2ct.pipeline.evaluation.figures import REPROJECTION_FIGURES
 from drr2ct.pipeline.evaluation.metrics import ReprojectionMetric
+from drr2ct.pipeline.evaluation.reprojection import reprojection_verdict
 from drr2ct.pipeline.reconstruction.job import ReconstructionJob
 from drr2ct.pipeline.volumes.placing import place_like, place_on_grid, place_resized
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
@@ -48,7 +49,7 @@ class Result:
     @property
     def reprojection_sentence(self) -> str:
         """How well the volume fits the radiographs, in words."""
-        error, bias = (self.reprojection[name] for name in REPROJECTION_FIGURES)
+        error, bias, _ = (self.reprojection[name] for name in REPROJECTION_FIGURES)
         return (
             f"the volume's own radiographs differ from those given by {error:.3f} on average (bias {bias:+.3f}), "
             f"in line integrals whose mean is {self.radiographs_mean:.3f}"
@@ -61,6 +62,7 @@ def make_result(
     prediction: Float[Tensor, "1 n n n"],
     image: Float[Tensor, "views rows columns"],
     read: Sequence[str] = (),
+    doubts: Sequence[str] = (),
 ) -> Result:
     """Put a prediction into patient space as the job wants it, and compare it with the radiographs it came from.
 
@@ -70,6 +72,7 @@ def make_result(
         prediction: in [0, 1] over the HU window, on the network's grid.
         image: line integrals / ``LINE_INTEGRAL_SCALE``, as the network was given them.
         read: what reading the radiographs assumed.
+        doubts: what it warns of.
     """
     mode = job.description["mode"]
     on_grid = place_on_grid(prediction, job.geometry)
@@ -88,9 +91,13 @@ def make_result(
             "It was not checked whether the radiographs look like the training set's, as the checkpoint holds no "
             "statistics of those."
         )
-    warning = distribution_warning(image, statistics)
     reprojection = dict(zip(REPROJECTION_FIGURES, figures[0].tolist(), strict=True))
-    return Result(patient, volume, on_grid, given, reprojection, assumptions, [] if warning is None else [warning])
+    verdict = reprojection_verdict(reprojection["reprojection_relative"], job.description.get("reprojection"))
+    if not verdict.doubtful:
+        assumptions.append(verdict.sentence)
+    found = [distribution_warning(image, statistics), verdict.sentence if verdict.doubtful else None]
+    warnings = [*doubts, *(warning for warning in found if warning is not None)]
+    return Result(patient, volume, on_grid, given, reprojection, assumptions, warnings)
 
 
 def _placing_assumptions(job: ReconstructionJob, mode: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ _NAMED = {
     "legacy_x2ct_psnr": "PSNR as older tables have it (X2CT, not comparable; dB)",
     "reprojection_mae": "Reprojection error (line integrals)",
     "reprojection_bias": "Reprojection bias (line integrals)",
+    "reprojection_relative": "Reprojection error (part of the radiograph)",
 }
 
 

@@ -18,6 +18,7 @@ from drr2ct.pipeline.checkpoints.files import DamagedCheckpointError, read_check
 from drr2ct.pipeline.data.loading import PatientLoader
 from drr2ct.pipeline.running.distributed import any_process, is_main_process, wait, world_size
 from drr2ct.pipeline.training.interrupt import Interruption
+from drr2ct.pipeline.training.reprojection import NoteReprojection
 from drr2ct.pipeline.training.state import TrainingState, accumulating
 from drr2ct.transforms.radiograph_intensity import radiograph_statistics
 from drr2ct.transforms.validation import InputError
@@ -51,6 +52,7 @@ class CheckpointHandler:
         interruption: says when to save and leave.
         save_interval: seconds between checkpoints within an epoch.
         training_set: whose radiographs the description is to hold the statistics of, taken at the end of an epoch.
+        reprojection: collects what the description is to hold of the evaluator's reprojection errors.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class CheckpointHandler:
         interruption: Interruption | None = None,
         save_interval: float = 300.0,
         training_set: Dataset | None = None,
+        reprojection: NoteReprojection | None = None,
     ) -> None:
         if unknown := set(best.values()) - {"min", "max"}:
             raise InputError(f"best checkpoints are chosen by 'min' or 'max', not {', '.join(map(repr, unknown))}.")
@@ -77,6 +80,7 @@ class CheckpointHandler:
         self.interruption = interruption
         self.save_interval = save_interval
         self.training_set = training_set
+        self.reprojection = reprojection
         self.best: dict[str, float] = {}
         self._validated: int | None = None
         self._done = 0  # steps that are complete; the trainer counts one that has begun
@@ -92,6 +96,8 @@ class CheckpointHandler:
         trainer.add_event_handler(Events.COMPLETED, self._completed)
         trainer.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
         self.evaluator.add_event_handler(Events.COMPLETED, self._evaluated, trainer)
+        if self.reprojection is not None:
+            self.reprojection.attach(self.evaluator)
         if self.interruption is not None:
             self.interruption.save = lambda: self._save_within_step(trainer)
 
@@ -122,15 +128,16 @@ class CheckpointHandler:
             trainer.fire_event(Events.EPOCH_COMPLETED)
 
     def _take_over(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Best scores and the radiographs' statistics; other patients than before are said."""
+        """Best scores, the radiographs' statistics and the reprojection errors; other patients than before are said."""
         before, now = (
             about.get("patients", {}).get("training") for about in (content["description"], self.description)
         )
         if before != now:
             logger.warning("The training patients are not those of %s: it goes on, but with other data.", path)
         self.best = dict(content["best"])
-        if "radiographs" in content["description"]:
-            self.description["radiographs"] = content["description"]["radiographs"]
+        for name in ("radiographs", "reprojection"):
+            if name in content["description"]:
+                self.description[name] = content["description"][name]
 
     def _save(self, trainer: SupervisedTrainer, within_epoch: bool, improved: Sequence[str] = ()) -> None:
         """Write ``last.pt``; what it was becomes ``previous.pt``."""
@@ -179,6 +186,8 @@ class CheckpointHandler:
                     self.best[name] = value
                     improved.append(name)
         self._describe_radiographs()
+        if self.reprojection is not None and (reference := self.reprojection.reference()) is not None:
+            self.description["reprojection"] = reference
         self._save(trainer, within_epoch=False, improved=improved)
 
     def _describe_radiographs(self) -> None:

@@ -15,9 +15,6 @@ from drr2ct.pipeline.reconstruction import reconstruct
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from drr2ct.transforms import BiplanarGeometry, LoadCT, LoadRadiographsd, render_drr, write_radiograph
 
-NOT_OF_THE_VOLUME = {"check_order"}
-"""Options of reading that change no volume, so that the record need not hold them."""
-
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
@@ -83,5 +80,5 @@ def test_no_option_of_reading_is_forgotten() -> None:
     reading = ConfigParser.load_config_file(str(bundle_file("configs/inference.yaml")))["reading"]
     given = {"keys", "geometry", "statistics", "allow_missing_keys"}
     renamed = {"vertical_flip": "feet_first"}
-    options = set(inspect.signature(LoadRadiographsd).parameters) - given - NOT_OF_THE_VOLUME
+    options = set(inspect.signature(LoadRadiographsd).parameters) - given
     assert {renamed.get(name, name) for name in options} == reading.keys()

@@ -585,7 +585,7 @@ def test_an_inverted_picture_is_noticed_and_turned(tmp_path):
         wrong.append(tmp_path / f"{name}_wrong.png")
     options = {"intensity": "display", "fit": "pitch", "statistics": statistics}
     right, turned = load(files, geometry, **options), load(wrong, geometry, **options)
-    torch.testing.assert_close(turned.as_tensor(), right.as_tensor(), rtol=0, atol=0.05)
+    assert (turned - right).abs().mean() < 0.005 and (turned - right).abs().max() < 0.3  # the body's outline
     assert sum("was inverted" in note for note in turned.meta["assumptions"]) == 2
     assert not any("was inverted" in note for note in right.meta["assumptions"])
     torch.testing.assert_close(load(wrong, geometry, inverted=True, **options).as_tensor(), turned.as_tensor())
@@ -604,6 +604,7 @@ def test_polarity_is_found_where_only_some_files_need_turning(tmp_path):
     stated = save_dicom(tmp_path / "pa.dcm", pa, 12, PatientOrientation=["L", "F"])
     Image.fromarray((lat[::-1] // 16).astype(np.uint8)).save(tmp_path / "lat.png")
     options = {"intensity": "display", "fit": "pitch", "statistics": statistics}
+    options["pixel_spacing_mm"] = geometry.views[0].pixel_pitch_mm
     found = load([stated, tmp_path / "lat.png"], geometry, vertical_flip=True, **options)
     assert sum("was inverted" in note for note in found.meta["assumptions"]) == 2
     for image, wanted in zip(found, expected, strict=True):
@@ -612,7 +613,7 @@ def test_polarity_is_found_where_only_some_files_need_turning(tmp_path):
 
 @pytest.mark.parametrize("pitch", [None, 1.0])
 def test_collimation_becomes_air(tmp_path, pitch):
-    """It stays in place where the pitch is known; without one, what is left after cropping spans the detector."""
+    """It stays in place where the pitch is known; without one, what is left after cropping is a cassette."""
     picture = (ramp(120, 120) * 5 + 40 * torch.rand(120, 120, generator=torch.Generator().manual_seed(0))).numpy()
     picture = (picture / picture.max() * 200).astype(np.uint8)
     picture[:30] = 255
@@ -624,10 +625,10 @@ def test_collimation_becomes_air(tmp_path, pitch):
     if pitch:
         assert loaded[0, :30].abs().max() == 0
         torch.testing.assert_close(loaded[0, 33:], load(tmp_path / "a.png", geometry, **options)[0, 33:])
+        untouched = load(tmp_path / "a.png", geometry, **options)
+        assert untouched[0, :29].min() > 7.9
     else:
         assert loaded[0, :, 60].min() > 0 and loaded[0, :, :10].abs().max() > 0
-    untouched = load(tmp_path / "a.png", geometry, **options)
-    assert untouched[0, :29].min() > 7.9
 
 
 def test_assumptions_are_collected_and_stored_drrs_have_none(tmp_path, pair):

@@ -1,0 +1,208 @@
+"""What is decided by looking at films: markers, turn, polarity, what is clipped, and whether two belong together.
+
+Each step maps a :class:`~drr2ct.transforms.radiograph_film.Film` to the next. What a header states is not decided here,
+and nothing is where the user says that the film is right as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
+from drr2ct.transforms.detector import pixel_size_on_detector, states_pitch
+from drr2ct.transforms.radiograph_agreement import (
+    agreement_note,
+    agreement_warning,
+    compare_views,
+    missing_exposure,
+    moved_view,
+)
+from drr2ct.transforms.radiograph_film import Film
+from drr2ct.transforms.radiograph_intensity import QUANTILES, quantiles_for_field
+from drr2ct.transforms.radiograph_markers import fill, find_markers, marker_note
+from drr2ct.transforms.radiograph_orientation import (
+    Orientation,
+    choose_orientation,
+    is_lateral,
+    orientation_scores,
+    side_note,
+)
+from drr2ct.transforms.radiograph_saturation import NOTED, censored_difference, clipping_notes, find_clipping
+from drr2ct.transforms.radiograph_scale import DISPLAY_MAXIMUM
+from drr2ct.transforms.validation import InputError
+
+ORIENTATIONS = ("auto", "as-is")
+"""``auto``: by the header, else by looks; ``as-is``: the user says that files are upright, whatever a header states."""
+
+
+def fill_burned_in(film: Film) -> Film:
+    """Markers and labels of a picture, filled from their surroundings."""
+    if film.intensity != "display":
+        return film
+    mask = find_markers(film.image) & film.covered
+    note = marker_note(mask, film.name)
+    return film if note is None else film.saying(note, image=fill(film.image, mask))
+
+
+def turn_by_looks(
+    film: Film, falling: Callable[[], Film], edge_to_edge: bool, inverted: bool | None, decide: bool = True
+) -> Film:
+    """Upright and dense-is-high, by what looks most like the training set's radiographs.
+
+    Args:
+        film: turned as its header states, if that states anything.
+        falling: of raw numbers, gives the film that they make if they fall with intensity where they were taken to
+            rise, or the other way round.
+        edge_to_edge: the film covers the detector exactly.
+        inverted: what the user says of a picture: dense is dark (True) or bright (False) in it.
+        decide: False takes its turn as it is.
+
+    Raises:
+        InputError: if it is not clear how the film has to be turned.
+    """
+    calibrated = film.intensity == "line_integral"
+    sides = () if film.oriented or is_lateral(film.view) or calibrated else (side_note(film.name),)
+    known = False if calibrated else inverted
+    if film.usual is None:
+        if inverted and film.intensity == "display":
+            return _inverted(film, falling).saying(f"{film.name} was inverted, as stated.", *sides)
+        return film.saying(*sides)
+    template = np.asarray(film.usual["thumbnail"], dtype=np.float32)
+    detector_mm = film.view.detector_size[0] * film.view.pixel_pitch_mm
+    scores = orientation_scores(_seen(film), template, detector_mm, _pixel_mm(film, edge_to_edge))
+    turnable = decide and not film.oriented
+    if not turnable:
+        scores = {state: score for state, score in scores.items() if state.as_stored}
+    try:
+        best, notes = choose_orientation(scores, film.view, str(film.path), known)
+    except InputError as unclear:
+        if turnable and not calibrated:
+            raise
+        best, notes = Orientation(inverted=bool(known)), []
+        if turnable:
+            notes = [f"{film.name} was not turned by its looks, which are not clear ({unclear})"]
+    if known and best.inverted:
+        notes = [note for note in notes if "was inverted" not in note] + [f"{film.name} was inverted, as stated."]
+    if best.inverted:
+        film = _inverted(film, falling)
+    pitch = film.pixel_pitch_mm
+    return film.saying(
+        *notes,
+        *sides,
+        image=best.turn(film.image),
+        covered=best.turn(film.covered),
+        pixel_pitch_mm=pitch[::-1] if pitch and best.transposed else pitch,
+    )
+
+
+def know_what_is_clipped(film: Film) -> Film:
+    """What is at an end of the scale within the patient is not known; nor is the exposure that did it.
+
+    A raw film whose open field is at full scale was exposed beyond it, by an unknown factor: line integrals in the
+    patient are too low by one amount, which is found by comparison with the training set's.
+
+    Args:
+        film: on its view's detector; a picture not yet matched, which
+            :func:`~drr2ct.transforms.radiograph_scale.match_with_usual` does.
+    """
+    if film.intensity == "line_integral":
+        return film
+    clipping = find_clipping(film.image, film.covered)
+    notes, warnings = clipping_notes(clipping, film.name)
+    film = film.saying(*notes, warnings=(*film.warnings, *warnings))
+    if film.intensity == "display":
+        return replace(film, body=clipping.body)
+    stored = film.pixels.values
+    end = film.pixels.low if film.pixels.counts_fall else film.pixels.high
+    saturated = float((stored == end).mean())
+    if saturated < NOTED:
+        return film
+    text = f"{film.name}: {saturated:.0%} of the picture is at full scale, so its exposure is not known"
+    if film.usual is None:
+        return film.saying(f"{text}; line integrals are too low.", exposure_known=False)
+    quantiles = quantiles_for_field(film.usual, float(film.covered.float().mean()))
+    image = film.image / LINE_INTEGRAL_SCALE
+    missing = max(censored_difference(quantiles, image, clipping), 0.0)
+    image = image + missing * clipping.body
+    lowest = np.asarray(quantiles)[: max(1, round(clipping.shares[0] * QUANTILES))].mean()
+    image = torch.where(clipping.thin, torch.full_like(image, float(lowest)), image)
+    return film.saying(
+        f"{text}: {missing * LINE_INTEGRAL_SCALE:.2f} was added to the line integrals in the patient, by comparison "
+        "with the training radiographs.",
+        image=image * LINE_INTEGRAL_SCALE,
+        body=clipping.body,
+        exposure_known=False,
+    )
+
+
+def bring_together(films: Sequence[Film]) -> list[Film]:
+    """Two views of one patient: the second at the height and size at which their rows agree best.
+
+    Args:
+        films: on their detectors, in line integrals; other numbers of views than two are left as they are.
+    """
+    if len(films) != 2:
+        return list(films)
+    first, second = films
+    known = [film.intensity != "display" and film.exposure_known and film.air_seen for film in films]
+    views = [film.view for film in films]
+    if known == [True, False] and second.intensity == "transmission" and second.body is not None:
+        offset = missing_exposure(first.image, second.image, second.body, views)
+        second = second.saying(
+            f"{second.name}: {offset:+.2f} was added to its line integrals in the patient, so that its rows sum up to "
+            f"those of {first.name}.".replace("-", "−"),
+            image=(second.image + offset * second.body).clamp(min=0),
+        )
+    agreement = compare_views(
+        torch.stack([first.image, second.image]),
+        torch.stack([first.covered, second.covered]),
+        views,
+        exposures_known=all(known),
+        scalable=not all(states_pitch(film.facts, film.stated) for film in films),
+    )
+    if agreement is not None and agreement.moved:
+        second = replace(
+            second,
+            image=moved_view(second.image, second.view, agreement),
+            covered=moved_view(second.covered.float(), second.view, agreement) > 0.5,
+        )
+    warning = agreement_warning(agreement, all(known))
+    second = second.saying(
+        agreement_note(agreement, second.name), warnings=(*second.warnings, *([warning] if warning else []))
+    )
+    return [first, second]
+
+
+def _inverted(film: Film, falling: Callable[[], Film]) -> Film:
+    """The film with dense high, where it was low."""
+    if film.intensity == "display":
+        return replace(film, image=(DISPLAY_MAXIMUM - film.image) * film.covered)
+    return falling()
+
+
+def _seen(film: Film) -> Float[Tensor, "r c"]:
+    """The part of the image that shows anything."""
+    return film.image[_box(film.covered)]
+
+
+def _box(covered: Bool[Tensor, "rows columns"]) -> tuple[slice, slice]:
+    rows, columns = (covered.any(dim=1 - axis).nonzero() for axis in (0, 1))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _pixel_mm(film: Film, edge_to_edge: bool) -> float | None:
+    """Edge length of a pixel on the view's detector, if it is known."""
+    rows, columns = film.image.shape
+    if edge_to_edge:
+        return film.view.detector_size[0] * film.view.pixel_pitch_mm / rows
+    facts = {**film.facts, "pixel_spacing_mm": film.pixel_pitch_mm}
+    if not states_pitch(facts, film.stated):
+        return None
+    size, _ = pixel_size_on_detector(facts, film.view, (rows, columns), film.stated)
+    return max(size)
