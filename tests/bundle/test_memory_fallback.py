@@ -213,7 +213,7 @@ def test_a_process_that_really_runs_out(dataset: Path, tmp_path: Path) -> None:
         "train", dataset, "--output", tmp_path / "run", "--network", "cascade64", "--epochs", 1,
         "--set", f"cache_dir={tmp_path / 'cache'}", "--set", "precision=fp32", "--set", "batch_size=4",
         "--set", "on_oom=reduce", "--set", f"network_def#stages={stages}",
-        "--set", "network_def#encoder_channels=[16,32,48,64]", 475,
+        "--set", "network_def#encoder_channels=[16,32,48,64]", 500,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-c", LIMITED, *map(str, arguments)]
