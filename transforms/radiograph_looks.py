@@ -80,7 +80,7 @@ def turn_by_looks(
     if not turnable:
         scores = {state: score for state, score in scores.items() if state.as_stored}
     try:
-        best, notes = choose_orientation(scores, film.view, str(film.path), known)
+        best, notes = choose_orientation(scores, film.view, film.path, known)
     except InputError as unclear:
         if turnable and not calibrated:
             raise
