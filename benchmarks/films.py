@@ -59,29 +59,11 @@ def lungs(volume: np.ndarray) -> np.ndarray:
     return found
 
 
-def heart_left_mm(volume: np.ndarray, air: np.ndarray, spacing: np.ndarray) -> float:
-    """How far to the patient's left the soft tissue between the lungs lies, of their lower half; x runs to the right.
-
-    Measured from the middle of the body, in front of the spine (the front half of what the lungs span).
-    """
-    where = ndimage.find_objects(air.astype(int))
-    if not where:
-        return float("nan")
-    i, j, k = where[0]
-    low = slice(k.start, (k.start + k.stop) // 2)
-    front = slice((j.start + j.stop) // 2, j.stop)
-    body = np.flatnonzero((volume[:, j, low] > LUNG_HU).any(axis=(1, 2)))
-    middle = (body[0] + body[-1]) / 2
-    tissue = volume[i, front, low] > -200
-    columns = np.arange(i.start, i.stop)[:, None, None]
-    return float(-(np.where(tissue, columns, 0).sum() / max(tissue.sum(), 1) - middle) * spacing[0])
-
-
 def row(folder: Path, checkpoint: Path, output: Path) -> tuple[list[str], np.ndarray | None]:
     """One line of the table, and the volume in RAS+."""
     record, said = reconstructed(folder, checkpoint, output)
     if record is None:
-        return [folder.name, "refused", said, "", "", "", ""], None
+        return [folder.name, "refused", said, "", "", ""], None
     image: Any = nib.as_closest_canonical(nib.load(output / f"{folder.name}.nii.gz"))  # type: ignore[attr-defined]
     volume, spacing = np.asarray(image.dataobj, dtype=float), np.array(image.header.get_zooms()[:3])
     air = lungs(volume)
@@ -110,7 +92,6 @@ def row(folder: Path, checkpoint: Path, output: Path) -> tuple[list[str], np.nda
         " ".join(part for part in agreement if part),
         f"{record['reprojection_relative']:.0%}" + (f" ({times[1]} × usual)" if times else ""),
         f"{air.sum() * spacing.prod() / 1e6:.1f} l",
-        f"{heart_left_mm(volume, air, spacing):+.0f} mm",
         f"{len(record['warnings'])} warnings" if record["warnings"] else "none",
     ], volume
 
@@ -160,7 +141,7 @@ def main() -> None:
             given = None
         pictures.append((folder.name, None if given is None else given.numpy(), volume))
         print("| " + " | ".join(cells) + " |", flush=True)
-    head = ["patient", "decided", "row sums", "reprojection", "lungs", "heart to the left", "warnings"]
+    head = ["patient", "decided", "row sums", "reprojection", "lungs", "warnings"]
     table = [head, ["---"] * len(head), *lines]
     (output / "films.md").write_text("\n".join("| " + " | ".join(cells) + " |" for cells in table) + "\n")
     sheet(pictures, output / "films.png")

@@ -37,6 +37,7 @@ from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from tests.bundle.conftest import SMALL, command  # noqa: F401  # a fixture
 from tests.files import chest, file_system, read_rows, write_nifti
 from tests.pipeline.data.dicom_files import SHAPE, write_series
+from tests.transforms.films import statistics
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"
 REFUSED, LEFT_OUT, USED = "refused", "left out", "used"
@@ -1109,6 +1110,20 @@ def as_pa(write: Callable[[Path, Sound], object], name: str, *more: object) -> C
     return make
 
 
+def as_noise(*more: object) -> Callable[[Sound], list[object]]:
+    """Noise for PA, and a checkpoint that holds the statistics of a training set's radiographs."""
+
+    def make(sound: Sound) -> list[object]:
+        path, weights = sound.folder / "noise.png", sound.folder / "knows.pt"
+        noise = np.random.default_rng(0).integers(0, 255, (90, 80)).astype(np.uint8)
+        Image.fromarray(noise).save(path)
+        content = read_checkpoint(sound.checkpoint)
+        write_checkpoint(weights, {**content, "description": {**content["description"], "radiographs": statistics()}})
+        return ["--pa", path, "--lateral", sound.lateral, "--checkpoint", weights, *more]
+
+    return make
+
+
 def dicom(path: Path, pixels: np.ndarray | None, **tags: Any) -> Path:
     data = pydicom.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
@@ -1390,6 +1405,24 @@ RADIOGRAPHS = [
         "PA and lateral exchanged at the command",
         lambda sound: ["--pa", sound.lateral, "--lateral", sound.pa],
         "radiographs …, … look exchanged: the one for view lat is the more frontal; …",
+    ),
+    Case(
+        "a picture that is no chest, to a checkpoint that knows what chests look like",
+        as_noise(),
+        "radiograph … looks like no radiograph of view pa, whichever way it is turned (…; 0.4 is needed); check that "
+        "it is that view of a chest, or say that it is right as it is (--orientation as-is).",
+    ),
+    Case(
+        "the same, with --orientation as-is",
+        as_noise("--orientation", "as-is", "--set", "check_order=false"),
+        "",
+        USED,
+        exists,
+    ),
+    Case(
+        "an orientation that is none",
+        lambda sound: ["--pa", sound.pa, "--lateral", sound.lateral, "--orientation", "sideways"],
+        "radiographs cannot have the orientation 'sideways'; give auto or as-is.",
     ),
     Case(
         "a patient's name that is a path",

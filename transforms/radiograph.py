@@ -124,7 +124,9 @@ class LoadRadiographsd(MapTransform):
         if fit not in FITS:
             raise InputError(f"radiographs are fitted by {' or '.join(FITS)}, not by {fit!r}.")
         if orientation not in ORIENTATIONS:
-            raise InputError(f"the orientation of radiographs is {' or '.join(ORIENTATIONS)}, not {orientation!r}.")
+            raise InputError(
+                f"radiographs cannot have the orientation {orientation!r}; give {' or '.join(ORIENTATIONS)}."
+            )
         if statistics is not None and len(statistics["views"]) != len(geometry.views):
             raise InputError(
                 f"the training set's statistics are of {len(statistics['views'])} views, the geometry has "

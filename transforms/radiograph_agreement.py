@@ -20,7 +20,7 @@ from torch import Tensor
 
 from drr2ct.transforms.geometry import View
 
-CALIBRATED_LIMIT = 0.10
+CALIBRATED_LIMIT = 0.08
 """Difference of row sums from which on two calibrated radiographs are taken to be of two patients."""
 
 PICTURE_LIMIT = 0.25

@@ -70,6 +70,9 @@ def turn_by_looks(
     sides = () if film.oriented or is_lateral(film.view) or calibrated else (side_note(film.name),)
     known = False if calibrated else inverted
     if film.usual is None:
+        if decide and not (calibrated or film.oriented):
+            unknown = "without statistics of the training set's radiographs that is not looked at"
+            sides = (f"{film.name} is taken to be upright, the patient of a lateral facing left: {unknown}.", *sides)
         if inverted and film.intensity == "display":
             return _inverted(film, falling).saying(f"{film.name} was inverted, as stated.", *sides)
         return film.saying(*sides)
@@ -80,7 +83,7 @@ def turn_by_looks(
     if not turnable:
         scores = {state: score for state, score in scores.items() if state.as_stored}
     try:
-        best, notes = choose_orientation(scores, film.view, str(film.path), known)
+        best, notes = choose_orientation(scores, film.view, film.path, known)
     except InputError as unclear:
         if turnable and not calibrated:
             raise

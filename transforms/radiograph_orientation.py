@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,8 +33,9 @@ from drr2ct.transforms.validation import InputError
 CLEAR = 0.015
 """How much better than any other a state must score to be taken (``benchmarks/film_looks.py``)."""
 
-LIKENESS = 0.25
-"""What the best state must score for the picture to be taken for such a radiograph at all."""
+LIKENESS = 0.4
+"""What the best state must score for the picture to be taken for such a radiograph at all: noise has 0.2, real films
+more than 0.5."""
 
 HEART_MARGIN = 0.03
 """How much better a frontal picture must score mirrored for a warning that its sides may be exchanged."""
@@ -140,14 +142,14 @@ def orientation_scores(
 
 
 def choose_orientation(
-    scores: dict[Orientation, float], view: View, name: str, inverted: bool | None = None
+    scores: dict[Orientation, float], view: View, path: str | Path, inverted: bool | None = None
 ) -> tuple[Orientation, list[str]]:
     """The state that looks most like the training radiographs, if it clearly does.
 
     Args:
         scores: of :func:`orientation_scores`.
         view: whose radiograph it is; frontal pictures are turned but not mirrored.
-        name: of the file, for what is said.
+        path: of the file, for what is said.
         inverted: what is known of the polarity; None leaves it to looks.
 
     Returns:
@@ -167,22 +169,22 @@ def choose_orientation(
     listed = ", ".join(f"{state} {groups[state]:.2f}" for state in ranking[:4])
     if groups[best] < LIKENESS:
         raise InputError(
-            f"radiograph {name} looks like no radiograph of view {view.name}, whichever way it is turned ({listed}; "
+            f"radiograph {path} looks like no radiograph of view {view.name}, whichever way it is turned ({listed}; "
             f"{LIKENESS:g} is needed); check that it is that view of a chest, or say that it is right as it is "
             "(--orientation as-is)."
         )
     if best != second and groups[best] - groups[second] < CLEAR:
         raise InputError(
-            f"it cannot be told how radiograph {name} has to be turned for view {view.name} ({listed}); turn it "
+            f"it cannot be told how radiograph {path} has to be turned for view {view.name} ({listed}); turn it "
             "head up, a lateral with the patient facing left, and say so (--orientation as-is)."
         )
-    notes = _notes(best, groups[best], view, name)
+    notes = _notes(best, groups[best], view, Path(path).name)
     if not lateral:
         apart = allowed.get(_flipped(best), -1.0) - allowed[best]
         if apart > HEART_MARGIN:
             notes.append(
-                f"{name} looks more like the training radiographs when it is mirrored (by {apart:.2f}): check the "
-                "marker, its sides may be exchanged."
+                f"{Path(path).name} looks more like the training radiographs when it is mirrored (by {apart:.2f}): "
+                "check the marker, its sides may be exchanged."
             )
     return best, notes
 
