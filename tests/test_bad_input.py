@@ -941,8 +941,8 @@ DATA_SETS = [
     Case(
         "a DICOM folder with a missing slice in training",
         gap,
-        "patient … has no CT that can be used (series: 1 slice is missing, the first after z = … mm; download the "
-        "series again); repair or remove it, or set on_bad_sample to skip.",
+        "data set …: patient … has no CT that can be used (series: 1 slice is missing, the first after z = … mm; "
+        "download the series again); repair or remove it, or set on_bad_sample to skip.",
     ),
     Case(
         "voxels of 900 mm (wrong units) in training",

@@ -206,7 +206,7 @@ class LoadRadiographsd(MapTransform):
         """One film for each view."""
         views = self.geometry.views
         if len(paths) == 1 and len(views) > 1:
-            decoded = self._decoded_stack(paths[0])
+            decoded = _read_stack(paths[0], len(views), self.reading)
             paths = paths * len(views)
         elif len(paths) == len(views):
             decoded = [read_pixels(path, self.reading) for path in paths]
@@ -231,13 +231,6 @@ class LoadRadiographsd(MapTransform):
             )
         ]
 
-    def _decoded_stack(self, path: str | Path) -> list[Pixels]:
-        pixels = decode(existing_file(path, "radiographs"), self.reading)
-        views = len(self.geometry.views)
-        if pixels.values.ndim != 3 or pixels.values.shape[0] != views:
-            raise InputError(f"{path} is one file but not a NIfTI stack of {views} views; give one file for each view.")
-        return [replace(pixels, values=values) for values in pixels.values]
-
     def _stacked(self, films: Sequence[Film]) -> MetaTensor:
         """All views on the detector, looked at together, with what was assumed."""
         stack = torch.stack([film.image for film in films])
@@ -250,6 +243,13 @@ class LoadRadiographsd(MapTransform):
         warnings = list(dict.fromkeys(warning for film in films for warning in film.warnings))
         meta = {"filename_or_obj": paths, "assumptions": list(dict.fromkeys(notes)), "warnings": warnings}
         return MetaTensor(stack, meta=meta)
+
+
+def _read_stack(path: str | Path, views: int, reading: Reading) -> list[Pixels]:
+    pixels = decode(existing_file(path, "radiographs"), reading)
+    if pixels.values.ndim != 3 or pixels.values.shape[0] != views:
+        raise InputError(f"{path} is one file but not a NIfTI stack of {views} views; give one file for each view.")
+    return [replace(pixels, values=values) for values in pixels.values]
 
 
 def _for_views(value: float | Sequence[float | None] | None, count: int, name: str) -> list[float | None]:

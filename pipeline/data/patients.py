@@ -65,8 +65,8 @@ def find_patients(
     for missing in left_out:
         if on_bad_sample == "stop":
             raise InputError(
-                f"patient {missing.patient} has no CT that can be used ({missing.reason}); repair or remove it, or set "
-                "on_bad_sample to skip."
+                f"data set {dataset_dir}: patient {missing.patient} has no CT that can be used ({missing.reason}); "
+                "repair or remove it, or set on_bad_sample to skip."
             )
         logger.warning("patient %s left out: %s", missing.patient, missing.reason)
     if not patients:

@@ -42,5 +42,9 @@ class NoteReprojection:
 
     def _iteration_completed(self, evaluator: Engine) -> None:
         if len(self._found) < PATIENTS:
-            rows = self._metric(*self._pick(evaluator.state.output))
+            pairs = zip(*self._pick(evaluator.state.output), strict=True)
+            finite = [pair for pair in pairs if pair[0].isfinite().all()]  # others are named elsewhere
+            if not finite:
+                return
+            rows = self._metric(*map(list, zip(*finite, strict=True)))
             self._found += rows[:, REPROJECTION_FIGURES.index("reprojection_relative")].tolist()

@@ -152,7 +152,8 @@ def test_a_ct_that_cannot_be_read_is_left_out_and_named(
 ) -> None:
     data = kept(dataset, tmp_path / "cache")
     bad = data.data[0]["patient"]
-    Path(data.data[0]["label"]).write_bytes(b"no CT")
-    found = registered_patients(kept(dataset, tmp_path / "fresh"), tmp_path / "reg", QUICK)
+    Path(data.data[0]["label"]).write_bytes(b"no CT")  # after the list was made
+    fresh = CachedDataset(data.data, files_to_kept(GEOMETRY), tmp_path / "fresh")
+    found = registered_patients(fresh, tmp_path / "reg", QUICK)
     assert bad not in found.patients and len(found.patients) == len(data) - 1
     assert f"patient {bad} is left out" in caplog.text
