@@ -19,7 +19,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
 from drr2ct.pipeline.running.provenance import DISCLAIMER
-from drr2ct.pipeline.volumes.files import has_square_corners, stored_values
+from drr2ct.pipeline.volumes.files import has_square_corners, rounding_to_zero, stored_values
 from drr2ct.transforms.files import replacing_folder
 from drr2ct.transforms.validation import InputError
 
@@ -85,7 +85,7 @@ def write_dicom_series(
 
 def _decimals(values: np.ndarray | list[float]) -> list[DSfloat]:
     """DICOM's decimal strings have at most 16 characters."""
-    return [DSfloat(float(value), auto_format=True) for value in values]
+    return [DSfloat(float(value), auto_format=True) for value in rounding_to_zero(np.asarray(values))]
 
 
 def _common(

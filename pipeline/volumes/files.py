@@ -61,8 +61,7 @@ def write_volume(path: str | Path, volume: MetaTensor) -> Path:
     itk_image.SetSpacing(spacing.tolist())
     itk_image.SetOrigin(to_lps[:3, 3].tolist())
     direction = to_lps[:3, :3] / spacing
-    # what is 0 but for rounding, down to 1e-300, is not read back from the text of an NRRD header
-    itk_image.SetDirection(np.where(np.abs(direction) < 1e-12, 0.0, direction).ravel().tolist())
+    itk_image.SetDirection(rounding_to_zero(direction).ravel().tolist())
     itk_image.SetMetaData("Comment", DISCLAIMER)
     with replacing(path) as temporary:
         sitk.WriteImage(itk_image, str(temporary), useCompression=True)
@@ -72,6 +71,11 @@ def write_volume(path: str | Path, volume: MetaTensor) -> Path:
 def stored_values(volume: MetaTensor) -> Int16[np.ndarray, "i j k"]:
     """HU as files hold them: whole numbers of 16 bits."""
     return volume.as_tensor()[0].round().clamp(-32768, 32767).cpu().numpy().astype(np.int16)
+
+
+def rounding_to_zero(values: np.ndarray) -> np.ndarray:
+    """What is 0 but for rounding as 0: down to 1e-300, ITK does not read it back from a header's text."""
+    return np.where(np.abs(values) < 1e-12, 0.0, values)
 
 
 def has_square_corners(affine: np.ndarray) -> bool:
