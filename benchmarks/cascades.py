@@ -326,6 +326,16 @@ class Budget:
         return steps / self.steps if self.steps else seconds / self.seconds
 
 
+def descend(network: torch.nn.Module, optimizer: torch.optim.Optimizer, value: Tensor, where: str) -> None:
+    """One step down a loss, its gradients clipped as in a training; a loss that is not finite ends the comparison."""
+    if not torch.isfinite(value):
+        raise SystemExit(f"{where}: the loss is not finite.")
+    optimizer.zero_grad()
+    value.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+
+
 def train(variant: Variant, data: str, fold: Fold, budget: Budget, seed: int) -> dict[str, dict[str, Any]]:
     """Train and measure; returns what the table and the plot need, for each that it is judged on."""
     set_determinism(seed, use_deterministic_algorithms=False)
@@ -345,12 +355,7 @@ def train(variant: Variant, data: str, fold: Fold, budget: Budget, seed: int) ->
         network.train()
         prediction = INFERER(image, network)
         value = loss(prediction, label)
-        if not torch.isfinite(value):
-            raise SystemExit(f"{variant.about}: the loss is not finite after {steps} steps.")
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        descend(network, optimizer, value, f"{variant.about}, step {steps}")
         steps += 1
         used += budget.clock() - began
         if fold.validation is not None and budget.share(used, steps) >= (len(curve) + 1) / CURVE_POINTS:

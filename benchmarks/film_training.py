@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cascades import GEOMETRY, INFERER, VARIANTS, Budget, predict
+from cascades import GEOMETRY, INFERER, VARIANTS, Budget, descend, predict
 from monai.bundle import ConfigParser
 from monai.metrics import PSNRMetric
 from monai.transforms import Compose
@@ -121,12 +121,7 @@ def train(arm: str, seen: list[dict[str, Tensor]], recipe: Recipe, budget: Budge
         if arm == "films":
             image = recipe.film(image, sample["films"], derived_seed(seed, steps))
         value = loss(INFERER(image[None], network), sample["label"][None])
-        if not torch.isfinite(value):
-            raise SystemExit(f"{arm}: the loss is not finite after {steps} steps.")
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        descend(network, optimizer, value, f"{arm}, step {steps}")
         steps += 1
         used += budget.clock() - began
     print(f"{arm}: {steps} steps in {used:.0f} s")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 from drr2ct.transforms.geometry import View
@@ -212,6 +212,12 @@ def _triangle_weights(count: int, pixels: int, step: float) -> Float[Tensor, "pi
     total = weights.sum(dim=1, keepdim=True)
     inside = (position >= -0.5 - 1e-6) & (position <= count - 0.5 + 1e-6)
     return (weights / total.clamp(min=1e-12) * inside[:, None]).float()
+
+
+def covered_rectangle(covered: Bool[Tensor, "rows columns"]) -> tuple[slice, slice]:
+    """The smallest rectangle of rows and columns that holds what a radiograph covers, which is something."""
+    rows, columns = (covered.any(dim=1 - axis).nonzero() for axis in (0, 1))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int, int, int]:

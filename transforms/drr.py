@@ -256,7 +256,8 @@ def _render_rtk(
         corner = ((columns - 1) / 2 * pitch, (rows - 1) / 2 * pitch, 0.0)
         detector = place(blank, (pitch, pitch, 1.0), corner, axes[:, [1, 0, 2]] if by_columns else axes)
         circle = Circle.New()
-        circle.AddProjection(view.source_to_isocentre_mm, view.source_to_detector_mm, view.gantry_angle_deg)
+        angle = view.gantry_angle_deg if abs(view.gantry_angle_deg) > 1e-12 else 0.0  # a subnormal one crashes RTK
+        circle.AddProjection(view.source_to_isocentre_mm, view.source_to_detector_mm, angle)
         projector = Joseph.New()
         projector.SetInput(0, detector)
         projector.SetInput(1, volume)

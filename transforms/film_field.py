@@ -20,6 +20,7 @@ from monai.config import KeysCollection
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from drr2ct.transforms.detector import covered_rectangle
 from drr2ct.transforms.film import RandFilmEffectd, checked_range
 from drr2ct.transforms.geometry import BiplanarGeometry, View
 from drr2ct.transforms.validation import InputError
@@ -69,8 +70,7 @@ def extend_from_edge(
     if not covered.any():
         raise InputError("a field that covers no pixel of the detector shows nothing; enlarge or move it.")
     covered = covered.to(image.device)
-    rows, columns = (torch.nonzero(covered.any(dim=axis)).flatten() for axis in (1, 0))
-    box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    box = covered_rectangle(covered)
     if covered[box].all():  # an upright rectangle: the nearest pixel is found along each axis on its own
         along = [
             torch.arange(count, device=image.device).clamp(part.start, part.stop - 1)

@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drr2ct.transforms.detector import find_collimation, pixel_size_on_detector, place_on_detector, states_pitch
+from drr2ct.transforms.detector import (
+    covered_rectangle,
+    find_collimation,
+    pixel_size_on_detector,
+    place_on_detector,
+    states_pitch,
+)
 from drr2ct.transforms.radiograph_film import Film
 from drr2ct.transforms.radiograph_identity import turn_upright
 from drr2ct.transforms.radiograph_size import cassette_pixel_mm
@@ -82,8 +88,7 @@ def place_by_pitch(film: Film) -> Film:
     image, covered = film.image, film.covered
     if not states_pitch(facts, film.stated):
         # where nothing says how large a pixel is, what is left after cropping is all there is
-        rows, columns = (covered.any(dim=1 - axis).nonzero() for axis in (0, 1))
-        inside = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+        inside = covered_rectangle(covered)
         image, covered = image[inside], covered[inside]
     view, shape = film.view, (image.shape[0], image.shape[1])
     if states_pitch(facts, film.stated) or film.intensity == "line_integral":  # of this project: from edge to edge

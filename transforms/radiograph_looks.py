@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
-from drr2ct.transforms.detector import pixel_size_on_detector, states_pitch
+from drr2ct.transforms.detector import covered_rectangle, pixel_size_on_detector, states_pitch
 from drr2ct.transforms.radiograph_agreement import (
     agreement_note,
     agreement_warning,
@@ -191,12 +191,7 @@ def _inverted(film: Film, falling: Callable[[], Film]) -> Film:
 
 def _seen(film: Film) -> Float[Tensor, "r c"]:
     """The part of the image that shows anything."""
-    return film.image[_box(film.covered)]
-
-
-def _box(covered: Bool[Tensor, "rows columns"]) -> tuple[slice, slice]:
-    rows, columns = (covered.any(dim=1 - axis).nonzero() for axis in (0, 1))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    return film.image[covered_rectangle(film.covered)]
 
 
 def _pixel_mm(film: Film, edge_to_edge: bool) -> float | None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from monai.data import MetaTensor
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from drr2ct.transforms.validation import InputError
@@ -99,11 +100,11 @@ class Draw:
     @classmethod
     def of(cls, variation: Variation, random: np.random.RandomState) -> Draw:
         """Draw evenly within a variation's limits."""
-        angles = np.radians(random.uniform(-1, 1, 3) * variation.rotation_deg)
+        angles = random.uniform(-1, 1, 3) * variation.rotation_deg
         scale = 1 + random.uniform(-1, 1, 3) * variation.scale
         size = (3, *(variation.control_points,) * 3)
         return cls(
-            matrix=_rotation(angles) @ np.diag(scale),
+            matrix=Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(scale),
             displacement=random.uniform(-1, 1, size) * variation.deformation,
             shift_mm=random.uniform(-1, 1, 3) * variation.shift_mm,
             tissue_hu=random.uniform(-1, 1, len(_TISSUE_KNOTS_HU)) * _TISSUE_SPREAD_HU * variation.tissue,
@@ -115,15 +116,6 @@ class Draw:
     def gentler(self) -> Draw:
         """Half the displacement, half the way."""
         return replace(self, displacement=self.displacement / 2, towards=self.towards / 2)
-
-
-def _rotation(angles: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:
-    """About x, then y, then z; radians."""
-    (a, b, c), (sa, sb, sc) = np.cos(angles), np.sin(angles)
-    about_x = np.array([[1, 0, 0], [0, a, -sa], [0, sa, a]])
-    about_y = np.array([[b, 0, sb], [0, 1, 0], [-sb, 0, b]])
-    about_z = np.array([[c, -sc, 0], [sc, c, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
 
 
 def with_other_tissue(ct: MetaTensor, tissue_hu: Float[np.ndarray, " knots"]) -> Float[Tensor, "1 i j k"]:

@@ -48,6 +48,8 @@ class Candidate:
         kernel: reconstruction kernel, if named.
         derived: the header says that the images are not original.
         reason: why it cannot be used; empty if it can.
+        by_name: its name alone says that it is something else, such as a mask or a radiograph: it is no patient's CT
+            that went wrong.
         notes: what was noticed and does not hinder.
     """
 
@@ -60,6 +62,7 @@ class Candidate:
     kernel: str = ""
     derived: bool = False
     reason: str = ""
+    by_name: bool = False
     notes: tuple[str, ...] = ()
 
     @property

@@ -76,7 +76,12 @@ def find_candidates(
     if not found:
         raise InputError(f"source {source} holds no DICOM, NIfTI, NRRD or MHA files; check the path.")
 
-    volumes = [Path(c.files[0]) for c in found if not c.dicom and is_volume_file(Path(c.files[0])) and _may_be_ct(c)]
+    # where masks lie says nothing about patients
+    volumes = [
+        Path(c.files[0])
+        for c in found
+        if not c.dicom and is_volume_file(Path(c.files[0])) and not c.by_name and c.reason != MAC_FILE
+    ]
     names = name_patients(volumes, source)
 
     def named(candidate: Candidate) -> Candidate:
@@ -89,11 +94,6 @@ def find_candidates(
         return candidate if candidate.patient else replace(candidate, patient=relative.parts[0])
 
     return sorted(map(named, found), key=lambda candidate: (candidate.patient, preference(candidate)))
-
-
-def _may_be_ct(candidate: Candidate) -> bool:
-    """Not of another role, by its name: where masks lie says nothing about patients."""
-    return not candidate.reason.endswith("by its name; nothing to do") and candidate.reason != MAC_FILE
 
 
 def _unreadable(error: OSError) -> Candidate:

@@ -179,7 +179,17 @@ def load_datalist(
     """
     if part not in PARTS:
         raise InputError(f"data list part {part!r} is unknown; choose from {', '.join(PARTS)}.")
-    parts = load_parts(dataset_dir, views, fractions, seed, on_bad_sample)
+    return filled_part(load_parts(dataset_dir, views, fractions, seed, on_bad_sample), part, dataset_dir, fractions)
+
+
+def filled_part(
+    parts: Mapping[str, list[dict[str, Any]]], part: str, dataset_dir: str | Path, fractions: Sequence[float]
+) -> list[dict[str, Any]]:
+    """One of the parts that :func:`load_parts` found.
+
+    Raises:
+        InputError: if it is empty.
+    """
     if not parts[part]:
         if not (Path(dataset_dir) / "dataset.json").is_file():
             raise InputError(f"the split {tuple(fractions)} leaves no patients for {part}; give it a share.")

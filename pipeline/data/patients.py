@@ -96,7 +96,7 @@ def read_folder(dataset_dir: str | Path, views: Sequence[str]) -> tuple[list[dic
     for candidate in candidates:
         parts = Path(os.path.relpath(candidate.files[0], root)).parts
         # what is called a mask or a radiograph is no patient whose CT is missing
-        if any(part.startswith(".") for part in parts[:-1]) or candidate.reason.endswith("by its name; nothing to do"):
+        if any(part.startswith(".") for part in parts[:-1]) or candidate.by_name:
             continue
         members[parts[0] if len(parts) > 1 else ""].append(candidate)
     items: list[dict[str, Any]] = []

@@ -35,9 +35,9 @@ def file_candidate(path: Path, root: Path) -> Candidate:
     if path.name.startswith("._"):
         return replace(candidate, reason=MAC_FILE)
     if re.search(r"_drr\.nii(\.gz)?$", path.name):
-        return replace(candidate, reason="a radiograph, by its name; nothing to do")
+        return replace(candidate, reason="a radiograph, by its name; nothing to do", by_name=True)
     if role := other_role(path.relative_to(root)):
-        return replace(candidate, reason=f"{role}, by its name; nothing to do")
+        return replace(candidate, reason=f"{role}, by its name; nothing to do", by_name=True)
     notes: tuple[str, ...] = ()
     try:
         if path.stat().st_size == 0:

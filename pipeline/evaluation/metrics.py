@@ -41,6 +41,7 @@ from drr2ct.pipeline.evaluation.structures import (
     structure_masks,
 )
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
+from drr2ct.transforms.detector import covered_rectangle
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
@@ -181,9 +182,8 @@ def _relative_error(error: Float[Tensor, "views rows columns"], given: Float[Ten
     """Mean over views of Σ|error| / Σ given within the rectangle of what is not 0; NaN for empty radiographs."""
     parts = []
     for wrong, image in zip(error, given, strict=True):
-        rows, columns = ((image > 0).any(dim=1 - axis).nonzero() for axis in (0, 1))
-        if len(rows):
-            box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+        if (image > 0).any():
+            box = covered_rectangle(image > 0)
             parts.append(float(wrong[box].abs().sum() / image[box].sum()))
     return sum(parts) / len(parts) if parts else math.nan
 

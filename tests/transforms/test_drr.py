@@ -99,6 +99,15 @@ def test_any_orientation_isocentre_and_memory_order(angle, turn, spacing, mirror
     np.testing.assert_allclose(bright_pixel(image), expected, atol=0.5)
 
 
+def test_an_angle_that_is_zero_but_for_rounding_is_zero():
+    ct, affine = torch.full((1, 12, 12, 12), 0.0), make_affine(np.eye(3), (8, 8, 8))
+    images = [
+        render_drr(ct, BiplanarGeometry.from_angles(angles_deg=[angle], names=["v"], detector_size=32), affine)
+        for angle in (0.0, 2.2250738585e-313)
+    ]
+    assert torch.equal(*images) and images[0].any()
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_water_box_is_its_chord(engine):
     geometry = BiplanarGeometry.from_angles(angles_deg=(0.0, 90.0), detector_size=65)
