@@ -1,6 +1,6 @@
 """The progressive cascade: one class for all named networks, built from a small configuration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +93,13 @@ class Stage(nn.Module):
         return x if self.fuse_before else _checkpointed(self.fusion, x, maps)
 
 
+def _averaged(x: Tensor, times: int) -> Tensor:
+    """Radiographs halved so often, by 2×2 averages; an odd last row or column is averaged over the pixels it has."""
+    for _ in range(times):
+        x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+    return x
+
+
 def _recording() -> bool:
     """Whether a backward pass may follow, and nothing is being exported."""
     return torch.is_grad_enabled() and not torch.jit.is_tracing() and not torch.compiler.is_exporting()
@@ -126,18 +133,21 @@ class ProgressiveCascade(nn.Module):
         views = len(config.geometry.views)
         geometric = config.lift == "backprojection"
         levels = tuple(pyramid_level(config.geometry, size) for size in sizes)
+        # counted from the first stage that has one: a network grown by further stages finds its heads by their names
+        self.first_output = len(config.stages) - config.output_stages
+        # how often the radiographs are halved for each stage's encoder, to fit the volume that the stage gives
+        halved = config.radiograph_levels
+        self.halved = halved[self.first_output]
         if geometric:
-            self.encoder: nn.Module = PyramidEncoder(
-                config.encoder_channels,
-                levels,
-                tuple(stage.lift_channels + config.confidence for stage in config.stages),
-                max(config.encoder_norm_groups),
-                config.activation,
-            )
+            self.encoder: nn.Module = self._pyramid(range(self.first_output + 1), levels)
         else:
             self.encoder = StackedEncoder(
                 views, config.encoder_channels, config.encoder_norm_groups, config.activation, len(sizes)
             )
+        self.fine_encoders = nn.ModuleList(
+            self._pyramid([i], levels) for i in range(self.first_output + 1, len(config.stages))
+        )
+        self.fine_halved = list(halved[self.first_output + 1 :])
         # scaled so that its share in the first convolution is neither lost nor dominant
         self.volume = nn.Parameter(0.1 * torch.randn(1, config.volume_channels, *[config.volume_size] * 3))
 
@@ -169,14 +179,6 @@ class ProgressiveCascade(nn.Module):
             width = stage.channels
         self.stages = nn.ModuleList(stages)
 
-        # summed from coarse to fine; the offset is the head's
-        self.outputs = nn.ModuleList()
-        self.enlarge = nn.ModuleList()
-        if config.stage_outputs:
-            for stage, size, finer in zip(config.stages, sizes, (*sizes[1:], config.geometry.grid.size), strict=True):
-                self.outputs.append(output_head(stage.channels, bias=0.0))
-                self.enlarge.append(Upsample(finer // size) if finer > size else nn.Identity())
-
         self.skip_stages = [skip.stage for skip in config.skips]
         self.skips = nn.ModuleList(self._skip(skip) for skip in config.skips)
         if config.skips:
@@ -193,20 +195,46 @@ class ProgressiveCascade(nn.Module):
         for channels, groups in config.refinement:
             refinement.append(conv_norm_act(3, width, channels, 3, group_count(channels, groups), config.activation))
             width = channels
-        refinement.append(output_head(width, config.head_scale))
         self.refinement = nn.ModuleList(refinement)
+
+        widths = [stage.channels for stage in config.stages[self.first_output : -1]]
+        self.outputs = nn.ModuleList(output_head(channels, config.head_scale) for channels in (*widths, width))
+        for output in self.outputs[1:]:
+            # adds nothing, to begin with, to what the stages before give
+            for parameter in output.parameters():
+                nn.init.zeros_(parameter)
+        self.enlarge = nn.ModuleList(
+            Upsample(stage.scale) if stage.scale > 1 else nn.Identity()
+            for stage in config.stages[self.first_output + 1 :]
+        )
         if config.channels_last:
             formats = {4: torch.channels_last, 5: torch.channels_last_3d}
             for parameter in self.parameters():
                 if parameter.ndim in formats:
                     parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
 
+    def _pyramid(self, stages: Sequence[int], levels: tuple[int, ...]) -> PyramidEncoder:
+        """An encoder for these stages, of radiographs that are halved as often as the last of them wants."""
+        config = self.config
+        return PyramidEncoder(
+            config.encoder_channels,
+            tuple(max(levels[i] - config.radiograph_levels[stages[-1]], 0) for i in stages),
+            tuple(config.stages[i].lift_channels + config.confidence for i in stages),
+            max(config.encoder_norm_groups),
+            config.activation,
+        )
+
     def _grow(self, width: int, stage: StageConfig) -> nn.Module:
         if stage.scale == 1 and self.config.fuse == "before":
             return nn.Identity()
         groups = group_count(stage.channels, stage.norm_groups)
-        layers = conv_norm_act(3, width, stage.channels, 3, groups, self.config.activation)
-        return layers if stage.scale == 1 else nn.Sequential(Upsample(stage.scale), *layers)
+        layers = conv_norm_act(3, width, stage.channels, stage.grow_kernel, groups, self.config.activation)
+        if stage.scale == 1:
+            return layers
+        if stage.grow_kernel == 1:
+            # a weighted sum of channels and one of neighbours can be exchanged
+            return nn.Sequential(layers[0], Upsample(stage.scale), *layers[1:])
+        return nn.Sequential(Upsample(stage.scale), *layers)
 
     def _mix(self, inputs: int, width: int, norm_groups: int) -> nn.Module:
         if not norm_groups:
@@ -227,14 +255,16 @@ class ProgressiveCascade(nn.Module):
         if not torch.jit.is_scripting():  # noqa: SIM102
             if not torch.jit.is_tracing():
                 x = self._checked(x)
-        maps = self.encoder(x)
+        maps: list[Tensor] = self.encoder(_averaged(x, self.halved))
+        for i, encoder in enumerate(self.fine_encoders):
+            maps.append(encoder(_averaged(x, self.fine_halved[i]))[0])
         volume = self.volume.expand(x.shape[0], -1, -1, -1, -1)
         kept: list[Tensor] = []
-        sums: list[Tensor] = []
+        given: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             volume = stage(volume, maps[i])
-            if len(self.outputs) > 0:
-                sums.append(volume)
+            if i >= self.first_output:
+                given.append(volume)
             if i in self.skip_stages:
                 kept.append(volume)
         if len(kept) > 0:
@@ -242,13 +272,13 @@ class ProgressiveCascade(nn.Module):
             for i, skip in enumerate(self.skips):
                 parts.append(skip(kept[i]))
             volume = self.skip_fusion(torch.cat(parts, dim=1))
-        refined = self._refined(volume)
-        if len(self.outputs) == 0:
-            return refined
-        total = torch.zeros(1, dtype=refined.dtype, device=refined.device)
-        for i, (output, enlarge) in enumerate(zip(self.outputs, self.enlarge)):  # noqa: B905 (TorchScript)
-            total = enlarge(total + output(sums[i]))
-        return refined + total
+        given[-1] = self._refined(volume)
+        total = volume[:0]
+        for i, output in enumerate(self.outputs):
+            total = output(given[i]) if i == 0 else total + output(given[i])
+            if i < len(self.enlarge):
+                total = self.enlarge[i](total)
+        return total
 
     def _refined(self, volume: Tensor) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)

@@ -21,6 +21,8 @@ class StageConfig:
         scale: how many times finer than the stage before (or the learned volume); 1 keeps the size.
         norm_groups: most groups of the normalisation after the growing convolution; 0 for none, there and in the
             residual dense blocks.
+        grow_kernel: edge of the growing convolution's kernel. With 1 it is computed before the upsampling, which gives
+            the same at an eighth of the cost.
         blocks: number of residual dense blocks.
         growth: channels that each of their layers adds.
         layers: layers in each of them.
@@ -30,6 +32,7 @@ class StageConfig:
     channels: int
     scale: int = 2
     norm_groups: int = 8
+    grow_kernel: int = 3
     blocks: int = 1
     growth: int = 16
     layers: int = 3
@@ -41,6 +44,8 @@ class StageConfig:
             least = 0 if f.name in ("blocks", "norm_groups") else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"a stage's {f.name} is {value!r}; it must be a whole number of at least {least}.")
+        if self.grow_kernel % 2 == 0:
+            raise InputError(f"a stage's grow_kernel is {self.grow_kernel}; it must be odd.")
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,10 @@ class CascadeConfig:
         refinement_layers: layers in each of them.
         refinement: (channels, norm groups) of the 3³ convolutions that follow.
         confidence: weigh the views voxel by voxel when they are joined (back-projection only).
-        stage_outputs: let every stage add to the volume at its own size, coarse to fine: supervision reaches each
-            directly, through the one loss.
+        output_stages: how many of the last stages give a volume, each by a head of its own: the first of them the
+            volume, the following ones what they add to it, at the size that their head makes, from radiographs that
+            are halved to fit that. So a network grown by a stage contains the network that it was. 1: only the last.
+        halve_radiographs: how often radiographs are halved, by 2×2 averages, before anything else sees them.
         head_scale: 1 for a 1³ convolution to the volume, above 1 for a sub-voxel head that makes it so much finer.
         transformer_layers: transformer blocks at the first stage; 0 for none.
         transformer_heads: their attention heads.
@@ -117,7 +124,8 @@ class CascadeConfig:
     refinement_layers: int = 3
     refinement: tuple[tuple[int, int], ...] = ()
     confidence: bool = False
-    stage_outputs: bool = False
+    output_stages: int = 1
+    halve_radiographs: int = 0
     head_scale: int = 1
     transformer_layers: int = 0
     transformer_heads: int = 4
@@ -153,6 +161,18 @@ class CascadeConfig:
         for skip in self.skips:
             if not 0 <= skip.stage < len(self.stages) - 1:
                 raise InputError(f"skip from stage {skip.stage} is not from an earlier one of {len(self.stages)}.")
+        if not 1 <= self.output_stages <= len(self.stages):
+            raise InputError(
+                f"output_stages is {self.output_stages}; it must be between 1 and {len(self.stages)} stages."
+            )
+        if self.halve_radiographs < 0:
+            raise InputError(f"halve_radiographs is {self.halve_radiographs}; it must be at least 0.")
+        if self.lift == "broadcast" and self.halve_radiographs:
+            raise InputError("halve_radiographs needs lift backprojection, not broadcast.")
+        if self.output_stages > 1 and self.lift == "broadcast":
+            raise InputError("output_stages above 1 need lift backprojection, not broadcast.")
+        if any(stage.scale not in (1, 2, 4) for stage in self.stages[len(self.stages) - self.output_stages + 1 :]):
+            raise InputError("stages that add to the volume of the stage before refine 1-, 2- or 4-fold.")
         if self.confidence and self.lift != "backprojection":
             raise InputError("confidence weighs lifted views; it needs lift backprojection, not broadcast.")
         if self.transformer_layers and self.stages[0].channels % self.transformer_heads:
@@ -168,6 +188,18 @@ class CascadeConfig:
         for stage in reversed(self.stages[1:]):
             sizes.insert(0, sizes[0] // stage.scale)
         return tuple(sizes)
+
+    @property
+    def radiograph_levels(self) -> tuple[int, ...]:
+        """How often each stage's radiographs are halved before they are encoded.
+
+        With ``output_stages`` a stage that gives a volume sees them as a network that ends with it would: halved as
+        often as later stages double that volume. Earlier ones share the encoder of the first that gives one.
+        """
+        first, levels = len(self.stages) - self.output_stages, [self.halve_radiographs]
+        for stage in reversed(self.stages[first + 1 :]):
+            levels.insert(0, levels[0] + int(math.log2(stage.scale)))
+        return (levels[0],) * first + tuple(levels)
 
     @property
     def volume_size(self) -> int:

@@ -69,40 +69,32 @@ def _direct128() -> CascadeConfig:
     )
 
 
-def _ours(
-    size: int,
-    detector_size: int,
-    stages: tuple[StageConfig, ...],
-    encoder_channels: tuple[int, ...] = (16, 32, 48, 64),
-) -> CascadeConfig:
+def _ours(size: int, detector_size: int, stages: tuple[StageConfig, ...]) -> CascadeConfig:
     return CascadeConfig(
         geometry=_geometry(size, detector_size),
         lift="backprojection",
         fuse="before",
-        encoder_channels=encoder_channels,
+        encoder_channels=(8, 16, 24, 32),
         volume_channels=32,
         stages=stages,
+        output_stages=len(stages) - len(_COARSE) + 1,
         head_scale=2,
     )
 
 
-# Wide where voxels are few: the last stage takes most of a step.
+# Wide where voxels are few, narrow where the time goes, and each contained in the next: a finer network adds detail to
+# what the coarser one gives. Shallow enough to train without normalisation, which takes away how much a patient
+# attenuates.
 _COARSE = (
-    StageConfig(64, scale=1, growth=32, layers=4, blocks=2, lift_channels=48),
-    StageConfig(64, growth=32, layers=4, lift_channels=32),
-)
-_MIDDLE = StageConfig(48, growth=24, layers=4, lift_channels=24)
-_FINE = StageConfig(32, growth=16, layers=3, lift_channels=16)
-# For a laptop, where steps are dear: a third of the time of one twice as wide, and better after equal time. Shallow
-# enough to train without normalisation, which takes away how much a patient attenuates.
-_LIGHT = (
     StageConfig(32, scale=1, norm_groups=0, growth=16, layers=3, blocks=2, lift_channels=16),
     StageConfig(16, norm_groups=0, growth=8, layers=2, lift_channels=8),
 )
+_MIDDLE = StageConfig(16, norm_groups=0, grow_kernel=1, growth=16, layers=1, lift_channels=8)
+_FINE = StageConfig(8, norm_groups=0, grow_kernel=1, growth=8, layers=1, lift_channels=4)
 
 _NETWORKS: dict[str, Callable[[], CascadeConfig]] = {
-    "cascade64": lambda: _ours(64, 128, _LIGHT, encoder_channels=(8, 16, 24, 32)),
-    "cascade128": lambda: _ours(128, 512, (*_COARSE, _MIDDLE)),
+    "cascade64": lambda: _ours(64, 128, _COARSE),
+    "cascade128": lambda: _ours(128, 256, (*_COARSE, _MIDDLE)),
     "cascade256": lambda: _ours(256, 512, (*_COARSE, _MIDDLE, _FINE)),
     "direct128": _direct128,
     "direct256": lambda: _direct256(draft=False),

@@ -203,13 +203,27 @@ def load_parts(
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 0,
     on_bad_sample: str = "stop",
+    validation_patients: Sequence[str] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """All parts of a data set, some of which may be empty; see :func:`load_datalist`.
 
+    Args:
+        dataset_dir: folder of patient folders.
+        views: names of the views that stored radiographs are of.
+        fractions: of a drawn split, where there is no data list.
+        seed: of that split.
+        on_bad_sample: ``stop``, or ``skip`` folders without a usable CT.
+        validation_patients: instead of a drawn split these are for validation, all others for training.
+
     Raises:
-        InputError: if the folder or a listed file is missing, or a patient is in two parts.
+        InputError: if the folder or a listed file is missing, a patient is in two parts, one for validation is not
+            there, or the data set has a list that says the parts already.
     """
     listing = Path(dataset_dir) / "dataset.json"
+    if validation_patients is not None and listing.is_file():
+        raise InputError(f"{listing} says which patients are for validation; leave validation_patients null.")
+    if validation_patients is not None:
+        return _validated_on(find_patients(dataset_dir, views, on_bad_sample), validation_patients, dataset_dir)
     if not listing.is_file():
         return _split_without_copies(find_patients(dataset_dir, views, on_bad_sample), fractions, seed)
     try:
@@ -228,6 +242,24 @@ def load_parts(
             first = home.setdefault(ct_fingerprint(item["label"]) or patient, (part, patient))
             if first[0] != part:
                 logger.warning("%s (%s) and %s (%s) are the same CT: keep one", first[1], first[0], patient, part)
+    return parts
+
+
+def _validated_on(
+    patients: Sequence[dict[str, Any]], chosen: Sequence[str], dataset_dir: str | Path
+) -> dict[str, list[dict[str, Any]]]:
+    """The chosen patients for validation, all others for training; a chosen one's copies may not be among those."""
+    names = {str(item["patient"]) for item in patients}
+    if missing := sorted(set(chosen) - names):
+        raise InputError(f"validation_patients: {', '.join(missing)} is not in {dataset_dir}; give folders' names.")
+    parts: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
+    for item in patients:
+        parts["validation" if item["patient"] in chosen else "training"].append(item)
+    held = {ct_fingerprint(item["label"]): item["patient"] for item in parts["validation"]}
+    held.pop(None, None)
+    for item in parts["training"]:
+        if original := held.get(ct_fingerprint(item["label"])):
+            raise InputError(f"{item['patient']} is the same CT as {original}, which is for validation; keep one.")
     return parts
 
 

@@ -142,14 +142,15 @@ def _parts(network: ProgressiveCascade) -> list[tuple[str, list[nn.Module]]]:
     """Names and modules, in the order they run."""
     sizes = network.config.stage_sizes
     parts: list[tuple[str, list[nn.Module]]] = [("encoder", [network.encoder])]
+    parts += [(f"encoder of stage {network.first_output + i + 2}", [e]) for i, e in enumerate(network.fine_encoders)]
     parts += [(f"stage {i + 1}, {n}³", [s]) for i, (n, s) in enumerate(zip(sizes, network.stages, strict=True))]
     parts += [(f"skip from stage {i + 1}", [s]) for i, s in zip(network.skip_stages, network.skips, strict=True)]
     if len(network.skips):
         parts.append(("skip fusion", [network.skip_fusion]))
-    *refinement, head = network.refinement
-    if refinement:
-        parts.append(("refinement", refinement))
-    return [*parts, ("head", [head])]
+    if len(network.refinement):
+        parts.append(("refinement", list(network.refinement)))
+    parts += [(f"head of stage {network.first_output + i + 1}", [h]) for i, h in enumerate(network.outputs[:-1])]
+    return [*parts, ("head", [network.outputs[-1]])]
 
 
 @runtime_checkable

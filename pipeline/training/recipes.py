@@ -177,8 +177,15 @@ def coarse_config(name: str, stages: int, geometry: BiplanarGeometry | None = No
         raise InputError(f"{name} has {len(whole.stages)} stages; {stages} of them cannot be trained.")
     if geometry is None:
         geometry = whole.geometry.resized(size=whole.stage_sizes[stages - 1] * whole.head_scale)
-    skips = tuple(skip for skip in whole.skips if skip.stage < stages - 1)
-    return whole.with_overrides({"stages": whole.stages[:stages], "skips": skips, "geometry": geometry})
+    return whole.with_overrides(
+        {
+            "stages": whole.stages[:stages],
+            "skips": tuple(skip for skip in whole.skips if skip.stage < stages - 1),
+            "output_stages": max(whole.output_stages - (len(whole.stages) - stages), 1),
+            "halve_radiographs": whole.radiograph_levels[stages - 1],
+            "geometry": geometry,
+        }
+    )
 
 
 def coarse_size(name: str, stages: int, whole_size: int | None = None) -> int:

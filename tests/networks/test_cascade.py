@@ -35,7 +35,7 @@ def tiny(name: str = "cascade64", **overrides) -> ProgressiveCascade:
 def thin(**overrides) -> ProgressiveCascade:
     """Every option of ours in a network that takes milliseconds."""
     stages = (StageConfig(8, scale=1, growth=4, layers=2, lift_channels=4), StageConfig(8, growth=4, layers=2))
-    return tiny(stages=stages, encoder_channels=(8,), volume_channels=4, **overrides)
+    return tiny(**{"stages": stages, "encoder_channels": (8,), "volume_channels": 4, **overrides})
 
 
 def radiographs(network: ProgressiveCascade, batch: int = 1, seed: int = 1) -> torch.Tensor:
@@ -109,7 +109,6 @@ def test_ours_keeps_wide_maps_small() -> None:
         *((name, {}) for name in NAMES),
         ("cascade64", {"transformer_layers": 1}),
         ("cascade64", {"confidence": True}),
-        ("cascade64", {"stage_outputs": True}),
     ],
 )
 def test_shape_and_gradients_scaled_down(name: str, options: dict) -> None:
@@ -201,7 +200,7 @@ def test_mirrored_radiographs_mirror_the_lift() -> None:
                 elif isinstance(module, torch.nn.Conv3d):
                     module.weight.add_(module.weight.flip(-3)).mul_(0.5)
             network.volume.add_(network.volume.flip(2))
-            head = network.refinement[-1].conv_block
+            head = network.outputs[-1].conv_block
             head.weight.copy_(head.weight[:1].expand_as(head.weight))
         x = radiographs(network)
         outputs.append(network(x if geometry is sides else x.flip(3)))
@@ -399,20 +398,48 @@ def test_learns_where_a_ball_is() -> None:
     assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.8
 
 
-def test_every_stage_adds_to_the_volume_at_its_own_size() -> None:
-    network = thin(stage_outputs=True).eval()
-    x = radiographs(network)
-    whole = network(x)
+def test_a_grown_network_starts_from_what_it_was_grown_from() -> None:
+    coarse = thin().eval()
+    stages = (*coarse.config.stages, StageConfig(8, norm_groups=0, grow_kernel=1, growth=8, layers=2, lift_channels=4))
+    size = 2 * coarse.config.geometry.grid.size
+    pixels = 2 * coarse.config.geometry.detector_size[0]
+    grown = thin(stages=stages, output_stages=2, size=size, detector_size=pixels).eval()
+    taken = grown.state_dict()
+    taken |= {name: value for name, value in coarse.state_dict().items() if taken[name].shape == value.shape}
+    grown.load_state_dict(taken)
+    x = radiographs(grown)
+    coarse_x = torch.nn.functional.avg_pool2d(x, 2)
+    given = coarse(coarse_x)
+    upsampled = torch.nn.functional.interpolate(given, scale_factor=2.0, mode="trilinear", align_corners=False)
+    assert torch.allclose(grown(x), upsampled, atol=1e-5)
+    # the radiographs may also be halved by the coarse network itself
+    halving = thin(detector_size=pixels, halve_radiographs=1).eval()
+    halving.load_state_dict(coarse.state_dict())
+    assert torch.allclose(halving(x), given, atol=1e-5)
+    torch.nn.functional.l1_loss(grown(x), torch.rand(1, 1, size, size, size)).backward()
+    assert grown.outputs[-1].conv_block.weight.grad.abs().max() > 0  # and what is added is learned
     with torch.no_grad():
-        network.outputs[0].weight.zero_()
-        network.outputs[1].weight.zero_()
-    plain = thin().eval()
-    plain.load_state_dict(network.state_dict(), strict=False)
-    assert torch.equal(network(x), plain(x))  # without them it is the network that it was
-    assert not torch.allclose(whole, plain(x))
-    with torch.no_grad():
-        network.outputs[0].bias.fill_(0.25)  # of the coarsest: reaches every voxel, undiminished
-    assert torch.allclose(network(x), plain(x) + 0.25, atol=1e-6)
+        grown.outputs[-1].conv_block.bias.fill_(0.25)
+    assert torch.allclose(grown(x), upsampled + 0.25, atol=1e-5)
+
+
+def test_a_growing_convolution_of_one_voxel_commutes_with_the_upsampling() -> None:
+    small, large = [Upsample(2), torch.nn.Conv3d(4, 3, 1)], torch.rand(1, 4, 5, 6, 7)
+    network = thin(stages=(StageConfig(8, scale=2, grow_kernel=1, norm_groups=0, lift_channels=4),))
+    grow = network.stages[0].grow
+    assert isinstance(grow[0], torch.nn.Conv3d) and isinstance(grow[1], Upsample)
+    assert torch.allclose(small[1](small[0](large)), small[0](small[1](large)), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"output_stages": 0}, {"output_stages": 9}])
+def test_stages_that_cannot_have_a_head(options: dict) -> None:
+    with pytest.raises(InputError, match="output_stages"):
+        thin(**options)
+
+
+def test_a_growing_kernel_is_odd() -> None:
+    with pytest.raises(InputError, match="grow_kernel"):
+        StageConfig(8, grow_kernel=2)
 
 
 def test_confidence_needs_lifted_views() -> None:
