@@ -1,17 +1,18 @@
 """The progressive cascade: one class for all named networks, built from a small configuration."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from drr2ct.networks.blocks import ResidualDenseBlock, VolumeTransformer, conv_norm_act, group_count, output_head
 from drr2ct.networks.config import CascadeConfig, SkipConfig, StageConfig
 from drr2ct.networks.encoder import PyramidEncoder, StackedEncoder, pyramid_level
+from drr2ct.networks.interval import IntervalHead
 from drr2ct.networks.lifting import BackprojectionLift, BroadcastLift, ConfidenceLift
+from drr2ct.networks.recompute import recomputed, recording
 from drr2ct.transforms.validation import InputError
 
 
@@ -72,7 +73,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor, maps: Tensor) -> Tensor:
         """(batch, channels before, m, m, m) and (batch, views, features, h, w) → (batch, channels, n, n, n)."""
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)
-            if self.checkpointing and _recording():
+            if self.checkpointing and recording():
                 return self._forward_checkpointed(x, maps)
         x = self.grow(x)
         if self.fuse_before:
@@ -85,12 +86,12 @@ class Stage(nn.Module):
 
     @torch.jit.unused
     def _forward_checkpointed(self, x: Tensor, maps: Tensor) -> Tensor:
-        x = _checkpointed(self.grow, x)
+        x = recomputed(self.grow, x)
         if self.fuse_before:
-            x = _checkpointed(self.fusion, x, maps)
+            x = recomputed(self.fusion, x, maps)
         for block in self.blocks:
-            x = _checkpointed(block, x)
-        return x if self.fuse_before else _checkpointed(self.fusion, x, maps)
+            x = recomputed(block, x)
+        return x if self.fuse_before else recomputed(self.fusion, x, maps)
 
 
 def _averaged(x: Tensor, times: int) -> Tensor:
@@ -100,21 +101,13 @@ def _averaged(x: Tensor, times: int) -> Tensor:
     return x
 
 
-def _recording() -> bool:
-    """Whether a backward pass may follow, and nothing is being exported."""
-    return torch.is_grad_enabled() and not torch.jit.is_tracing() and not torch.compiler.is_exporting()
-
-
-def _checkpointed(module: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    return checkpoint(module, *inputs, use_reentrant=False)
-
-
 class ProgressiveCascade(nn.Module):
     """Radiographs in, one CT volume out, grown from a learned volume by stages that each take the X-rays in.
 
     Called with (batch, views, H, W) scaled line integrals of the configuration's geometry, it returns
     (batch, 1, N, N, N), the CT in [0, 1] over the HU window, on the geometry's grid; one tensor in training and in
-    evaluation. The output is not clipped: a loss needs its gradient outside the range too.
+    evaluation. The output is not clipped: a loss needs its gradient outside the range too. With ``interval`` there are
+    three channels, estimate, lower and upper bound; the estimate and its gradients are the same as without.
 
     Args:
         config: what to build.
@@ -207,6 +200,10 @@ class ProgressiveCascade(nn.Module):
             Upsample(stage.scale) if stage.scale > 1 else nn.Identity()
             for stage in config.stages[self.first_output + 1 :]
         )
+        # last, so that a seed gives all else the weights that it has without
+        self.interval: IntervalHead | None = None
+        if config.interval:
+            self.interval = IntervalHead((*widths, width), config.head_scale, list(self.enlarge), config.activation)
         if config.channels_last:
             formats = {4: torch.channels_last, 5: torch.channels_last_3d}
             for parameter in self.parameters():
@@ -251,7 +248,7 @@ class ProgressiveCascade(nn.Module):
         return nn.Sequential(up, *conv_norm_act(3, width, skip.channels, skip.kernel, groups, self.config.activation))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, views, H, W) → (batch, 1, N, N, N)."""
+        """(batch, views, H, W) → (batch, 1, N, N, N); 3 channels with an interval."""
         if not torch.jit.is_scripting():  # noqa: SIM102
             if not torch.jit.is_tracing():
                 x = self._checked(x)
@@ -278,13 +275,14 @@ class ProgressiveCascade(nn.Module):
             total = output(given[i]) if i == 0 else total + output(given[i])
             if i < len(self.enlarge):
                 total = self.enlarge[i](total)
-        return total
+        interval = self.interval
+        return total if interval is None else interval(total, given)
 
     def _refined(self, volume: Tensor) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)
-            if self.checkpointing and _recording():
+            if self.checkpointing and recording():
                 for part in self.refinement:
-                    volume = _checkpointed(part, volume)
+                    volume = recomputed(part, volume)
                 return volume
         for part in self.refinement:
             volume = part(volume)

@@ -102,6 +102,7 @@ class CascadeConfig:
         checkpointing: recompute activations in the backward pass instead of keeping them (less memory, more time).
         channels_last: lay weights, and with them all activations, out channels last: faster where the convolutions
             run in bfloat16 (``network.to(memory_format=…)`` cannot, as it takes one of 2-D and 3-D weights only).
+        interval: give a lower and an upper bound beside the estimate (``drr2ct.networks.interval``).
 
     Raises:
         InputError: if the values do not make a network.
@@ -133,6 +134,7 @@ class CascadeConfig:
     block_activation: str = "relu"
     checkpointing: bool = False
     channels_last: bool = False
+    interval: bool = False
 
     def __post_init__(self) -> None:
         if self.lift not in LIFTS:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from drr2ct.networks.interval import TAIL, estimate_of, has_bounds
 from drr2ct.networks.ssim import gaussian_window, mean_ssim
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import project_volume
@@ -140,6 +142,50 @@ class ReprojectionLoss(Loss):
         return project_volume(volume * (self.high - self.low) + self.low, self.geometry) / LINE_INTEGRAL_SCALE
 
 
+class _Pinball(torch.autograd.Function):
+    """Mean pinball loss of a lower bound; of its gradient it keeps one bit's worth a voxel instead of the errors."""
+
+    @staticmethod
+    def forward(ctx: Any, bound: Tensor, truth: Tensor) -> Tensor:
+        above = truth - bound
+        missed = above < 0
+        ctx.save_for_backward(missed)
+        return TAIL * above.mean() - (above * missed).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (missed,) = ctx.saved_tensors
+        return (missed.float() - TAIL) * (gradients[0] / missed.numel()), None
+
+
+class IntervalLoss(nn.Module):
+    r"""How badly bounds fit: the pinball losses of the quantiles 5 and 95 %.
+
+    Their sum is a twentieth of the interval score (Gneiting and Raftery, *Strictly proper scoring rules, prediction,
+    and estimation*, JASA 102, 2007, eq. 43): :math:`0.05\,(u - l) + (l - t)_+ + (t - u)_+`. Called with an output
+    that has bounds; the estimate in it is not looked at.
+    """
+
+    def forward(self, output: Float[Tensor, ...], target: Float[Tensor, ...]) -> Scalar:
+        """Output with bounds and target → mean over voxels.
+
+        Raises:
+            InputError: for an output without bounds, or on another grid than the target.
+        """
+        if not has_bounds(output) or output[:, :1].shape != target.shape:
+            raise InputError(
+                f"the interval loss compares bounds with a target, not an output of shape {tuple(output.shape)} with "
+                f"{tuple(target.shape)}; set network_def#interval=true."
+            )
+        with torch.autocast(output.device.type, enabled=False):
+            bounds, truth = output[:, 1:].as_subclass(Tensor).float(), target.as_subclass(Tensor).float()
+            low, high = bounds.split(1, dim=1)
+            return _Pinball.apply(low, truth) + _Pinball.apply(-high, -truth)
+
+
+INTERVAL = "interval"
+"""The term that is there, with weight 1, whenever an output has bounds: it trains nothing else."""
+
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "l1": L1Loss,
     "l2": L2Loss,
@@ -147,12 +193,15 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "gradient": GradientDifferenceLoss,
     "spectral": SpectralLoss,
     "total_variation": TotalVariationLoss,
+    INTERVAL: IntervalLoss,
 }
 """Terms that need no arguments, by name."""
 
 
 class WeightedLoss(nn.Module):
     """Weighted sum of named terms; after each call ``last_terms`` holds every term's own value, for logging.
+
+    Terms see the estimate. Of an output that has bounds, :class:`IntervalLoss` joins them, named or not.
 
     Args:
         terms: name → weight, for a name in :data:`LOSSES`; or name → (weight, module), for any module that is
@@ -184,9 +233,13 @@ class WeightedLoss(nn.Module):
 
     def forward(self, pred: Float[Tensor, ...], target: Float[Tensor, ...]) -> Scalar:
         """Prediction and target → the weighted sum."""
-        values = {name: module(pred, target) for name, module in self.terms.items()}
+        estimate = estimate_of(pred)
+        values: dict[str, Tensor] = {}
+        if has_bounds(pred):  # first: it leaves little behind, and nothing of the others is there yet
+            values[INTERVAL] = (self.terms[INTERVAL] if INTERVAL in self.terms else IntervalLoss())(pred, target)
+        values |= {name: module(estimate, target) for name, module in self.terms.items() if name not in values}
         self.last_terms = {name: value.detach() for name, value in values.items()}
-        return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        return torch.stack([self.weights.get(name, 1.0) * value for name, value in values.items()]).sum()
 
 
 def _builtin(name: str) -> nn.Module:

@@ -220,6 +220,7 @@ def plan(
     size: Annotated[int | None, typer.Option(help="Voxels along each axis; the network's own by default.")] = None,
     detector: Annotated[int | None, typer.Option(help="Pixels along each axis; the network's own by default.")] = None,
     checkpointing: Annotated[str | None, typer.Option(metavar="on|off", help="Recompute activations.")] = None,
+    interval: Annotated[bool, typer.Option("--interval", help="With a lower and an upper bound.")] = False,
     gpu: Annotated[str | None, typer.Option(help='Memory to fit, such as "80 GiB".')] = None,
     samples: Annotated[int, typer.Option(min=0, help="Samples in an epoch; 0 leaves its time out.")] = 1000,
     throughput: Annotated[
@@ -238,7 +239,9 @@ def plan(
     if checkpointing not in (None, "on", "off"):
         raise InputError(f"--checkpointing {checkpointing} is neither on nor off.")
     switch = None if checkpointing is None else checkpointing == "on"
-    settings = [Settings(n, batch, precision, views, size, detector, switch) for n in names or [network]]
+    settings = [
+        Settings(n, batch, precision, views, size, detector, switch, interval=interval) for n in names or [network]
+    ]
     run_plan(settings, wide_console(), gpu, samples, throughput, checkpoint or (), markdown, json, compare)
 
 

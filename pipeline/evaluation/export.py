@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch import Tensor
 
+from drr2ct.networks.interval import estimate_of
 from drr2ct.pipeline.running.engines import batch_patients, engine_output
 from drr2ct.pipeline.running.provenance import NOTE, versions
 from drr2ct.pipeline.volumes.files import write_volume
@@ -63,7 +64,7 @@ class ExportPredictions:
     def __call__(self, evaluator: Engine) -> None:
         """Write the predictions of one batch."""
         for patient, sample in zip(batch_patients(evaluator.state.batch), engine_output(evaluator), strict=True):
-            self._write(patient, sample["pred"], sample.get("label"))
+            self._write(patient, estimate_of(sample["pred"]), sample.get("label"))
 
     def _write(self, patient: str, prediction: Tensor, label: Tensor | None) -> None:
         if self.preprocessing is not None and self.grid == "ct":

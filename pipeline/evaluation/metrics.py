@@ -21,6 +21,7 @@ from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics.regression import RegressionMetric
 from torch import Tensor
 
+from drr2ct.networks.interval import estimate_of
 from drr2ct.pipeline.evaluation.figures import (
     FIGURES,
     HU_NAMES,
@@ -76,8 +77,8 @@ class InWindow:
         return [self.clip(p) for p in pred], [self.clip(t) for t in label]
 
     def clip(self, scaled: Tensor) -> Tensor:
-        """[0, 1] → HU within the window. Any shape."""
-        return to_hu(scaled.detach().float()).clamp(*self.window)
+        """[0, 1] → HU within the window; of an output with bounds the estimate."""
+        return to_hu(estimate_of(scaled).detach().float()).clamp(*self.window)
 
 
 class PredictionAndRadiographs:
@@ -95,7 +96,7 @@ class PredictionAndRadiographs:
         volumes = []
         pred, label, image = self._pick(output)
         for made, truth in zip(pred, label, strict=True):
-            hu = to_hu(made.detach().float().as_subclass(Tensor))
+            hu = to_hu(estimate_of(made).detach().float().as_subclass(Tensor))
             volumes.append(MetaTensor(hu, affine=truth.affine) if isinstance(truth, MetaTensor) else hu)
         return volumes, [x.detach().float().as_subclass(Tensor) * LINE_INTEGRAL_SCALE for x in image]
 

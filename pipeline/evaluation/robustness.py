@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
+from drr2ct.networks.interval import estimate_of
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_datalist
@@ -80,7 +81,7 @@ def run_robustness(
 
     def reconstruct(image: Tensor) -> Tensor:
         with torch.no_grad():
-            return to_hu(network(image[None].to(device))[0].float().cpu())
+            return to_hu(estimate_of(network(image[None].to(device))[0]).float().cpu())
 
     found: dict[Condition, dict[str, dict[str, float]]] = {condition: {} for condition in todo}
     for number, item in enumerate(track(items, "robustness: patients")):

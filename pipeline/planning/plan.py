@@ -39,6 +39,7 @@ class Settings:
         detector: rows and columns of a radiograph; the network's own by default.
         checkpointing: recompute activations; as the network has it by default.
         xray_channels: of the X-ray encoder's last level; as the network has them by default.
+        interval: with bounds beside the estimate.
 
     Raises:
         InputError: for an unknown precision, or a number below 1. An unknown network or an impossible size is refused
@@ -53,6 +54,7 @@ class Settings:
     detector: int | None = None
     checkpointing: bool | None = None
     xray_channels: int | None = None
+    interval: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -69,7 +71,7 @@ class Settings:
             InputError: as ``network_config``.
         """
         config = network_config(self.network, size=self.size, detector_size=self.detector)
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {"interval": self.interval}
         if self.views != len(config.geometry.views):
             angles = [180 * i / self.views for i in range(self.views)]
             changes["geometry"] = BiplanarGeometry.from_angles(

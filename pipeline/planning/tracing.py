@@ -112,7 +112,7 @@ class TrainingStep:
         self.optimizer.step()
 
     def infer(self) -> Tensor:
-        """Reconstruct the batch, without gradients: (batch, 1, N, N, N)."""
+        """Reconstruct the batch, without gradients: (batch, 1, N, N, N); 3 channels with an interval."""
         self.network.eval()
         with torch.no_grad():
             return self.inferer(self.image, self.network)
@@ -150,7 +150,8 @@ def _parts(network: ProgressiveCascade) -> list[tuple[str, list[nn.Module]]]:
     if len(network.refinement):
         parts.append(("refinement", list(network.refinement)))
     parts += [(f"head of stage {network.first_output + i + 1}", [h]) for i, h in enumerate(network.outputs[:-1])]
-    return [*parts, ("head", [network.outputs[-1]])]
+    parts.append(("head", [network.outputs[-1]]))
+    return parts if network.interval is None else [*parts, ("interval", [network.interval])]
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from monai.inferers import Inferer
 from torch import Tensor
 
+from drr2ct.networks.interval import estimate_of
 from drr2ct.networks.losses import ReprojectionLoss
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
@@ -83,6 +84,11 @@ class FittedInferer(Inferer):
         self.steps = steps
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """(B, V, H, W) → (B, 1, N, N, N), float32."""
+        """(B, V, H, W) → what the network gives, (B, 1 or 3, N, N, N), float32."""
         prediction = self.inferer(inputs, network, *args, **kwargs)
-        return fit_to_radiographs(prediction, inputs, self.geometry, self.steps) if self.steps else prediction
+        if not self.steps:
+            return prediction
+        estimate = estimate_of(prediction)
+        fitted = fit_to_radiographs(estimate, inputs, self.geometry, self.steps)
+        # bounds, if there are any, go with their estimate
+        return torch.cat([fitted, prediction[:, 1:] + (fitted - estimate)], dim=1)

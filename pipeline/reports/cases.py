@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from drr2ct.networks.interval import estimate_of
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_parts
 from drr2ct.pipeline.reports.runs import Figures, Run
@@ -79,7 +80,7 @@ def load_cases(run: Run, chosen: Mapping[str, str], dataset_dir: str | Path | No
         if prediction is None:
             network = network or load_network(run.checkpoint)
             with torch.inference_mode():
-                output = network(sample["image"][None])[0]
+                output = estimate_of(network(sample["image"][None])[0])
             prediction = place_on_grid(output.clone(), run.geometry, sample["label"])
         given = sample["image"] * LINE_INTEGRAL_SCALE
         cases.append(Case(patient, rank, truth, prediction, given, render_drr(prediction, run.geometry)))

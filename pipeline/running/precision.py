@@ -58,22 +58,33 @@ class AutocastInferer(Inferer):
         self.dtype = PRECISIONS[precision]
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """(B, V, H, W) → (B, 1, N, N, N), float32."""
+        """(B, V, H, W) → what the network gives, (B, 1 or 3, N, N, N), float32."""
         with torch.autocast(self.device_type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             return network(inputs, *args, **kwargs).float()
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.optim.Optimizer:
+def clip_gradients(
+    optimizer: torch.optim.Optimizer, max_norm: float, apart: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """Clip the global gradient norm just before each step of the optimiser, and return the optimiser.
 
     As a hook of the optimiser it runs after the gradient scaler has unscaled, and once per step under accumulation.
-    """
 
-    def parameters() -> Iterable[Tensor]:
-        return (p for group in optimizer.param_groups for p in group["params"])
+    Args:
+        optimizer: whose gradients are clipped.
+        max_norm: what the norm is clipped to.
+        apart: parameters whose norm is clipped on its own, such as those that make bounds: what they do is to change
+            nothing of the others' training.
+    """
+    on_their_own = {id(parameter) for parameter in apart}
+
+    def parameters(wanted: bool) -> list[Tensor]:
+        return [p for group in optimizer.param_groups for p in group["params"] if (id(p) in on_their_own) == wanted]
 
     def clip(*_: Any) -> None:
-        nn.utils.clip_grad_norm_(parameters(), max_norm)
+        nn.utils.clip_grad_norm_(parameters(False), max_norm)
+        if on_their_own:
+            nn.utils.clip_grad_norm_(parameters(True), max_norm)
 
     optimizer.register_step_pre_hook(clip)
     return optimizer

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from drr2ct.networks import CascadeConfig, ProgressiveCascade, network_config
+from drr2ct.networks.interval import interval_parameters
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from drr2ct.transforms.geometry import BiplanarGeometry
@@ -158,7 +159,27 @@ def trainable_parameters(network: nn.Module, freeze: Sequence[str]) -> list[nn.P
     return left
 
 
-def coarse_config(name: str, stages: int, geometry: BiplanarGeometry | None = None) -> CascadeConfig:
+def frozen_with_interval(checkpoint: str | Path | None) -> ProgressiveCascade:
+    """The network of a finished training with an interval head, frozen but for that; its weights are still random.
+
+    Args:
+        checkpoint: of the training, from which the weights are to be transferred.
+
+    Raises:
+        InputError: without a checkpoint, or as ``read_checkpoint``.
+    """
+    if checkpoint is None:
+        raise InputError("bounds are made for a finished network; give transfer_from, such as RUN/checkpoints/last.pt.")
+    config = CascadeConfig.from_dict(read_checkpoint(checkpoint)["description"]["config"])
+    network = ProgressiveCascade(config.with_overrides({"interval": True})).requires_grad_(False)
+    for parameter in interval_parameters(network):
+        parameter.requires_grad_(True)
+    return network
+
+
+def coarse_config(
+    name: str, stages: int, geometry: BiplanarGeometry | None = None, interval: bool = False
+) -> CascadeConfig:
     """The first stages of a named network, with its head: a network of its own on a coarser grid.
 
     Its layers have the names and, but for the head and what the last encoder level is made from, the shapes they have
@@ -168,6 +189,7 @@ def coarse_config(name: str, stages: int, geometry: BiplanarGeometry | None = No
         name: one of ``list_networks``.
         stages: how many to keep.
         geometry: on the coarser grid; by default the network's own, cut to it.
+        interval: give bounds beside the estimate.
 
     Raises:
         InputError: for an unknown name, or a number of stages that the network does not have.
@@ -184,6 +206,7 @@ def coarse_config(name: str, stages: int, geometry: BiplanarGeometry | None = No
             "output_stages": max(whole.output_stages - (len(whole.stages) - stages), 1),
             "halve_radiographs": whole.radiograph_levels[stages - 1],
             "geometry": geometry,
+            "interval": interval,
         }
     )
 
@@ -198,13 +221,15 @@ def coarse_size(name: str, stages: int, whole_size: int | None = None) -> int:
     return coarse * network_config(name, size=whole_size).geometry.grid.size // network_config(name).geometry.grid.size
 
 
-def coarse_network(name: str, stages: int, geometry: BiplanarGeometry) -> ProgressiveCascade:
+def coarse_network(
+    name: str, stages: int, geometry: BiplanarGeometry, interval: bool = False
+) -> ProgressiveCascade:
     """The network of :func:`coarse_config`, with random weights.
 
     Raises:
         InputError: as :func:`coarse_config`.
     """
-    return ProgressiveCascade(coarse_config(name, stages, geometry))
+    return ProgressiveCascade(coarse_config(name, stages, geometry, interval))
 
 
 def parse_growth(text: str) -> list[tuple[int, int]]:

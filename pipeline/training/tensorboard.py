@@ -15,6 +15,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from drr2ct.networks.interval import estimate_of
 from drr2ct.networks.losses import WeightedLoss
 from drr2ct.pipeline.pictures.planes import mid_planes
 from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW, ERROR_RANGE, grey
@@ -176,7 +177,7 @@ class TensorBoardPlanes:
         if evaluator.state.iteration > 1 or epoch % self.interval:
             return
         sample = engine_output(evaluator)[0]
-        label, pred = sample["label"], sample["pred"]
+        label, pred = sample["label"], estimate_of(sample["pred"])
         affine = torch.from_numpy(self.geometry.grid.affine())
         plain = (volume.detach().cpu().float().as_subclass(Tensor) for volume in (label, pred))
         truth, made = (MetaTensor(to_hu(volume), affine) for volume in plain)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from drr2ct.networks.interval import interval_heads
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.transforms.validation import InputError
@@ -91,6 +92,8 @@ def transfer_weights(
         return None
     content = read_checkpoint(path)
     transfer = transfer_matching(network, content["network"])
+    for head in interval_heads(network):  # what was calibrated is about to change
+        head.reset_calibration()
     if not transfer.taken:
         raise InputError(
             f"checkpoint {path} ({content['description'].get('name')}) has no layer in common with this network; "

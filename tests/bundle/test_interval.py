@@ -1,0 +1,115 @@
+"""Bounds beside the estimate, as a user trains, resumes, grows and transfers them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from drr2ct.networks import create_network, network_config
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.networks import load_network
+from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, merged_config, run_bundle
+from drr2ct.pipeline.training.recipes import coarse_network
+from drr2ct.pipeline.training.transfer import transfer_matching
+from tests.bundle.conftest import TRAIN, train
+from tests.bundle.test_resume import same
+
+RECIPE = bundle_file("configs/recipes/interval.yaml")
+
+
+def last(run: Path, name: str = "last") -> dict:
+    return read_checkpoint(run / "checkpoints" / f"{name}.pt")
+
+
+@pytest.fixture(scope="module")
+def doubting(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained with bounds from the start."""
+    return train(dataset, tmp_path_factory.mktemp("doubting"), **{"network_def#interval": True})
+
+
+def test_the_estimate_is_trained_as_without(run: Path, doubting: Path) -> None:
+    plain, with_bounds = last(run)["network"], last(doubting)["network"]
+    assert all(torch.equal(value, with_bounds[name]) for name, value in plain.items())
+    assert all(name.startswith("interval.") for name in with_bounds.keys() - plain.keys())
+    for metric in ("psnr", "ssim"):
+        assert last(run)["best"][metric] == last(doubting)["best"][metric]
+
+
+def test_a_training_goes_on_exactly(dataset: Path, doubting: Path, tmp_path: Path) -> None:
+    overrides = {"network_def#interval": True, "lr_scheduler#T_max": 2}
+    train(dataset, tmp_path, **overrides, **{"train#trainer#max_epochs": 1})
+    train(dataset, tmp_path, **overrides)
+    for name in ("network", "optimizer"):
+        assert same(last(tmp_path)[name], last(doubting)[name]), name
+
+
+def head_only(dataset: Path, finished: Path, output: Path, *more: str, epochs: int = 2) -> dict:
+    settings = {
+        "dataset_dir": str(dataset),
+        "output_dir": str(output),
+        "transfer_from": str(finished),
+        "train#trainer#max_epochs": epochs,
+        "precision": "fp32",
+        "num_workers": 0,
+    }
+    run_bundle([bundle_file(name) for name in (TRAIN, *more)] + [RECIPE], settings)
+    return last(output)
+
+
+def test_bounds_for_a_finished_network(dataset: Path, run: Path, tmp_path: Path) -> None:
+    """Whatever network and size the configuration names, it is the checkpoint's that gets bounds."""
+    finished = run / "checkpoints" / "last.pt"
+    made = head_only(dataset, finished, tmp_path / "first", "configs/networks/cascade256.yaml", "configs/vary.yaml")
+    before = read_checkpoint(finished)
+    assert all(torch.equal(value, made["network"][name]) for name, value in before["network"].items())
+    assert made["description"]["name"] == "cascade64" and made["description"]["config"]["interval"] is True
+    assert sorted(path.name for path in (tmp_path / "first" / "checkpoints").glob("best*")) == ["best_loss.pt"]
+    network = load_network(tmp_path / "first" / "checkpoints" / "last.pt")
+    assert network(torch.rand(1, 2, 24, 24)).shape == (1, 3, 16, 16, 16)
+    plain = head_only(dataset, finished, tmp_path / "plain", epochs=1)
+    other = head_only(dataset, tmp_path / "first" / "checkpoints" / "last.pt", tmp_path / "again", epochs=1)
+    assert not torch.equal(plain["network"]["interval.widths.0.weight"], other["network"]["interval.widths.0.weight"])
+
+
+def test_patients_of_the_first_training_stay_known(dataset: Path, run: Path, tmp_path: Path) -> None:
+    finished = run / "checkpoints" / "last.pt"
+    others = tmp_path / "others"
+    others.mkdir()
+    first = last(run)["description"]
+    unseen = [name for part in ("validation", "test") for name in first["patients"].get(part, [])]
+    unseen = [*unseen, *(p.name for p in dataset.iterdir() if p.is_dir())]
+    unseen = [name for name in dict.fromkeys(unseen) if name not in first["patients"]["training"]]
+    for name in unseen:
+        (others / name).symlink_to(dataset / name)
+    settings = {"split_fractions": [0.5, 0.5, 0.0]}
+    assert len(unseen) == 2
+    run_bundle(
+        [bundle_file(TRAIN), RECIPE],
+        {
+            **{"dataset_dir": str(others), "output_dir": str(tmp_path / "out"), "transfer_from": str(finished)},
+            **{"train#trainer#max_epochs": 1, "precision": "fp32", "num_workers": 0, **settings},
+        },
+    )
+    made = last(tmp_path / "out")["description"]
+    assert set(first["patients"]["training"]) < set(made["patients"]["training"])
+    assert set(first["training_cts"]) < set(made["training_cts"])
+
+
+def test_without_a_finished_network_it_says_what_is_missing(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception) as refused:
+        run_bundle([bundle_file(TRAIN), RECIPE], {"dataset_dir": str(dataset), "output_dir": str(tmp_path)})
+    assert "give transfer_from, such as" in str(find_input_error(refused.value))
+
+
+def test_bounds_grow_with_the_network() -> None:
+    files = [bundle_file(TRAIN), bundle_file("configs/recipes/coarse_stages.yaml")]
+    config = merged_config(files, {"network_def#interval": True, "network_name": "cascade64", "coarse_stages": 1})
+    assert config["network_def"]["interval"] is True
+    geometry = network_config("cascade64").geometry
+    coarse = coarse_network("cascade64", 1, geometry.resized(size=32), interval=True)
+    whole = create_network("cascade64", interval=True)
+    transfer = transfer_matching(whole, coarse.state_dict())
+    assert "interval.widths.0.bias" in transfer.taken and not transfer.unused
+    assert {name for name, *_ in transfer.reshaped if name.startswith("interval")} == {"interval.widths.0.weight"}
