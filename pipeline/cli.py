@@ -133,6 +133,34 @@ def evaluate(
 
 
 @app.command()
+def calibrate(
+    dataset: Annotated[Path, typer.Argument(help="Folder of patient folders that the network was not trained on.")],
+    checkpoint: Annotated[Path, typer.Option(help="Of a network with bounds.")],
+    output: Annotated[Path, typer.Option(help="The calibrated checkpoint to write, .pt.")],
+    part: Annotated[str, typer.Option(help="Of the data set: training, validation, test or all.")] = "validation",
+    intensity: Annotated[
+        str, typer.Option(help="What stored radiographs hold: line_integral, transmission or display.")
+    ] = "line_integral",
+    feet_first: Annotated[bool, typer.Option("--feet-first", help="They are stored with the feet up.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
+) -> None:
+    """Scale a network's bounds so that they cover 90 % of the voxels of patients it has not seen."""
+    from drr2ct.pipeline.evaluation.calibration import run_calibration
+
+    reading = {"intensity": intensity, "feet_first": feet_first}
+    made = run_calibration(dataset, checkpoint, output, part, reading=reading, device=device, overwrite=overwrite)
+    before, after = made["uncalibrated"], made["left_out"]
+    print(
+        f"{len(made['patients'])} patients: {before['mean']:.1%} of their bodies' voxels lay within the bounds before"
+    )
+    if after is not None:
+        spread = f"{after['mean']:.1%} in the mean, {after['least']:.1%} to {after['most']:.1%}"
+        print(f"calibrated on the others, each patient has {spread}")
+    print(f"{output}  the network with calibrated bounds")
+
+
+@app.command()
 def reconstruct(
     patients: Annotated[
         Path | None, typer.Argument(help="A folder of patient folders with radiographs, instead of --pa and --lateral.")

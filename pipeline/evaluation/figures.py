@@ -41,10 +41,18 @@ FIGURES = (
 
 REPROJECTION_FIGURES = ("reprojection_mae", "reprojection_bias", "reprojection_relative")
 
+INTERVAL_FIGURES = (
+    "interval_coverage",
+    "interval_width_hu",
+    "interval_rank",
+    *(f"interval_coverage_{name}" for name in TISSUES),
+)
+"""Of a network with bounds: ``drr2ct.pipeline.evaluation.intervals``."""
+
 
 def lower_is_better(figure: str) -> bool:
     """Errors, biases and distances, as opposed to similarities."""
-    return figure.startswith(("mae_", "bias_", "hd95_", "reprojection_"))
+    return figure.startswith(("mae_", "bias_", "hd95_", "reprojection_", "interval_width"))
 
 
 def window_figures(suffix: str, pred: Volume, truth: Volume, body: Mask, with_scales: bool) -> dict[str, float]:

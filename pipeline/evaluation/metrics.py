@@ -33,6 +33,7 @@ from drr2ct.pipeline.evaluation.figures import (
     other_figures,
     window_figures,
 )
+from drr2ct.pipeline.evaluation.intervals import IntervalMetric
 from drr2ct.pipeline.evaluation.similarity import DEFAULT_WINDOW, SMALLEST_GRID, WINDOWS
 from drr2ct.pipeline.evaluation.structures import (
     STRUCTURES,
@@ -233,12 +234,14 @@ class FigureHandler(IgniteMetricHandler):
     """Attach a metric of several named figures: each lands in ``state.metrics`` and ``state.metric_details``.
 
     Args:
-        metric_fn: a :class:`ReconstructionMetric` or :class:`ReprojectionMetric`.
+        metric_fn: a :class:`ReconstructionMetric`, :class:`ReprojectionMetric` or ``IntervalMetric``.
         output_transform: engine output → what it is called with.
     """
 
     def __init__(
-        self, metric_fn: ReconstructionMetric | ReprojectionMetric, output_transform: Callable[[Any], Any]
+        self,
+        metric_fn: ReconstructionMetric | ReprojectionMetric | IntervalMetric,
+        output_transform: Callable[[Any], Any],
     ) -> None:
         self.figures = metric_fn.figures
         super().__init__(metric_fn=metric_fn, output_transform=output_transform, save_details=False)

@@ -32,25 +32,36 @@ Figures = Mapping[str, Mapping[str, float]]
 
 
 def refuse_leakage(
-    checkpoint: str | Path, description: Mapping[str, Any], datalist: Sequence[Mapping[str, Any]]
+    checkpoint: str | Path,
+    description: Mapping[str, Any],
+    datalist: Sequence[Mapping[str, Any]],
+    calibrated: bool = True,
 ) -> None:
     """Refuse to evaluate a checkpoint on patients that it was trained on, also under another path or file name.
+
+    Patients that its bounds are calibrated on are refused too, as the bounds cover them by construction.
 
     Args:
         checkpoint: its path, for the message.
         description: what the checkpoint says of itself.
         datalist: items to be evaluated.
+        calibrated: whether those of a calibration count; not for the next calibration.
 
     Raises:
         InputError: naming the patients.
     """
-    leaked = sorted(str(item["patient"]) for item in trained_on(description, datalist))
-    if leaked:
-        names = ", ".join(leaked[:5]) + (f" and {len(leaked) - 5} more" if len(leaked) > 5 else "")
-        raise InputError(
-            f"checkpoint {checkpoint} was trained on {len(leaked)} of the {len(datalist)} patients to be evaluated "
-            f"({names}); choose others, or the split (dataset.json, split_fractions, split_seed) of the training."
-        )
+    interval = description.get("interval") if calibrated else None
+    known: dict[str, Mapping[str, Any]] = {"trained": description}
+    if interval is not None:
+        known["calibrated"] = {"patients": {"training": interval["patients"]}, "training_cts": interval["cts"]}
+    for how, patients in known.items():
+        leaked = sorted(str(item["patient"]) for item in trained_on(patients, datalist))
+        if leaked:
+            names = ", ".join(leaked[:5]) + (f" and {len(leaked) - 5} more" if len(leaked) > 5 else "")
+            raise InputError(
+                f"checkpoint {checkpoint} was {how} on {len(leaked)} of the {len(datalist)} patients to be evaluated "
+                f"({names}); choose others, or the split (dataset.json, split_fractions, split_seed) of the training."
+            )
 
 
 def model_facts(checkpoint: str | Path, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,6 +73,7 @@ def model_facts(checkpoint: str | Path, description: Mapping[str, Any]) -> dict[
         "mode": description["mode"],
         "geometry": description["config"]["geometry"],
         "trained_on": len(description["patients"].get("training", [])),
+        "calibrated_on": len(description["interval"]["patients"]) if "interval" in description else None,
     }
 
 

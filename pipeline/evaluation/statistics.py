@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import bootstrap
 
+from drr2ct.networks.interval import TAIL
 from drr2ct.pipeline.evaluation.figures import lower_is_better
 from drr2ct.transforms.validation import InputError
 
@@ -25,7 +26,8 @@ class Summary:
         mean: over them.
         std: sample standard deviation (n − 1); None for one patient.
         median: over them.
-        worst: the least value; the greatest where lower is better; the one furthest from 0 for a bias.
+        worst: the least value; the greatest where lower is better; the one furthest from 0 for a bias, from 0.9 for a
+            coverage.
         worst_patient: who has it.
         low: lower end of the mean's interval; None for one patient.
         high: upper end.
@@ -81,7 +83,9 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
 
 
 def badness(figure: str, value: float) -> float:
-    """The greater, the worse: the value, its negative, or its absolute value for a signed error."""
+    """The greater, the worse: the value, its negative, its absolute value for a signed error, or how far off it is."""
+    if figure.startswith("interval_coverage"):
+        return abs(value - (1 - 2 * TAIL))
     if "bias" in figure:
         return abs(value)
     return value if lower_is_better(figure) else -value

@@ -1,0 +1,242 @@
+r"""Bounds that cover what they say, on patients that the network has not seen: conformal scaling.
+
+On calibration patients it is known by how many predicted widths the truth lies below or above the estimate; the factor
+of a bound is the 95 % quantile of that (split conformal prediction with the score of Lei et al., *Distribution-free
+predictive inference for regression*, JASA 113, 2018, for either bound on its own). A factor depends on the predicted
+width: what is narrow is wrong by other factors than what is wide.
+
+Voxels of one patient are not independent, so patients count alike, whatever their size, and what is promised is a mean
+over patients. There is no correction for their number (Lee, Barber and Willett, *Distribution-free inference with
+hierarchical data*, 2023, needs 20 or more to promise 95 %): how far it may be off is measured, by leaving each
+calibration patient out of the calibration in turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import nn
+
+from drr2ct.networks import ProgressiveCascade
+from drr2ct.networks.interval import KNOTS, TAIL, IntervalHead, interval_heads
+from drr2ct.pipeline.checkpoints.files import RELEASE_SUFFIX, read_checkpoint, write_checkpoint
+from drr2ct.pipeline.checkpoints.networks import load_network
+from drr2ct.pipeline.data.datalist import PARTS, load_datalist
+from drr2ct.pipeline.data.identity import ct_fingerprints
+from drr2ct.pipeline.evaluation.intervals import LEVEL, plain
+from drr2ct.pipeline.evaluation.protocol import refuse_leakage
+from drr2ct.pipeline.evaluation.structures import body_mask
+from drr2ct.transforms.files import refuse_to_replace
+from drr2ct.transforms.preprocessing import files_to_samples
+from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.volume import to_hu
+
+VOXELS = 20_000
+"""Of a patient's body, so many are drawn."""
+LEAST_FACTOR = 0.05
+"""A bound stays on its side of the estimate, even where nearly all truths lie on the other."""
+
+
+@dataclass(frozen=True)
+class PatientScores:
+    """Of voxels drawn from a patient's body, for the lower (0) and the upper (1) bound.
+
+    Args:
+        logarithm: of the predicted width, (2, voxels).
+        score: how many widths the truth lies beyond the estimate, on the bound's side; (2, voxels).
+    """
+
+    logarithm: np.ndarray
+    score: np.ndarray
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Factors of the lower and of the upper width, at logarithms of the width (``IntervalHead.calibrate``)."""
+
+    knots: tuple[float, ...]
+    factors: tuple[tuple[float, ...], tuple[float, ...]]
+
+    def factor(self, tail: int, logarithm: np.ndarray) -> np.ndarray:
+        """What widths are multiplied by."""
+        return np.interp(logarithm, self.knots, self.factors[tail])
+
+
+UNCALIBRATED = Calibration(tuple(map(float, range(-KNOTS, 0))), ((1.0,) * KNOTS, (1.0,) * KNOTS))
+
+
+@torch.no_grad()
+def patient_scores(output: torch.Tensor, label: torch.Tensor, seed: int = 0) -> PatientScores:
+    """How far off the bounds of one patient are.
+
+    Args:
+        output: (3, N, N, N) on the network's scale, of a head that is not calibrated.
+        label: (1, N, N, N) likewise.
+        seed: of the voxels that are drawn.
+    """
+    output, label = plain(output).cpu(), plain(label).cpu()
+    places = body_mask(to_hu(label))[0].flatten().nonzero()[:, 0]
+    if len(places) > VOXELS:
+        generator = torch.Generator().manual_seed(seed)
+        places = places[torch.randperm(len(places), generator=generator)[:VOXELS]]
+    estimate, low, high, truth = (volume.flatten()[places].numpy() for volume in (*output, label[0]))
+    widths = np.maximum(np.stack([estimate - low, high - estimate]), np.finfo(np.float32).tiny)
+    return PatientScores(np.log(widths), np.stack([estimate - truth, truth - estimate]) / widths)
+
+
+def weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
+    """The least of some values below or at which that share of their weights lies."""
+    order = np.argsort(values, kind="stable")
+    sums = np.cumsum(weights[order])
+    return float(values[order][min(int(np.searchsorted(sums, share * sums[-1])), len(values) - 1)])
+
+
+def calibrate(patients: Sequence[PatientScores], by_width: bool = True) -> Calibration:
+    """The factors by which bounds cover, in the mean of these patients, 95 % on either side.
+
+    Args:
+        patients: calibration patients; each counts alike.
+        by_width: factors that depend on the predicted width, or one for all.
+    """
+    logarithm = np.concatenate([scores.logarithm for scores in patients], axis=1)
+    score = np.concatenate([scores.score for scores in patients], axis=1)
+    weights = np.concatenate([np.full(s.score.shape[1], 1 / s.score.shape[1]) for s in patients])
+    knots = np.quantile(logarithm, (np.arange(KNOTS) + 0.5) / KNOTS)
+    knots = np.maximum.accumulate(knots + 1e-6 * np.arange(KNOTS))  # increasing, also where all widths are alike
+    edges = (knots[1:] + knots[:-1]) / 2
+    factors = []
+    for tail in range(2):
+        whole = max(weighted_quantile(score[tail], weights, 1 - TAIL), LEAST_FACTOR)
+        line = np.full(KNOTS, whole)
+        if by_width:
+            place = np.searchsorted(edges, logarithm[tail])
+            for k in range(KNOTS):
+                if (place == k).any():
+                    found = weighted_quantile(score[tail][place == k], weights[place == k], 1 - TAIL)
+                    line[k] = max(found, LEAST_FACTOR)
+            # the line between the knots is not the steps that were fitted
+            left = score[tail] / np.interp(logarithm[tail], knots, line)
+            line *= max(weighted_quantile(left, weights, 1 - TAIL), LEAST_FACTOR)
+        factors.append(tuple(line.tolist()))
+    return Calibration(tuple(knots.tolist()), (factors[0], factors[1]))
+
+
+def coverage(patient: PatientScores, calibration: Calibration) -> float:
+    """Share of a patient's voxels that calibrated bounds cover."""
+    within = [patient.score[t] <= calibration.factor(t, patient.logarithm[t]) for t in range(2)]
+    return float((within[0] & within[1]).mean())
+
+
+def left_out_coverage(patients: Sequence[PatientScores], by_width: bool = True) -> list[float]:
+    """Each patient's coverage by a calibration on all the others; empty for a single patient."""
+    if len(patients) < 2:
+        return []
+    return [
+        coverage(patient, calibrate([*patients[:i], *patients[i + 1 :]], by_width))
+        for i, patient in enumerate(patients)
+    ]
+
+
+def apply_calibration(network: nn.Module, calibration: Calibration) -> None:
+    """Put the factors into a network's interval head."""
+    for head in interval_heads(network):
+        head.calibrate(calibration.knots, calibration.factors)
+
+
+def interval_head(network: ProgressiveCascade, checkpoint: str | Path) -> IntervalHead:
+    """The head that makes a network's bounds.
+
+    Raises:
+        InputError: if it has none.
+    """
+    if network.interval is None:
+        raise InputError(
+            f"checkpoint {checkpoint} gives no bounds that could be calibrated; train them first (drr2ct train DATA "
+            f"--recipe interval --set transfer_from={checkpoint})."
+        )
+    return network.interval
+
+
+def run_calibration(
+    dataset_dir: str | Path,
+    checkpoint: str | Path,
+    output: str | Path,
+    part: str = "validation",
+    split: tuple[Sequence[float], int] = ((0.8, 0.1, 0.1), 0),
+    reading: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Calibrate a checkpoint's bounds on patients that it was not trained on, and write it with the factors.
+
+    The new checkpoint holds weights and description, and cannot be trained on. Its description says under ``interval``
+    what the calibration is and on whom it rests.
+
+    Args:
+        dataset_dir: folder of patient folders.
+        checkpoint: of a network with bounds.
+        output: the checkpoint to write, ``.pt``.
+        part: of the data set, or ``all``.
+        split: fractions and seed, for a data set without ``dataset.json``.
+        reading: how stored radiographs are read, see ``files_to_samples``.
+        device: where the network runs.
+        overwrite: replace a file that is there.
+
+    Returns:
+        The description's entry ``interval``.
+
+    Raises:
+        InputError: for a checkpoint without bounds, patients that it was trained on, or files that cannot be used.
+    """
+    output = Path(output)
+    if output.suffix == RELEASE_SUFFIX or not output.suffix:
+        raise InputError(f"a calibrated checkpoint is a .pt file, not {output}; drr2ct inspect --export makes others.")
+    refuse_to_replace(output, overwrite)
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise InputError(f"device {device!r} is not to be had here; choose cpu, or cuda on a machine with a GPU.")
+    network = load_network(checkpoint, device)
+    head = interval_head(network, checkpoint)
+    content = read_checkpoint(checkpoint)
+    description = content["description"]
+    views = [view.name for view in network.config.geometry.views]
+    items = [
+        item
+        for name in (PARTS if part == "all" else (part,))
+        for item in load_datalist(dataset_dir, name, views, *split)
+    ]
+    refuse_leakage(checkpoint, description, items, calibrated=False)
+    head.reset_calibration()
+    load = files_to_samples(network.config.geometry, description["mode"], **(reading or {}))
+    scores = []
+    for number, item in enumerate(track(items, "calibration: patients")):
+        sample: Any = load(item)
+        with torch.inference_mode():
+            made = network(sample["image"][None].to(device))[0]
+        scores.append(patient_scores(made, sample["label"], number))
+    calibration = calibrate(scores)
+    entry = {
+        "level": LEVEL,
+        "patients": [str(item["patient"]) for item in items],
+        "cts": ct_fingerprints(items),
+        **asdict(calibration),
+        "uncalibrated": _spread([coverage(patient, UNCALIBRATED) for patient in scores]),
+        "left_out": _spread(left_out_coverage(scores)),
+    }
+    apply_calibration(network, calibration)
+    weights = {name: value.cpu() for name, value in network.state_dict().items()}
+    write_checkpoint(output, {"network": weights, "description": {**description, "interval": entry}})
+    return entry
+
+
+def _spread(coverages: Sequence[float]) -> dict[str, float] | None:
+    """Mean, least and greatest, for the description; None of nothing."""
+    if not coverages:
+        return None
+    return {"mean": math.fsum(coverages) / len(coverages), "least": min(coverages), "most": max(coverages)}
