@@ -151,12 +151,10 @@ def calibrate(
     reading = {"intensity": intensity, "feet_first": feet_first}
     made = run_calibration(dataset, checkpoint, output, part, reading=reading, device=device, overwrite=overwrite)
     before, after = made["uncalibrated"], made["left_out"]
-    print(
-        f"{len(made['patients'])} patients: {before['mean']:.1%} of their bodies' voxels lay within the bounds before"
-    )
+    print(f"{len(made['patients'])} patients; within the bounds lay {before['mean']:.1%} of their bodies' voxels")
     if after is not None:
         spread = f"{after['mean']:.1%} in the mean, {after['least']:.1%} to {after['most']:.1%}"
-        print(f"calibrated on the others, each patient has {spread}")
+        print(f"and each calibrated on the others: {spread}")
     print(f"{output}  the network with calibrated bounds")
 
 

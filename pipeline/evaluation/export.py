@@ -12,11 +12,11 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch import Tensor
 
-from drr2ct.networks.interval import estimate_of
+from drr2ct.networks.interval import estimate_of, has_bounds
 from drr2ct.pipeline.running.engines import batch_patients, engine_output
 from drr2ct.pipeline.running.provenance import NOTE, versions
 from drr2ct.pipeline.volumes.files import write_volume
-from drr2ct.pipeline.volumes.placing import place_on_grid, restore_to_ct
+from drr2ct.pipeline.volumes.placing import place_bounds, place_on_grid, restore_to_ct
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
@@ -28,6 +28,8 @@ EXPORT_GRIDS = ("network", "ct", "none")
 
 class ExportPredictions:
     """Write every prediction of an evaluator: ``<patient>/<patient>_ct.nii.gz``, with a record beside it.
+
+    Of a network with bounds, ``<patient>_ct_interval.nii.gz`` holds them, lower and upper.
 
     Args:
         output_dir: where to.
@@ -64,16 +66,20 @@ class ExportPredictions:
     def __call__(self, evaluator: Engine) -> None:
         """Write the predictions of one batch."""
         for patient, sample in zip(batch_patients(evaluator.state.batch), engine_output(evaluator), strict=True):
-            self._write(patient, estimate_of(sample["pred"]), sample.get("label"))
+            self._write(patient, sample["pred"], sample.get("label"))
 
     def _write(self, patient: str, prediction: Tensor, label: Tensor | None) -> None:
-        if self.preprocessing is not None and self.grid == "ct":
+        def place(scaled: Tensor) -> MetaTensor:
+            if self.preprocessing is None or self.grid != "ct":
+                return place_on_grid(scaled, self.geometry, label)
             if not isinstance(label, MetaTensor):
                 raise InputError(f"patient {patient} has no CT whose grid the prediction could be put on.")
-            volume = restore_to_ct(prediction, label, self.preprocessing)
-        else:
-            volume = place_on_grid(prediction, self.geometry, label)
+            return restore_to_ct(scaled, label, self.preprocessing)
+
+        volume = place(estimate_of(prediction))
         stem = self.output_dir / patient / f"{patient}_ct"
+        if has_bounds(prediction):
+            write_volume(stem.with_name(f"{stem.name}_interval.nii.gz"), place_bounds(place, prediction))
         path = write_volume(stem.with_name(f"{stem.name}.nii.gz"), volume)
         record = {
             "patient": patient,

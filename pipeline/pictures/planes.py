@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from drr2ct.pipeline.pictures.figures import bare
-from drr2ct.pipeline.pictures.scales import show_error, show_hu
+from drr2ct.pipeline.pictures.scales import show_doubt, show_error, show_hu
 
 
 def mid_planes(volume: MetaTensor) -> dict[str, Float[np.ndarray, "rows columns"]]:
@@ -35,6 +35,18 @@ def planes_figure(volume: MetaTensor, title: str) -> Figure:
         show_hu(axes, plane)
         axes.set_title(name, fontsize=10)
         axes.axis("off")
+    return figure
+
+
+def doubt_figure(doubt: MetaTensor) -> Figure:
+    """Three planes of half of what lies between bounds, (1, I, J, K) in HU, with the colours' meaning."""
+    figure = Figure(figsize=(9.6, 3.9), layout="constrained")
+    row = figure.subplots(1, 3)
+    for axes, (name, plane) in zip(row, mid_planes(doubt).items(), strict=True):
+        shown = show_doubt(axes, plane)
+        axes.set_title(name, fontsize=10)
+        axes.axis("off")
+    figure.colorbar(shown, ax=row, label="± HU", extend="max", shrink=0.8)
     return figure
 
 

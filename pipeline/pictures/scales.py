@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.image import AxesImage
 
 DISPLAY_WINDOW = (-1024.0, 600.0)
@@ -15,6 +16,12 @@ ERROR_COLOURS = "RdBu_r"
 """Matplotlib's map from too little (blue) over none (white) to too much (red), of every difference."""
 
 
+DOUBT_RANGE = 400.0
+"""± HU of doubt shown in full."""
+DOUBT_COLOURS = ("#000004", "#57106e", "#bc3754", "#f98e09", "#fcffa4")
+"""From no doubt to :data:`DOUBT_RANGE` and more, even steps (of Matplotlib's inferno); in pictures and in viewers."""
+
+
 def grey(values: Float[np.ndarray, "rows columns"], low: float, high: float) -> UInt8[np.ndarray, "rows columns"]:
     """Values to 8-bit grey, black at ``low`` and white at ``high``."""
     return (np.clip((values - low) / (high - low), 0, 1) * 255).round().astype(np.uint8)
@@ -23,6 +30,12 @@ def grey(values: Float[np.ndarray, "rows columns"], low: float, high: float) -> 
 def show_hu(axes: Axes, plane: Float[np.ndarray, "rows columns"]) -> AxesImage:
     """Draw HU in grey."""
     return axes.imshow(plane, cmap="gray", vmin=DISPLAY_WINDOW[0], vmax=DISPLAY_WINDOW[1])
+
+
+def show_doubt(axes: Axes, plane: Float[np.ndarray, "rows columns"]) -> AxesImage:
+    """Draw half of what lies between bounds, ± HU, in colour."""
+    colours = LinearSegmentedColormap.from_list("doubt", DOUBT_COLOURS)
+    return axes.imshow(plane, cmap=colours, vmin=0, vmax=DOUBT_RANGE)
 
 
 def show_error(axes: Axes, error: Float[np.ndarray, "rows columns"], limit: float = ERROR_RANGE) -> AxesImage:

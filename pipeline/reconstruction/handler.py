@@ -10,7 +10,6 @@ from ignite.engine import Engine, Events
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from drr2ct.networks.interval import estimate_of
 from drr2ct.pipeline.reconstruction.job import ReconstructionJob
 from drr2ct.pipeline.reconstruction.result import Result, make_result
 from drr2ct.pipeline.reconstruction.writing import write_result
@@ -83,7 +82,7 @@ class WriteReconstructions:
         )
         try:
             image = sample["image"].detach().cpu().as_subclass(Tensor)
-            result = make_result(job, patient, estimate_of(sample["pred"]), image, read, doubts)
+            result = make_result(job, patient, sample["pred"], image, read, doubts)
             self._tell(result)
             made = write_result(job, result, self.precision)
         except InputError as mistake:

@@ -9,9 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from monai.data import IterableDataset, MetaTensor
+from monai.data import IterableDataset
 from rich.console import Console
-from torch import Tensor
 
 from drr2ct.pipeline.reconstruction.destination import Destination, given_destination
 from drr2ct.pipeline.reconstruction.record import file_sha256, is_finished
@@ -29,8 +28,9 @@ class PatientsFailedError(InputError):
     exit_status = 1
 
 
-PageWriter = Callable[[Path, MetaTensor, Tensor, BiplanarGeometry, Mapping[str, Any]], Any]
-"""Writes a page to look at: to a path, of a volume on the grid, line integrals given, their geometry, and the record.
+PageWriter = Callable[..., Any]
+"""Writes a page to look at: to a path, of a volume on the grid, line integrals given, their geometry, and the record;
+of a network with bounds also, as ``doubt``, half of what lies between them on the grid.
 
 It is given to a job, since pages are made of what is reconstructed and not the other way round."""
 

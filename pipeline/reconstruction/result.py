@@ -10,11 +10,12 @@ from jaxtyping import Float
 from monai.data import MetaTensor
 from torch import Tensor
 
+from drr2ct.networks.interval import estimate_of, has_bounds
 from drr2ct.pipeline.evaluation.figures import REPROJECTION_FIGURES
 from drr2ct.pipeline.evaluation.metrics import ReprojectionMetric
 from drr2ct.pipeline.evaluation.reprojection import reprojection_verdict
 from drr2ct.pipeline.reconstruction.job import ReconstructionJob
-from drr2ct.pipeline.volumes.placing import place_like, place_on_grid, place_resized
+from drr2ct.pipeline.volumes.placing import half_width, place_bounds, place_like, place_on_grid, place_resized
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.radiograph_intensity import distribution_warning
 
@@ -27,6 +28,8 @@ class Result:
         patient: its name.
         volume: (1, I, J, K) in HU in patient space, on the voxels that were asked for.
         on_grid: (1, N, N, N) in HU on the network's grid.
+        bounds: (2, I, J, K) in HU on the voxels of ``volume``, lower and upper; None of a network without.
+        doubt_on_grid: (1, N, N, N) in HU on the network's grid, half of what lies between the bounds; likewise.
         given: line integrals that the network was given.
         reprojection: figure → how far the volume's own radiographs are from those.
         assumptions: what was assumed, one sentence each.
@@ -36,6 +39,8 @@ class Result:
     patient: str
     volume: MetaTensor
     on_grid: MetaTensor
+    bounds: MetaTensor | None
+    doubt_on_grid: MetaTensor | None
     given: Float[Tensor, "views rows columns"]
     reprojection: Mapping[str, float]
     assumptions: Sequence[str]
@@ -59,7 +64,7 @@ class Result:
 def make_result(
     job: ReconstructionJob,
     patient: str,
-    prediction: Float[Tensor, "1 n n n"],
+    prediction: Float[Tensor, "channels n n n"],
     image: Float[Tensor, "views rows columns"],
     read: Sequence[str] = (),
     doubts: Sequence[str] = (),
@@ -69,19 +74,29 @@ def make_result(
     Args:
         job: whose geometry, size and CT to be like hold.
         patient: its name.
-        prediction: in [0, 1] over the HU window, on the network's grid.
+        prediction: in [0, 1] over the HU window, on the network's grid; with bounds or without.
         image: line integrals / ``LINE_INTEGRAL_SCALE``, as the network was given them.
         read: what reading the radiographs assumed.
         doubts: what it warns of.
     """
     mode = job.description["mode"]
-    on_grid = place_on_grid(prediction, job.geometry)
-    if job.ct is not None:
-        volume = place_like(prediction, job.geometry, job.ct, mode)
-    elif job.size is not None and job.size != job.geometry.grid.size:
-        volume = place_resized(prediction, job.geometry, job.size)
-    else:
-        volume = on_grid
+    ct, size = job.ct, job.size
+
+    def on_network_grid(scaled: Tensor) -> MetaTensor:
+        return place_on_grid(scaled, job.geometry)
+
+    def place(scaled: Tensor) -> MetaTensor:
+        if ct is not None:
+            return place_like(scaled, job.geometry, ct, mode)
+        if size is not None and size != job.geometry.grid.size:
+            return place_resized(scaled, job.geometry, size)
+        return on_network_grid(scaled)
+
+    estimate = estimate_of(prediction)
+    on_grid, volume = on_network_grid(estimate), place(estimate)
+    bounds = doubt = None
+    if has_bounds(prediction):
+        bounds, doubt = place_bounds(place, prediction), half_width(place_bounds(on_network_grid, prediction))
     given = image * LINE_INTEGRAL_SCALE
     figures: Any = ReprojectionMetric(job.geometry)([on_grid], [given])
     statistics = job.description.get("radiographs")
@@ -97,7 +112,23 @@ def make_result(
         assumptions.append(verdict.sentence)
     found = [distribution_warning(image, statistics), verdict.sentence if verdict.doubtful else None]
     warnings = [*doubts, *(warning for warning in found if warning is not None)]
-    return Result(patient, volume, on_grid, given, reprojection, assumptions, warnings)
+    if doubt is not None:
+        (assumptions if "interval" in job.description else warnings).append(_about_bounds(job))
+    return Result(patient, volume, on_grid, bounds, doubt, given, reprojection, assumptions, warnings)
+
+
+def _about_bounds(job: ReconstructionJob) -> str:
+    calibration = job.description.get("interval")
+    if calibration is None:
+        return (
+            "The bounds are not calibrated: nothing is known of how often they hold; drr2ct calibrate does that with "
+            "patients that the network has not seen."
+        )
+    count = len(calibration["patients"])
+    return (
+        f"The bounds are meant to hold for {calibration['level']:.0%} of the body's voxels, in the mean of patients "
+        f"like the {count} on which they are calibrated; of another kind of patient or film they say less."
+    )
 
 
 def _placing_assumptions(job: ReconstructionJob, mode: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
+from drr2ct.pipeline.evaluation.intervals import LEVEL
 from drr2ct.pipeline.pictures.figures import save_figure
 from drr2ct.pipeline.pictures.planes import planes_figure
 from drr2ct.pipeline.reconstruction.destination import Destination
@@ -21,8 +22,12 @@ from drr2ct.pipeline.reconstruction.result import Result
 from drr2ct.pipeline.running.provenance import DISCLAIMER, NOTE, versions
 from drr2ct.pipeline.volumes.dicom_output import write_dicom_series
 from drr2ct.pipeline.volumes.files import write_volume
+from drr2ct.pipeline.volumes.placing import half_width
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.validation import InputError
+
+INTERVAL, DOUBT = "_interval.nii.gz", "_doubt.nii.gz"
+"""Beside a volume: its lower and upper bounds, and half of what lies between."""
 
 
 def write_result(job: ReconstructionJob, result: Result, precision: str) -> Path:
@@ -51,11 +56,15 @@ def write_result(job: ReconstructionJob, result: Result, precision: str) -> Path
             write_dicom_series(destination.volume, volume, result.patient, job.patient_id, about)
         else:
             write_volume(destination.volume, volume)
+        if result.bounds is not None:  # NIfTI beside any format, on the voxels that were asked for
+            write_volume(destination.beside(INTERVAL), result.bounds)
+            write_volume(destination.beside(DOUBT), half_width(result.bounds))
         if job.output is None or job.preview:
             figure = planes_figure(volume, f"{result.patient}: {DISCLAIMER}")
             save_figure(figure, destination.beside(".png"))
         if job.preview and job.write_page is not None:  # a job asks for no page without a writer
-            job.write_page(destination.beside(".html"), result.on_grid, result.given, job.geometry, record)
+            doubt = {} if result.doubt_on_grid is None else {"doubt": result.doubt_on_grid}
+            job.write_page(destination.beside(".html"), result.on_grid, result.given, job.geometry, record, **doubt)
         write_json(record_path, record)
     except OSError as error:
         raise InputError(
@@ -74,12 +83,22 @@ def record_of(job: ReconstructionJob, result: Result, volume: MetaTensor, precis
         precision: that the network ran in.
     """
     patient = result.patient
+    interval: dict[str, Any] = {}
+    if result.bounds is not None:
+        destination, calibration = job.destinations[patient], job.description.get("interval")
+        interval["interval"] = {
+            "bounds": destination.beside(INTERVAL).name,
+            "doubt": destination.beside(DOUBT).name,
+            "level": LEVEL,
+            "calibrated_on": 0 if calibration is None else len(calibration["patients"]),
+        }
     return {
         "format": RECORD_FORMAT,
         "patient": patient,
         "note": NOTE,
         "volume": job.destinations[patient].volume.name,
         "units": "HU",
+        **interval,
         "shape": list(volume.shape[1:]),
         "spacing_mm": np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0).tolist(),
         "affine": volume.affine.tolist(),

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from drr2ct.networks.interval import estimate_of
+from drr2ct.networks.interval import estimate_of, has_bounds
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_parts
 from drr2ct.pipeline.reports.runs import Figures, Run
-from drr2ct.pipeline.volumes.placing import place_on_grid
+from drr2ct.pipeline.volumes.placing import half_width, place_bounds, place_on_grid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.preprocessing import files_to_samples
@@ -25,12 +26,13 @@ from drr2ct.transforms.volume import LoadCT
 
 @dataclass(frozen=True)
 class Case:
-    """One patient to show: volumes in HU on the network's grid, radiographs in line integrals."""
+    """One patient to show: volumes in HU on the network's grid (the doubt ± HU), radiographs in line integrals."""
 
     patient: str
     rank: str
     truth: MetaTensor
     prediction: MetaTensor
+    doubt: MetaTensor | None
     given: torch.Tensor
     reprojected: torch.Tensor
 
@@ -76,14 +78,20 @@ def load_cases(run: Run, chosen: Mapping[str, str], dataset_dir: str | Path | No
             raise InputError(f"patient {patient} of {run.evaluation} is not in data set {dataset_dir}; give --dataset.")
         sample = load(items[patient])
         truth = place_on_grid(sample["label"], run.geometry, sample["label"])
-        prediction = _stored_prediction(run, patient, truth)
+        # predictions are stored without their doubt on the grid
+        doubtful = bool(run.description["config"].get("interval"))
+        prediction = None if doubtful else _stored_prediction(run, patient, truth)
+        doubt = None
         if prediction is None:
             network = network or load_network(run.checkpoint)
             with torch.inference_mode():
-                output = estimate_of(network(sample["image"][None])[0])
-            prediction = place_on_grid(output.clone(), run.geometry, sample["label"])
+                output = network(sample["image"][None])[0].clone()
+            place = partial(place_on_grid, geometry=run.geometry, label=sample["label"])
+            prediction = place(estimate_of(output))
+            if has_bounds(output):
+                doubt = half_width(place_bounds(place, output))
         given = sample["image"] * LINE_INTEGRAL_SCALE
-        cases.append(Case(patient, rank, truth, prediction, given, render_drr(prediction, run.geometry)))
+        cases.append(Case(patient, rank, truth, prediction, doubt, given, render_drr(prediction, run.geometry)))
     return cases
 
 

@@ -19,6 +19,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 from monai.data import MetaTensor
 
+from drr2ct.pipeline.pictures.scales import DOUBT_COLOURS, DOUBT_RANGE
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError
 
@@ -26,6 +27,8 @@ VIEWER_WINDOWS = (("Lung", -1000, 200), ("Soft tissue", -160, 240), ("Bone", -45
 """Name, and HU shown as black and white."""
 VIEWER_STEP_HU = 10.0
 """The viewer holds 8 bits per voxel, from air on in steps of this."""
+DOUBT_STEP_HU = 5.0
+"""The same of a doubt, from 0 on; the largest it can show is above what differs in colour."""
 
 
 def write_page(path: str | Path, template: str, **values: Any) -> Path:
@@ -50,7 +53,8 @@ def viewer_values(pairs: Sequence[Mapping[str, Any]], grid_size: int) -> dict[st
     """What a template's viewer needs: its data and script, windows, slider step, and NiiVue's ``niivue`` version.
 
     Args:
-        pairs: of each patient, ``prediction`` and perhaps ``truth`` (:func:`encode_volume`), and ``fov_mm``.
+        pairs: of each patient, ``prediction`` and perhaps ``truth`` (:func:`encode_volume`) and ``doubt``
+            (:func:`encode_doubt`), and ``fov_mm``.
         grid_size: voxels along each axis.
 
     Raises:
@@ -60,6 +64,7 @@ def viewer_values(pairs: Sequence[Mapping[str, Any]], grid_size: int) -> dict[st
         "data": Markup(json.dumps(pairs).replace("<", "\\u003c")),
         "script": Markup(niivue_module() + "\n" + _asset("viewer.js")),
         "windows": VIEWER_WINDOWS,
+        "doubt": {"range": DOUBT_RANGE, "colours": DOUBT_COLOURS} if any("doubt" in pair for pair in pairs) else None,
         "step": 1 / grid_size,
         "niivue": importlib.metadata.version("ipyniivue"),
     }
@@ -71,13 +76,21 @@ def encode_volume(volume: MetaTensor) -> str:
     Args:
         volume: (1, N, N, N) in HU with an affine.
     """
-    hu = volume.as_tensor()[0].cpu().numpy()
-    low = -1000.0
-    levels = np.clip(np.round((hu - low) / VIEWER_STEP_HU), 0, 255).astype(np.uint8)
+    return _encoded(volume, -1000.0, VIEWER_STEP_HU, VIEWER_WINDOWS[0][1:])
+
+
+def encode_doubt(doubt: MetaTensor) -> str:
+    """The same of half of what lies between bounds, (1, N, N, N) in HU."""
+    return _encoded(doubt, 0.0, DOUBT_STEP_HU, (0.0, DOUBT_RANGE))
+
+
+def _encoded(volume: MetaTensor, low: float, step: float, window: tuple[float, float]) -> str:
+    values = volume.as_tensor()[0].cpu().numpy()
+    levels = np.clip(np.round((values - low) / step), 0, 255).astype(np.uint8)
     image = nib.Nifti1Image(levels, np.asarray(volume.affine, dtype=np.float64))
-    image.header.set_slope_inter(VIEWER_STEP_HU, low)
+    image.header.set_slope_inter(step, low)
     image.header.set_xyzt_units("mm")
-    image.header["cal_min"], image.header["cal_max"] = VIEWER_WINDOWS[0][1:]
+    image.header["cal_min"], image.header["cal_max"] = window
     return base64.b64encode(gzip.compress(image.to_bytes(), 9, mtime=0)).decode()
 
 

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from torch import Tensor
 
-from drr2ct.pipeline.pictures.planes import planes_figure
+from drr2ct.pipeline.pictures.planes import doubt_figure, planes_figure
 from drr2ct.pipeline.pictures.radiographs import radiographs_figure
-from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW
-from drr2ct.pipeline.reports.page import VIEWER_STEP_HU, encode_volume, viewer_values, write_page
+from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW, DOUBT_RANGE
+from drr2ct.pipeline.reports.page import VIEWER_STEP_HU, encode_doubt, encode_volume, viewer_values, write_page
 from drr2ct.pipeline.reports.tables import geometry_tables
+from drr2ct.pipeline.reports.wording import bounds_note
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry
 
@@ -28,6 +29,7 @@ def write_preview(
     given: Float[Tensor, "views rows columns"],
     geometry: BiplanarGeometry,
     record: Mapping[str, Any],
+    doubt: MetaTensor | None = None,
 ) -> Path:
     """Write the page; it needs no server and no network.
 
@@ -37,6 +39,7 @@ def write_preview(
         given: line integrals that the network was given.
         geometry: of the network.
         record: of the reconstruction (``record_of``).
+        doubt: (1, N, N, N), half of what lies between the bounds in HU, of a network that gives bounds.
     """
     views, grid = geometry_tables(geometry)
     low, high = DISPLAY_WINDOW
@@ -47,7 +50,13 @@ def write_preview(
             "The X-rays as the network was given them, those that its own volume would give, and the difference.",
         ),
     ]
-    pair = {"prediction": encode_volume(volume), "fov_mm": geometry.grid.fov_mm}
+    pair: dict[str, Any] = {"prediction": encode_volume(volume), "fov_mm": geometry.grid.fov_mm}
+    if doubt is not None:
+        pair["doubt"] = encode_doubt(doubt)
+        about = (
+            f"Doubt: half of what lies between the lower and the upper bound, from 0 to {DOUBT_RANGE:.0f} HU and more."
+        )
+        pictures.insert(1, (doubt_figure(doubt), about))
     return write_page(
         path,
         "preview.html.j2",
@@ -58,6 +67,7 @@ def write_preview(
             {"base64": _png(figure), "caption": caption, "width": 7 * figure.get_figwidth()}
             for figure, caption in pictures
         ],
+        doubt_note=bounds_note(record.get("interval", {}).get("calibrated_on", 0)),
         viewer_note=f"On the network's grid, in steps of {VIEWER_STEP_HU:.0f} HU.",
         **viewer_values([pair], geometry.grid.size),
     )

@@ -27,7 +27,7 @@ from drr2ct.pipeline.pictures.radiographs import radiographs_figure
 from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW, ERROR_RANGE
 from drr2ct.pipeline.reports.cases import Case, choose_patients, load_cases
 from drr2ct.pipeline.reports.curves import training_figures
-from drr2ct.pipeline.reports.page import VIEWER_STEP_HU, encode_volume, viewer_values, write_page
+from drr2ct.pipeline.reports.page import VIEWER_STEP_HU, encode_doubt, encode_volume, viewer_values, write_page
 from drr2ct.pipeline.reports.runs import Run, mean_of, open_run, run_labels
 from drr2ct.pipeline.reports.tables import (
     Table,
@@ -40,7 +40,7 @@ from drr2ct.pipeline.reports.tables import (
     statistics_table,
     tissue_table,
 )
-from drr2ct.pipeline.reports.wording import NOT_MEASURED, duration_text, value_text, window_text
+from drr2ct.pipeline.reports.wording import NOT_MEASURED, bounds_note, duration_text, value_text, window_text
 from drr2ct.transforms.validation import InputError
 
 VIEWER_BYTES = 22_000_000
@@ -132,6 +132,8 @@ def _viewer(run: Run, cases: Sequence[Case]) -> dict[str, Any]:
     used = 0
     for case in sorted(cases, key=lambda case: case.rank != "Median"):  # the one in the middle first
         pair = {"truth": encode_volume(case.truth), "prediction": encode_volume(case.prediction)}
+        if case.doubt is not None:
+            pair["doubt"] = encode_doubt(case.doubt)
         size = sum(map(len, pair.values()))
         if pairs and used + size > VIEWER_BYTES:
             continue
@@ -144,6 +146,7 @@ def _viewer(run: Run, cases: Sequence[Case]) -> dict[str, Any]:
     return {
         "names": names,
         **viewer_values(pairs, run.geometry.grid.size),
+        "doubt_note": bounds_note(len(run.description.get("interval", {}).get("patients", ()))),
         "note": f"Values are shown in steps of {VIEWER_STEP_HU:.0f} HU, from −1000 to "
         f"{255 * VIEWER_STEP_HU - 1000:.0f} HU. "
         f"Distances are from the middle of the reconstructed cube.{left_out}",

@@ -6,8 +6,9 @@ import math
 import re
 from collections.abc import Sequence
 
+from drr2ct.pipeline.evaluation.intervals import LEVEL
 from drr2ct.pipeline.evaluation.similarity import WINDOWS
-from drr2ct.pipeline.evaluation.structures import SURFACE_TOLERANCE_MM
+from drr2ct.pipeline.evaluation.structures import SURFACE_TOLERANCE_MM, TISSUES
 
 NOT_MEASURED = "not measured"
 _MEASURES = {
@@ -23,7 +24,22 @@ _NAMED = {
     "reprojection_mae": "Reprojection error (line integrals)",
     "reprojection_bias": "Reprojection bias (line integrals)",
     "reprojection_relative": "Reprojection error (part of the radiograph)",
+    "interval_coverage": f"Within the bounds, body (meant: {LEVEL:.2f})",
+    "interval_width_hu": "From lower to upper bound, body (HU)",
+    "interval_rank": "Rank correlation of width and error, body",
+    **{f"interval_coverage_{name}": f"Within the bounds, {name}" for name in TISSUES},
 }
+
+
+def bounds_note(patients: int) -> str:
+    """What a page says beside a doubt, of bounds that are calibrated on so many patients."""
+    said = "At the cross-hair: the estimate, and half of what lies between its lower and upper bound. "
+    if not patients:
+        return f"{said}The bounds are not calibrated: nothing is known of how often they hold."
+    return (
+        f"{said}The bounds are meant to hold for {LEVEL:.0%} of the body's voxels, in the mean of patients like the "
+        f"{patients} on which they are calibrated."
+    )
 
 
 def figure_name(figure: str) -> str:

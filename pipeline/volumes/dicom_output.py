@@ -106,7 +106,7 @@ def _common(
     image.InstanceCreationTime = image.StudyTime = image.SeriesTime = image.ContentTime = now.strftime("%H%M%S")
     image.Modality = "CT"
     image.StudyDescription = f"drr2ct, {NOT_FOR_CLINICAL_USE}"
-    image.SeriesDescription = f"CT estimated from X-rays, {NOT_FOR_CLINICAL_USE}"
+    image.SeriesDescription = f"Estimated from X-rays, not a CT, {NOT_FOR_CLINICAL_USE}"
     image.DerivationDescription = f"Estimated from radiographs by a neural network; not a scan. {description}".strip()[
         :1024
     ]

@@ -32,13 +32,13 @@ def write_volume(path: str | Path, volume: MetaTensor) -> Path:
 
     Args:
         path: ends in ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.mha``.
-        volume: (1, I, J, K) in HU with an RAS+ affine in mm.
+        volume: (1, I, J, K) in HU with an RAS+ affine in mm; in NIfTI also several, (C, I, J, K), as (I, J, K, C).
 
     Returns:
         The path.
 
     Raises:
-        InputError: for another ending, or voxels whose edges are not perpendicular in NRRD or MHA.
+        InputError: for another ending, or voxels whose edges are not perpendicular, or several volumes, in NRRD or MHA.
     """
     path = Path(path)
     ending = volume_ending(path)
@@ -53,6 +53,8 @@ def write_volume(path: str | Path, volume: MetaTensor) -> Path:
         with replacing(path) as temporary:
             nib.save(image, temporary)
         return path
+    if values.ndim > 3:
+        raise InputError(f"volume {path} would hold {values.shape[3]} volumes; write them as .nii.gz.")
     if not has_square_corners(affine):
         raise InputError(f"volume {path} has voxels whose edges are not perpendicular; write it as .nii.gz.")
     to_lps = orientation_ras_lps(affine)
@@ -68,9 +70,10 @@ def write_volume(path: str | Path, volume: MetaTensor) -> Path:
     return path
 
 
-def stored_values(volume: MetaTensor) -> Int16[np.ndarray, "i j k"]:
-    """HU as files hold them: whole numbers of 16 bits."""
-    return volume.as_tensor()[0].round().clamp(-32768, 32767).cpu().numpy().astype(np.int16)
+def stored_values(volume: MetaTensor) -> Int16[np.ndarray, "i j k *volumes"]:
+    """HU as files hold them: whole numbers of 16 bits, (I, J, K), or (I, J, K, C) of several volumes."""
+    values = volume.as_tensor().round().clamp(-32768, 32767).cpu().numpy().astype(np.int16)
+    return values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
 
 
 def rounding_to_zero(values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from monai.transforms import Compose, Invertd, Orientation, SpatialResample
 from torch import Tensor
 
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.volume import AIR_HU, ResampleToGrid, smooth_for_spacing, to_hu
+from drr2ct.transforms.volume import AIR_HU, HU_WINDOW, ResampleToGrid, smooth_for_spacing, to_hu
 
 
 def place_on_grid(prediction: Tensor, geometry: BiplanarGeometry, label: Tensor | None = None) -> MetaTensor:
@@ -72,6 +73,28 @@ def place_like(prediction: Tensor, geometry: BiplanarGeometry, ct: MetaTensor, m
     resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=True, dtype=np.float32)
     placed: Any = resample(shifted, dst_affine=torch.from_numpy(target), spatial_size=ct.shape[1:])
     return MetaTensor(placed.as_tensor() + AIR_HU, affine=torch.from_numpy(target))
+
+
+def place_bounds(place: Callable[[Tensor], MetaTensor], output: Tensor) -> MetaTensor:
+    """A network's bounds in HU, put where its estimate is put; outside its grid, where nothing is known, the window.
+
+    Args:
+        place: puts an estimate, (1, N, N, N) in [0, 1], into patient space in HU, with the window's lower end outside.
+        output: (3, N, N, N) in [0, 1]: estimate, lower, upper.
+
+    Returns:
+        (2, I, J, K) in HU with an affine: lower, upper.
+    """
+    low = place(output[1:2])
+    # turned over, what is put outside the grid becomes the window's upper end
+    high = sum(HU_WINDOW) - place(1 - output[2:3]).as_tensor()
+    return MetaTensor(torch.cat([low.as_tensor(), high]), affine=low.affine)
+
+
+def half_width(bounds: MetaTensor) -> MetaTensor:
+    """The doubt about each voxel, ± HU: (2, I, J, K) → (1, I, J, K)."""
+    low, high = bounds.as_tensor().split(1)
+    return MetaTensor((high - low) / 2, affine=bounds.affine)
 
 
 def place_resized(prediction: Tensor, geometry: BiplanarGeometry, size: int) -> MetaTensor:

@@ -7,9 +7,19 @@
   const axes = ["x", "y", "z"];
   const buttons = [...document.querySelectorAll("button[data-window]")];
   const viewers = {};
+  const doubt = { opacity: byId("doubt-opacity"), value: byId("doubt-value") };
   let moving = false;
 
+  // "−40 ± 85 HU" where the cross-hair is, of a page with a doubt
+  const read = () => {
+    const viewer = viewers.prediction;
+    if (!doubt.value || viewer.volumes.length < 2) return;
+    const mm = viewer.frac2mm(viewer.scene.crosshairPos);
+    const [hu, half] = viewer.volumes.map((volume) => Math.round(volume.getValue(...[...volume.mm2vox(mm)].slice(0, 3))));
+    doubt.value.textContent = `${hu} ± ${half} HU`.replace("-", "−");
+  };
   const show = (fraction) => {
+    read();
     axes.forEach((axis, i) => {
       sliders[axis].value = fraction[i];
       byId(`value-${axis}`).textContent = `${Math.round((fraction[i] - 0.5) * pairs[0].fov_mm)} mm`;
@@ -32,17 +42,37 @@
     }
     buttons.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
   };
+  const cover = () => {
+    const viewer = viewers.prediction;
+    if (viewer.volumes.length > 1) viewer.setOpacity(1, Number(doubt.opacity.value));
+  };
   const load = async (pair) => {
     status.textContent = "Loading …";
     for (const [name, viewer] of Object.entries(viewers)) {
       for (const old of [...viewer.volumes]) viewer.removeVolume(old);
       viewer.addVolume(await NVImage.loadFromBase64({ base64: pair[name], name: `${name}.nii.gz` }));
     }
+    if (doubt.opacity && pair.doubt) {
+      const viewer = viewers.prediction;
+      const [low, high] = [0, Number(doubt.opacity.dataset.range)];
+      const options = { base64: pair.doubt, name: "doubt.nii.gz", colormap: "doubt", cal_min: low, cal_max: high };
+      viewer.addVolume(await NVImage.loadFromBase64(options));
+      cover();
+    }
     setWindow(buttons.find((button) => button.getAttribute("aria-pressed") === "true") ?? buttons[0]);
     slide();
     status.textContent = "";
     document.body.dataset.viewer = "ready";
   };
+
+  // even steps of #rrggbb, as NiiVue has colour maps
+  const colours = (steps) => ({
+    R: steps.map((step) => parseInt(step.slice(1, 3), 16)),
+    G: steps.map((step) => parseInt(step.slice(3, 5), 16)),
+    B: steps.map((step) => parseInt(step.slice(5, 7), 16)),
+    A: steps.map(() => 255),
+    I: steps.map((_, i) => Math.round((255 * i) / (steps.length - 1))),
+  });
 
   try {
     // a page may show the prediction alone
@@ -62,6 +92,7 @@
         loadingText: "",
       });
       await viewer.attachToCanvas(byId(`canvas-${name}`));
+      if (doubt.opacity) viewer.addColormap("doubt", colours(doubt.opacity.dataset.colours.split(",")));
       viewer.setSliceType(SLICE_TYPE.MULTIPLANAR);
       viewers[name] = viewer;
     }
@@ -83,6 +114,7 @@
       });
     }
     buttons.forEach((button) => button.addEventListener("click", () => setWindow(button)));
+    if (doubt.opacity) doubt.opacity.addEventListener("input", cover);
     const choice = byId("viewer-patient");
     choice.addEventListener("change", () => load(pairs[Number(choice.value)]));
     await load(pairs[0]);

@@ -76,3 +76,14 @@ def test_the_inferer_fits_even_where_gradients_are_off() -> None:
 def test_what_cannot_be_fitted_is_refused(steps: int, mode: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         FittedInferer(SimpleInferer(), GEOMETRY, steps, mode)
+
+
+def test_bounds_go_with_their_estimate() -> None:
+    truth = bodies(60.0)
+    estimate = F.avg_pool3d(truth, 5, 1, 2) * 0.8
+    output = torch.cat([estimate, estimate - 0.01, estimate + 0.02], dim=1)
+    fitted = FittedInferer(SimpleInferer(), GEOMETRY, 1)(PROJECT(truth), lambda _: output)
+    alone = fit_to_radiographs(estimate, PROJECT(truth), GEOMETRY, 1)
+    assert torch.equal(fitted[:, :1], alone)
+    assert torch.allclose(fitted[:, 1:2], alone - 0.01, atol=1e-6)
+    assert torch.allclose(fitted[:, 2:], alone + 0.02, atol=1e-6)

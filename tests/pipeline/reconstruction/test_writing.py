@@ -44,9 +44,13 @@ def prediction() -> Tensor:
     return values
 
 
-def result_of(job: ReconstructionJob) -> Result:
+def result_of(job: ReconstructionJob, below: float | None = None, above: float = 0.2) -> Result:
+    """With bounds if it is said how far they are."""
     given = render_drr(place_on_grid(prediction(), GEOMETRY), GEOMETRY)
-    return make_result(job, "jane", prediction(), given / LINE_INTEGRAL_SCALE, ["The X-rays were read aloud."])
+    output = prediction()
+    if below is not None:
+        output = torch.cat([output, output - below, output + above])
+    return make_result(job, "jane", output, given / LINE_INTEGRAL_SCALE, ["The X-rays were read aloud."])
 
 
 def test_a_volume_and_the_record_that_finishes_it(tmp_path: Path) -> None:
@@ -116,3 +120,44 @@ def test_what_a_network_for_stretched_cts_cannot_know_is_said(tmp_path: Path) ->
     job = job_of(tmp_path, {**DESCRIPTION, "mode": "resize"}, output=tmp_path / "ct.nii.gz")
     assert any("is nominal" in text for text in result_of(job).assumptions)
     assert not any("is nominal" in text for text in result_of(job_of(tmp_path)).assumptions)
+
+
+@pytest.mark.parametrize("name", ["ct.nii.gz", "ct.mha", "ct_dicom"])
+def test_bounds_and_doubt_lie_beside_any_format(tmp_path: Path, name: str) -> None:
+    job = job_of(tmp_path, output=tmp_path / name)
+    assert job.pending
+    result = result_of(job, below=0.1)
+    assert any("not calibrated" in text for text in result.warnings)
+    write_result(job, result, "fp32")
+    stem = name.split(".")[0]
+    bounds, doubt = (nib.load(tmp_path / f"{stem}_{what}.nii.gz") for what in ("interval", "doubt"))
+    assert bounds.shape == (16, 16, 16, 2) and doubt.shape == (16, 16, 16)
+    assert np.allclose(bounds.affine, GEOMETRY.grid.affine()) and np.allclose(doubt.affine, bounds.affine)
+    low, high = np.moveaxis(np.asarray(bounds.dataobj).astype(int), -1, 0)
+    hu = result.volume.numpy()[0]
+    assert (low <= hu + 1).all() and (hu <= high + 1).all()
+    inside = tuple([5, 6, 7])
+    assert high[inside] - hu[inside] == pytest.approx(0.2 * 4095, abs=1) and hu[inside] - low[inside] > 400
+    assert np.asarray(doubt.dataobj)[inside] == pytest.approx(0.15 * 4095, abs=1)
+    record = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert record["interval"] == {
+        "bounds": f"{stem}_interval.nii.gz", "doubt": f"{stem}_doubt.nii.gz", "level": 0.9, "calibrated_on": 0,
+    }  # fmt: skip
+
+
+def test_how_many_patients_bounds_rest_on_is_said(tmp_path: Path) -> None:
+    calibrated = {**DESCRIPTION, "interval": {"level": 0.9, "patients": ["a", "b"]}}
+    pages: list[MetaTensor] = []
+
+    def write_page(path: Path, *args: Any, doubt: MetaTensor) -> None:
+        pages.append(doubt)
+        path.write_text("a page")
+
+    job = job_of(tmp_path, calibrated, output=tmp_path / "ct.nii.gz", preview=True, write_page=write_page, size=24)
+    assert job.pending
+    result = result_of(job, below=0.1)
+    assert any("for 90% of the body's voxels" in text and "the 2 on which" in text for text in result.assumptions)
+    write_result(job, result, "fp32")
+    assert json.loads((tmp_path / "ct.json").read_text())["interval"]["calibrated_on"] == 2
+    assert pages[0].shape == (1, 16, 16, 16), "on the network's own grid, whatever size is written"
+    assert nib.load(tmp_path / "ct_interval.nii.gz").shape == (24, 24, 24, 2)

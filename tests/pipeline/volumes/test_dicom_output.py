@@ -136,7 +136,8 @@ def test_the_series_belongs_together_and_is_new(tmp_path: Path) -> None:
 def test_it_says_that_it_is_no_scan(tmp_path: Path) -> None:
     write(tmp_path / "ct", VolumeGrid(SIZE).affine(), patient="Jörg")
     image = pydicom.dcmread(next((tmp_path / "ct").iterdir()))
-    assert NOT_FOR_CLINICAL_USE in image.SeriesDescription
+    assert NOT_FOR_CLINICAL_USE in image.SeriesDescription and "not a CT" in image.SeriesDescription
+    assert len(image.SeriesDescription) <= 64, "as long as DICOM allows"
     assert "not for clinical use" in image.ImageComments
     assert "not a scan" in image.DerivationDescription and "drr2ct test" in image.DerivationDescription
     assert str(image.PatientName) == "Jörg" and image.PatientID == "Jörg"

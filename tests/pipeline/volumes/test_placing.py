@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
-from drr2ct.pipeline.volumes.placing import place_like, place_on_grid, place_resized
+from drr2ct.pipeline.volumes.placing import half_width, place_bounds, place_like, place_on_grid, place_resized
 from drr2ct.transforms import BiplanarGeometry, ResampleToGrid, VolumeGrid
 from drr2ct.transforms.volume import AIR_HU, HU_WINDOW, bounding_box_centre
 
@@ -93,3 +93,24 @@ def test_a_network_that_gives_more_than_the_window_is_clipped() -> None:
     geometry = geometry_of(16)
     made = place_on_grid(torch.linspace(-1, 2, 16**3).reshape(1, 16, 16, 16), geometry)
     assert (float(made.min()), float(made.max())) == HU_WINDOW
+
+
+def test_bounds_go_where_their_estimate_goes_and_know_nothing_outside() -> None:
+    geometry = geometry_of(32)
+    prediction, _ = ramp(geometry)
+    output = torch.cat([prediction, prediction - 0.01, prediction + 0.03])
+    larger = np.diag([8.0, 8, 8, 1])
+    larger[:3, 3] = -8.0 * 63 / 2
+    ct = MetaTensor(torch.zeros(1, 64, 64, 64), affine=torch.from_numpy(larger))
+    for place in (
+        lambda scaled: place_on_grid(scaled, geometry),
+        lambda scaled: place_resized(scaled, geometry, 24),
+        lambda scaled: place_like(scaled, geometry, ct),
+    ):
+        volume, bounds = place(prediction), place_bounds(place, output)
+        inside = torch.from_numpy(np.abs(places(volume)).max(axis=1) < 130).reshape(volume.shape[1:])
+        assert np.allclose(bounds.affine, volume.affine)
+        assert torch.allclose(volume[0][inside] - bounds[0][inside], torch.tensor(0.01 * 4095), atol=0.1)
+        assert torch.allclose(bounds[1][inside] - volume[0][inside], torch.tensor(0.03 * 4095), atol=0.1)
+        assert torch.allclose(half_width(bounds)[0][inside], torch.tensor(0.02 * 4095), atol=0.1)
+    assert bounds[:, 0, 0, 0].tolist() == list(HU_WINDOW), "of the CT's corner, outside the grid"
