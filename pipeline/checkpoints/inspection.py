@@ -53,6 +53,7 @@ def print_facts(facts: Mapping[str, Any], console: Console) -> None:
             "grid": f"{grid.size}³ voxels of {grid.spacing_mm:g} mm, {grid.fov_mm:g} mm wide, mode {facts['mode']}",
             "vertical flip": "index 0 of the last axis is the head" if grid.vertical_flip else "index 0 is the feet",
             "HU window": f"{low:g} to {high:g}",
+            "bounds": _bounds(facts),
             "line integral scale": f"{facts['line_integral_scale']:g}",
             "file": f"{facts['mib']:.1f} MiB; {'can be resumed' if facts['resumable'] else 'weights only'}",
         },
@@ -82,6 +83,15 @@ def _print_table(console: Console, title: str, entries: Mapping[str, str]) -> No
     for name, value in entries.items():
         table.add_row(name, value)
     console.print(table)
+
+
+def _bounds(facts: Mapping[str, Any]) -> str:
+    if not facts["config"].get("interval"):
+        return "none"
+    calibration = facts.get("interval")
+    if calibration is None:
+        return "not calibrated"
+    return f"{calibration['level']:.0%}, calibrated on {_names(calibration['patients'])}"
 
 
 def _numbers(values: Mapping[str, float]) -> str:

@@ -136,7 +136,7 @@ def test_bounds_and_doubt_lie_beside_any_format(tmp_path: Path, name: str) -> No
     low, high = np.moveaxis(np.asarray(bounds.dataobj).astype(int), -1, 0)
     hu = result.volume.numpy()[0]
     assert (low <= hu + 1).all() and (hu <= high + 1).all()
-    inside = tuple([5, 6, 7])
+    inside = (5, 6, 7)
     assert high[inside] - hu[inside] == pytest.approx(0.2 * 4095, abs=1) and hu[inside] - low[inside] > 400
     assert np.asarray(doubt.dataobj)[inside] == pytest.approx(0.15 * 4095, abs=1)
     record = json.loads((tmp_path / f"{stem}.json").read_text())
