@@ -16,8 +16,9 @@ from drr2ct.transforms.validation import InputError
 @pytest.mark.parametrize(
     ("source", "target", "tensors", "weights"),
     [
-        ("cascade128", "cascade256", (143, 24, 2), (2_101_472, 2_233_568)),
-        ("direct128", "direct256", (13, 24, 88), (376_320, 2_675_489)),
+        ("cascade64", "cascade128", (67, 34, 0), (327_600, 354_240)),
+        ("cascade128", "cascade256", (101, 34, 0), (354_240, 372_172)),
+        ("direct128", "direct256", (14, 22, 89), (376_321, 2_675_489)),
     ],
 )
 def test_exact_counts(source: str, target: str, tensors: tuple[int, int, int], weights: tuple[int, int]) -> None:
@@ -34,18 +35,20 @@ def test_exact_counts(source: str, target: str, tensors: tuple[int, int, int], w
 
 
 def test_the_summary_names_what_was_not_taken() -> None:
-    transfer = transfer_matching(create_network("cascade256"), create_network("cascade128").state_dict())
+    transfer = transfer_matching(create_network("direct256"), create_network("direct128").state_dict())
     lines = transfer.summary()
-    assert lines[0] == "took 143 of 169 tensors, 2,101,472 of 2,233,568 weights (94.1 %)"
-    assert "  other shape: refinement.0.conv_block.weight 8×32×3×3×3, was 8×48×3×3×3" in lines
-    assert "  not there: stages.3.fusion.mix.weight 32×64×1×1×1" in lines
-    assert lines[-1] == "  not there: 12 more"
+    assert lines[0] == "took 14 of 125 tensors, 376,321 of 2,675,489 weights (14.1 %)"
+    assert "  other shape: volume 1×16×16×16×16, was 1×1×16×16×16" in lines
+    assert "  not there: stages.0.fusion.mix.weight 32×160×1×1×1" in lines
+    assert "  left over: stages.0.fusion.mix.0.weight" in lines
+    assert lines[-1] == "  left over: 114 more"
 
 
 def test_coarse_stages_fit_into_the_whole() -> None:
     geometry = create_network("cascade256").config.geometry.resized(size=128)
     transfer = transfer_matching(create_network("cascade256"), coarse_network("cascade256", 3, geometry).state_dict())
-    assert len(transfer.taken) == 143, "the first three stages of cascade256 are cascade128"
+    assert len(transfer.taken) == 101, "the first three stages of cascade256 are cascade128"
+    assert not transfer.unused and not transfer.reshaped
 
 
 def test_from_a_checkpoint(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
