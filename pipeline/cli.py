@@ -66,11 +66,15 @@ def demo(
     test: Annotated[int, typer.Option(min=1, help="Variations the network never sees.")] = 16,
     seconds: Annotated[float, typer.Option(min=1, help="Time for training.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Of the variations and of the training.")] = 0,
+    model: Model = None,
+    reconstruct_only: Annotated[
+        bool, typer.Option("--reconstruct-only", help="Leave the training out: the unseen patient alone.")
+    ] = False,
 ) -> None:
-    """Train a small cascade on variations of one real chest CT, and reconstruct a patient it has never seen."""
+    """Reconstruct a patient whom no shipped network has seen, and train a small cascade on variations of one CT."""
     from drr2ct.pipeline.demo import DemoSettings, run_demo
 
-    run_demo(output, DemoSettings(training, validation, test, seconds, seed), Console())
+    run_demo(output, DemoSettings(training, validation, test, seconds, seed), Console(), model, reconstruct_only)
 
 
 @app.command()

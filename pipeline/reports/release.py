@@ -29,6 +29,7 @@ from drr2ct.transforms.validation import InputError, existing_file
 
 LARGEST_BYTES = 25_000_000
 """Of a file: what MONAI's model zoo takes."""
+_CHANNELS = ("HU: value * 4095 - 1024", "lower bound, likewise", "upper bound, likewise")
 METADATA_FIGURES = ("psnr", "ssim", "mae_hu")
 
 
@@ -117,7 +118,12 @@ def refresh(bundle: str | Path) -> list[Path]:
     content["data_source"] = data_line(sources, networks)
     formats = content["network_data_format"]
     formats["inputs"]["image"]["spatial_shape"] = list(default.geometry.detector_size)
-    formats["outputs"]["pred"]["spatial_shape"] = [default.geometry.grid.size] * 3
+    channels = _CHANNELS[: 3 if default.description["config"].get("interval") else 1]
+    formats["outputs"]["pred"] |= {
+        "num_channels": len(channels),
+        "spatial_shape": [default.geometry.grid.size] * 3,
+        "channel_def": {str(number): text for number, text in enumerate(channels)},
+    }
     with replacing(metadata) as temporary:
         temporary.write_text(_json_text(content), encoding="utf-8")
     with replacing(readme) as temporary:
