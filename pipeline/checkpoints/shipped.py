@@ -44,15 +44,19 @@ def weights_file(
         InputError: if both are given, or the network is not shipped.
     """
     if checkpoint is not None and model is not None:
-        raise InputError(f"give either a checkpoint or a shipped network, not both ({checkpoint} and {model}).")
+        raise InputError(
+            f"checkpoint {checkpoint} and the shipped network {model} cannot both be used; give one of them."
+        )
     if checkpoint is not None:
         return Path(checkpoint)
     found = shipped_networks(models_folder(bundle_root))
     if model is None:
         return next(iter(found.values()), None)
     if model not in found:
-        there = f"shipped are {', '.join(found)}" if found else "none is"
-        raise InputError(f"network {model} is not shipped with this installation, {there}; or give a checkpoint.")
+        raise InputError(
+            f"network {model} is not shipped here (shipped: {', '.join(found) or 'none'}); choose one that is, or give "
+            "a checkpoint."
+        )
     return found[model]
 
 
