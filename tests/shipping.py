@@ -1,4 +1,4 @@
-"""A bundle that ships what tests made: a network of the real size with few weights, and a run with its records."""
+"""A bundle that ships what tests made: untrained networks, and the records of a run that did not happen."""
 
 from __future__ import annotations
 
@@ -18,19 +18,12 @@ from drr2ct.pipeline.running.bundle import bundle_file
 
 PATIENTS = ("p0", "p1", "p2", "p3")
 """Of these, all but the last are trained on, and the last is validated on."""
-SMALL = {
-    "encoder_channels": [4],
-    "encoder_norm_groups": [2],
-    "volume_channels": 4,
-}
 
 
 def make_run(folder: Path, name: str = "cascade64", seed: int = 0, **config: Any) -> Path:
     """A finished run of three epochs that take 10, 20 and 30 s, and its best checkpoint, of epoch 2."""
     torch.manual_seed(seed)
-    stage = {"channels": 4, "growth": 4, "layers": 1, "lift_channels": 2}
-    stages = [{**stage, "scale": 1}, *[stage] * (1 if name == "cascade64" else 2)]
-    network = create_network(name, stages=stages, **SMALL)
+    network = create_network(name)
     parts = {"training": PATIENTS[:-1], "validation": PATIENTS[-1:]}
     about = describe(network, name, "cube", {part: [{"patient": p} for p in names] for part, names in parts.items()})
     progress = {"epoch": 2, "iteration": 6, "metrics": {"psnr": 20.0}, "calibration": {"kept": [1.5, 2.5]}}
