@@ -33,7 +33,12 @@ def make_run(folder: Path, name: str = "cascade64", seed: int = 0, **config: Any
     for epoch in (1, 2, 3):
         rows += [f"{epoch},training,0.1,20,0.5,0.001,{10 * epoch},0", f"{epoch},validation,0.1,20,0.5,0.001,5,0"]
     (folder / "epochs.csv").write_text("\n".join(rows) + "\n")
-    given = {"loss": {"terms": {"l1": 1.0, "reprojection": [0.1, {"_target_": "some"}]}}, "batch_size": 1, **config}
+    given = {
+        "loss": {"terms": {"l1": 1.0, "reprojection": [0.1, {"_target_": "some"}]}},
+        "batch_size": 1,
+        "freeze": ["encoder.*"],
+        **config,
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(given))
     return folder
 

@@ -209,6 +209,8 @@ def _training(network: ShippedNetwork) -> Iterator[tuple[str, str]]:
         since = training_seconds(before)
         long = "" if since is None else f", after {duration_text(since)}"
         yield "began with the weights of", f"{before['name'] or 'a training whose record is gone'}{long}"
+    if training.get("frozen"):
+        yield "kept as they came", ", ".join(f"`{pattern}`" for pattern in training["frozen"])
     if training.get("vary", "off") != "off":
         yield "patients are varied", training["vary"].replace("-", " ")
     if training.get("films"):

@@ -162,6 +162,7 @@ def training_facts(checkpoint: Path, description: Mapping[str, Any]) -> dict[str
         "processor": description.get("processor"),
         "vary": config.get("vary", "off"),
         "films": config.get("render") is not None or config.get("augmentation") is not None,
+        "frozen": config.get("freeze") or [],
         "batch_size": config.get("batch_size"),
         "learning_rate": config.get("learning_rate"),
         "loss": {term: weight[0] if isinstance(weight, list) else weight for term, weight in terms.items()},

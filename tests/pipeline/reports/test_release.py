@@ -67,6 +67,7 @@ def test_weights_are_shipped_bit_for_bit_with_all_that_is_said_of_them(run: Path
     card = (bundle / "models" / "README.md").read_text()
     digest = hashlib.sha256((bundle / "models" / "cascade64.safetensors").read_bytes()).hexdigest()
     assert f"{digest}  cascade64.safetensors" in card and "Made up, doi" in card and "CC BY 4.0" in card
+    assert "kept as they came: `encoder.*`" in card and "time of its own training: 30 s" in card
     assert "psnr 20" in card and "Robustness" not in card and "eval_metrics" not in metadata_of(bundle)
     before = contents(bundle)
     release(run, "cascade64", bundle)
