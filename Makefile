@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find transforms networks pipeline bundles -type f -name '*.py' -o -name '*.yaml' 2>/dev/null)
+SOURCES := $(shell find transforms networks pipeline bundles -type f -name '*.py' -o -name '*.yaml' -o -name '*.safetensors' 2>/dev/null)
 
 .PHONY: install test demo lint clean
 

@@ -32,6 +32,14 @@ Overrides = Annotated[
 ]
 
 
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="For example RUN/checkpoints/best_psnr.pt, instead of a shipped network.")
+]
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A shipped network; by default the finest that is shipped.")
+]
+
+
 def parse_overrides(assignments: list[str] | None) -> dict[str, Any]:
     """``KEY=VALUE`` strings to a dictionary; values are read as YAML.
 
@@ -58,11 +66,15 @@ def demo(
     test: Annotated[int, typer.Option(min=1, help="Variations the network never sees.")] = 16,
     seconds: Annotated[float, typer.Option(min=1, help="Time for training.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Of the variations and of the training.")] = 0,
+    model: Model = None,
+    reconstruct_only: Annotated[
+        bool, typer.Option("--reconstruct-only", help="Leave the training out: the unseen patient alone.")
+    ] = False,
 ) -> None:
-    """Train a small cascade on variations of one real chest CT, and reconstruct a patient it has never seen."""
+    """Reconstruct a patient whom no shipped network has seen, and train a small cascade on variations of one CT."""
     from drr2ct.pipeline.demo import DemoSettings, run_demo
 
-    run_demo(output, DemoSettings(training, validation, test, seconds, seed), Console())
+    run_demo(output, DemoSettings(training, validation, test, seconds, seed), Console(), model, reconstruct_only)
 
 
 @app.command()
@@ -113,17 +125,18 @@ def train(
 @app.command()
 def evaluate(
     dataset: Annotated[Path, typer.Argument(help="Folder of patient folders.")],
-    checkpoint: Annotated[Path, typer.Option(help="For example RUN/checkpoints/best_psnr.pt.")],
     output: Annotated[Path, typer.Option(help="Folder for tables and predictions.")],
+    checkpoint: Checkpoint = None,
+    model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    """Evaluate a checkpoint on a data set's test patients: the bundle's evaluate.yaml."""
+    """Evaluate a network on a data set's test patients: the bundle's evaluate.yaml."""
     from json import loads
 
     from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 
-    settings = {"dataset_dir": str(dataset), "checkpoint": str(checkpoint), "output_dir": str(output)}
-    settings |= parse_overrides(overrides)
+    given = {"checkpoint": checkpoint and str(checkpoint), "model": model}
+    settings = {"dataset_dir": str(dataset), **given, "output_dir": str(output), **parse_overrides(overrides)}
     run_bundle([bundle_file("configs/evaluate.yaml")], settings)
     summary = Path(settings["output_dir"]) / "summary.json"
     figures = loads(summary.read_text(encoding="utf-8"))["figures"]
@@ -163,13 +176,14 @@ def reconstruct(
     patients: Annotated[
         Path | None, typer.Argument(help="A folder of patient folders with radiographs, instead of --pa and --lateral.")
     ] = None,
-    checkpoint: Annotated[Path, typer.Option(help="For example RUN/checkpoints/best_psnr.pt.")] = ...,  # type: ignore[assignment]
     output: Annotated[  # text, as a path would lose the / at its end
         str,
         typer.Option(
             metavar="<path>", help="File (.nii.gz, .nii, .nrrd, .mha), DICOM folder (…dicom), or folder of patients."
         ),
     ] = ...,  # type: ignore[assignment]
+    checkpoint: Checkpoint = None,
+    model: Model = None,
     pa: Annotated[Path | None, typer.Option(help="The frontal radiograph.")] = None,
     lateral: Annotated[Path | None, typer.Option(help="The lateral radiograph.")] = None,
     patient: Annotated[str, typer.Option(help="Name for the output.")] = "patient",
@@ -212,6 +226,7 @@ def reconstruct(
     run_reconstruct(
         checkpoint,
         **{
+            "model": model,
             "radiographs": [pa, lateral] if pa and lateral else None,
             "dataset_dir": patients,
             place: output,
@@ -252,11 +267,15 @@ def plan(
     throughput: Annotated[
         str | None, typer.Option(help='Such as "50 TFLOP/s"; measured on this machine by default.')
     ] = None,
-    checkpoint: Annotated[list[Path] | None, typer.Option(help="Its metrics join the comparison; repeatable.")] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="Its metrics join the comparison instead of the shipped networks'; repeatable."),
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
 ) -> None:
     """Say what a network costs in memory, FLOPs and time, without allocating it."""
+    from drr2ct.pipeline.checkpoints.shipped import shipped_networks
     from drr2ct.pipeline.planning.plan import Settings
     from drr2ct.pipeline.planning.tables import run_plan
 
@@ -268,7 +287,8 @@ def plan(
     settings = [
         Settings(n, batch, precision, views, size, detector, switch, interval=interval) for n in names or [network]
     ]
-    run_plan(settings, wide_console(), gpu, samples, throughput, checkpoint or (), markdown, json, compare)
+    known = checkpoint or [path for name, path in shipped_networks().items() if compare and name in (names or ())]
+    run_plan(settings, wide_console(), gpu, samples, throughput, known, markdown, json, compare)
 
 
 @app.command()
@@ -335,22 +355,27 @@ def prepare(
 @app.command()
 def robustness(
     dataset: Annotated[Path, typer.Argument(help="Folder of patient folders with CTs.")],
-    checkpoint: Annotated[Path, typer.Option(help="For example RUN/checkpoints/best_psnr.pt.")],
     output: Annotated[Path, typer.Option(help="Folder for robustness.csv and robustness.json.")],
+    checkpoint: Checkpoint = None,
+    model: Model = None,
     part: Annotated[str, typer.Option(help="Of the data set.")] = "test",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Evaluate a checkpoint under other view angles, noise, blur, exposure and on another grid."""
+    """Evaluate a network under other view angles, noise, blur, exposure and on another grid."""
+    from drr2ct.pipeline.checkpoints.shipped import chosen_weights
     from drr2ct.pipeline.evaluation.robustness import run_robustness
 
-    rows = run_robustness(dataset, checkpoint, output, part, device=device)
+    rows = run_robustness(dataset, chosen_weights(checkpoint, model), output, part, device=device)
     figures = ("psnr", "ssim", "mae_hu", "psnr_body", "psnr_change")
     print_rows([{key: float(v) if key in figures and v else v for key, v in row.items()} for row in rows])
 
 
 @app.command()
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="RUN/checkpoints/*.pt, or released weights.")],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="RUN/checkpoints/*.pt or released weights, instead of a shipped network.")
+    ] = None,
+    model: Model = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     export: Annotated[
         Path | None, typer.Option(help="Write weights and description to this .safetensors file, to be passed on.")
@@ -362,16 +387,43 @@ def inspect(
 
     from drr2ct.pipeline.checkpoints.files import write_release
     from drr2ct.pipeline.checkpoints.inspection import checkpoint_facts, print_facts
+    from drr2ct.pipeline.checkpoints.shipped import chosen_weights
 
+    weights = chosen_weights(checkpoint, model)
     if export is not None:
-        write_release(checkpoint, export, overwrite)
-    facts = checkpoint_facts(checkpoint)
+        write_release(weights, export, overwrite)
+    facts = checkpoint_facts(weights)
     if json:
         print(dumps(facts, indent=1, ensure_ascii=False))
     else:
         print_facts(facts, Console())
     if export is not None:
         print(export, file=sys.stderr)
+
+
+@app.command()
+def release(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a training (its best_psnr.pt), or a file of weights.")
+    ],
+    name: Annotated[str, typer.Option("--as", help="The named network that it is, such as cascade128.")],
+    evaluation: Annotated[
+        list[Path] | None, typer.Option(help="Folder of drr2ct evaluate of these weights; repeatable.")
+    ] = None,
+    left_out: Annotated[
+        list[Path] | None,
+        typer.Option(help="Such a folder of a network that the same recipe made without those patients; repeatable."),
+    ] = None,
+    robustness: Annotated[Path | None, typer.Option(help="Folder of drr2ct robustness of these weights.")] = None,
+    bundle: Annotated[Path, typer.Option(help="Root of the bundle that ships it.")] = Path("bundles/biplanar_ct"),
+) -> None:
+    """Ship a training's weights with the bundle: models/NAME.safetensors, model card, model.pt, metadata.json."""
+    from drr2ct.networks import network_config
+    from drr2ct.pipeline.reports.release import release as run_release
+
+    network_config(name)  # an unknown name is refused with its neighbours
+    for path in run_release(source, name, bundle, evaluation or (), left_out or (), robustness):
+        print(path)
 
 
 @app.command()
@@ -400,14 +452,17 @@ def segmentations(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Option(help="For example RUN/checkpoints/best_psnr.pt.")],
     output: Annotated[Path, typer.Option(help="File: .ts TorchScript, .pt2 torch.export, .onnx ONNX.")],
+    checkpoint: Checkpoint = None,
+    model: Model = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
 ) -> None:
-    """Write a checkpoint's network as one file for other runtimes, and check it against the checkpoint."""
+    """Write a network as one file for other runtimes, and check it against its checkpoint."""
     from drr2ct.pipeline.checkpoints.network_export import export_network
+    from drr2ct.pipeline.checkpoints.shipped import chosen_weights
 
-    made = export_network(checkpoint, output, overwrite)
+    made = export_network(chosen_weights(checkpoint, model), output, overwrite)
+    print(made.network)
     print(f"{made.path}  {made.kind}, float32; differs from the checkpoint's network by at most {made.difference:.1e}")
 
 

@@ -1,4 +1,4 @@
-"""The demonstration: one real chest CT, varied without end, a trained cascade, and a reconstruction from two files."""
+"""The demonstration: an unseen patient by a shipped network; then one CT varied without end, and a cascade trained."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from drr2ct.pipeline.checkpoints.shipped import chosen_weights, weights_file
 from drr2ct.pipeline.data.cohort import CohortPlan, write_cohort
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.data.loading import derived_seed
 from drr2ct.pipeline.data.sample.cts import sample_ct
+from drr2ct.pipeline.demo_unseen import reconstruct_unseen
 from drr2ct.pipeline.evaluation.baselines import evaluate_baselines
 from drr2ct.pipeline.evaluation.metrics import InWindow
 from drr2ct.pipeline.evaluation.similarity import DEFAULT_WINDOW
@@ -62,25 +64,49 @@ class DemoSettings:
     seed: int = 0
 
 
-def run_demo(output: str | Path, settings: DemoSettings, console: Console) -> dict[str, float]:
-    """Run everything and return what ``summary.json`` holds. A demonstration that was stopped goes on where it was.
+def run_demo(
+    output: str | Path,
+    settings: DemoSettings,
+    console: Console,
+    model: str | None = None,
+    reconstruct_only: bool = False,
+) -> dict[str, float]:
+    """Reconstruct an unseen patient with a shipped network, then train one. What was stopped goes on where it was.
 
     Args:
-        output: ``data``, ``run``, ``evaluation``, ``reconstruction.nii.gz``, ``overview.png`` and ``summary.json``
-            land here.
-        settings: how large.
-        console: where progress and the table are printed.
+        output: ``unseen`` lands here (see :func:`~drr2ct.pipeline.demo_unseen.reconstruct_unseen`), and ``data``,
+            ``run``, ``evaluation``, ``reconstruction.nii.gz``, ``overview.png`` and ``summary.json`` of the training.
+        settings: how large the training is.
+        console: where progress and tables are printed.
+        model: name of a shipped network; by default the finest. Where none is shipped, this part is left out.
+        reconstruct_only: leave the training out.
+
+    Returns:
+        What ``summary.json`` holds of the training, or the figures of the unseen patient if that is left out.
 
     Raises:
-        InputError: if the folder holds a finished demonstration, or data made with other settings.
+        InputError: if the folder holds a finished demonstration, or data made with other settings, if there is nothing
+            to reconstruct with, or for a network that is not shipped.
     """
     output = Path(output)
+    if not reconstruct_only and (output / "summary.json").exists():
+        raise InputError(f"{output} holds a finished demonstration; delete it or choose another folder.")
+    weights = chosen_weights(model=model) if reconstruct_only else weights_file(model=model)
+    figures: dict[str, float] = {}
+    if weights is None:
+        console.print("no network is shipped here, so the demonstration begins with training one")
+    else:
+        console.print("[bold]a real patient whom no shipped network has seen[/], from two radiographs")
+        figures = reconstruct_unseen(output / "unseen", weights, console)
+    return figures if reconstruct_only else train_one(output, settings, console)
+
+
+def train_one(output: Path, settings: DemoSettings, console: Console) -> dict[str, float]:
+    """Train a small cascade on variations of one CT; :func:`run_demo` says of what it writes and raises."""
     began = time.monotonic()
     geometry = BiplanarGeometry.from_angles(VolumeGrid(GRID_SIZE), detector_size=DETECTOR_SIZE)
     plan = CohortPlan((sample_ct(),), geometry, 0, settings.validation, settings.test, seed=settings.seed)
     data, run = output / "data", output / "run"
-    if (output / "summary.json").exists():
-        raise InputError(f"{output} holds a finished demonstration; delete it or choose another folder.")
     patients = len(plan.patients())
     console.print(f"[bold]1/4[/] {patients} variations of one real chest CT to judge on, with paired DRRs → {data}")
     with Progress(console=console) as progress:

@@ -1467,6 +1467,25 @@ RADIOGRAPHS = [
         checkpoint(other_network),
         "checkpoint … is of another network (cascade64); use the network and overrides it was trained with.",
     ),
+    Case(
+        "a checkpoint and a shipped network",
+        lambda sound: [
+            "--pa",
+            sound.pa,
+            "--lateral",
+            sound.lateral,
+            "--checkpoint",
+            sound.checkpoint,
+            "--model",
+            "cascade64",
+        ],
+        "checkpoint … and the shipped network cascade64 cannot both be used; give one of them.",
+    ),
+    Case(
+        "a network that is not shipped",
+        lambda sound: ["--pa", sound.pa, "--lateral", sound.lateral, "--model", "cascade65"],
+        "network cascade65 is not shipped here (shipped: …); choose one that is, or give a checkpoint.",
+    ),
     Case("names with spaces and Unicode, radiographs", spaced, "", USED, exists),
 ]
 
@@ -1477,7 +1496,7 @@ def test_radiographs(command: Command, sound: Sound, case: Case) -> None:  # noq
     before = snapshot(sound.folder)
     out = sound.folder / "out"
     given = [*arguments, "--output", out / "ct.nii.gz"]
-    if "--checkpoint" not in arguments:
+    if not {"--checkpoint", "--model"} & set(map(str, arguments)):
         given += ["--checkpoint", sound.checkpoint]
     status, message = command("reconstruct", *given)
     assert not bombs_target(sound).exists(), "a checkpoint must never run code"

@@ -36,6 +36,7 @@ from drr2ct.transforms.validation import InputError, existing_file
 
 CHECKPOINT_FORMAT = 1
 RELEASE_SUFFIX = ".safetensors"
+NO_WEIGHTS = "no network is shipped with this installation; give a checkpoint, such as RUN/checkpoints/best_psnr.pt."
 
 
 class DamagedCheckpointError(InputError):
@@ -106,25 +107,27 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     return _checked(path, content)
 
 
-def read_if_there(path: str | Path) -> dict[str, Any] | None:
+def read_if_there(path: str | Path | None) -> dict[str, Any] | None:
     """A checkpoint's content, or None without the file, so that a bundle without weights can be inspected.
 
     Raises:
         InputError: as :func:`read_checkpoint`, but for a missing file.
     """
-    return read_checkpoint(path) if Path(path).exists() else None
+    return read_checkpoint(path) if path is not None and Path(path).exists() else None
 
 
-def description_of(path: str | Path, content: Mapping[str, Any] | None) -> dict[str, Any]:
+def description_of(path: str | Path | None, content: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a checkpoint says of itself.
 
     Args:
-        path: of the checkpoint.
+        path: of the checkpoint; None if none was given and none is shipped.
         content: of the checkpoint, if it was read already.
 
     Raises:
-        InputError: as :func:`read_checkpoint`.
+        InputError: as :func:`read_checkpoint`, or without a path.
     """
+    if path is None:
+        raise InputError(NO_WEIGHTS)
     content = read_checkpoint(path) if content is None else content
     description: dict[str, Any] = content["description"]
     return description
@@ -175,15 +178,29 @@ def write_release(checkpoint: str | Path, path: str | Path, overwrite: bool = Fa
         raise InputError(f"released weights are safetensors; name the file {path.with_suffix(RELEASE_SUFFIX)}.")
     refuse_to_replace(path, overwrite)
     content = read_checkpoint(checkpoint)
-    weights = {name: value.contiguous() for name, value in content["network"].items()}
-    description = json.dumps(content["description"])
-    metadata = {"description": description, "sha256": _digest(weights, description)}
+    return write_weights(path, content["network"], content["description"])
+
+
+def write_weights(path: Path, network: Mapping[str, Tensor], description: Mapping[str, Any]) -> Path:
+    """Write weights and what is said of them as safetensors, with a SHA-256 over both.
+
+    Raises:
+        InputError: if the file cannot be written; what was there before stays.
+    """
+    weights = {name: value.contiguous() for name, value in network.items()}
+    text = json.dumps(description)
+    metadata = {"description": text, "sha256": _digest(weights, text)}
     try:
         with replacing(path) as temporary:
             temporary.write_bytes(save(weights, metadata))  # save_file would let only its owner read it
     except (OSError, SafetensorError) as error:
         raise _not_written(path, error) from error
     return path
+
+
+def weights_sha256(network: Mapping[str, Tensor]) -> str:
+    """By which weights are known in whatever file they are: SHA-256 over names, types, shapes and values."""
+    return _digest(network, "")
 
 
 def _read_release(path: Path, device: torch.device | str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from drr2ct.pipeline.checkpoints.description import network_sentence
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.transforms.geometry import BiplanarGeometry
 
@@ -47,6 +48,7 @@ def print_facts(facts: Mapping[str, Any], console: Console) -> None:
         facts["file"],
         {
             "network": f"{facts['name']}, {facts['parameters']:,} weights",
+            "in words": network_sentence(facts),
             "trained": f"epoch {facts.get('epoch', '?')}{where}, step {facts.get('iteration', '?')}",
             "last metrics": _numbers(facts.get("metrics", {})),
             "best so far": _numbers(facts["best"]),

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from drr2ct.networks import ProgressiveCascade
+from drr2ct.pipeline.checkpoints.description import network_sentence
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
@@ -36,17 +37,17 @@ _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and the largest difference from the network on one random input."""
+    """What was written, of which network (in a sentence), and the largest difference from it on one random input."""
 
     path: Path
     kind: str
+    network: str
     difference: float
 
 
-def facts(checkpoint: str | Path, network: ProgressiveCascade) -> dict[str, Any]:
+def facts(checkpoint: str | Path, description: Mapping[str, Any], network: ProgressiveCascade) -> dict[str, Any]:
     """What a user of the exported file must know, in plain types."""
     geometry = network.config.geometry
-    description = read_checkpoint(checkpoint)["description"]
     rows, columns = geometry.detector_size
     return {
         "note": f"{DISCLAIMER}; two views cannot determine a volume, what they do not show is inferred",
@@ -85,7 +86,8 @@ def export_network(checkpoint: str | Path, output: str | Path, overwrite: bool =
     if output.suffix == ".onnx" and missing:
         raise InputError(f"ONNX export needs {', '.join(missing)}; pip install 'drr2ct[export]'.")
     network = load_network(checkpoint)
-    note = json.dumps(facts(checkpoint, network), ensure_ascii=False)
+    description = read_checkpoint(checkpoint)["description"]
+    note = json.dumps(facts(checkpoint, description, network), ensure_ascii=False)
     kind, write, read = _FORMATS[output.suffix]
     views, (rows, columns) = len(network.config.geometry.views), network.config.geometry.detector_size
     image = torch.rand(1, views, rows, columns, generator=torch.Generator().manual_seed(0))
@@ -101,7 +103,7 @@ def export_network(checkpoint: str | Path, output: str | Path, overwrite: bool =
                 f"the exported network differs from checkpoint {checkpoint} by {difference:.3g}, more than "
                 f"{TOLERANCE:g}; it was not kept: export it in another format."
             )
-    return Exported(output, kind, difference)
+    return Exported(output, kind, network_sentence(description), difference)
 
 
 def _example(image: Tensor) -> tuple[tuple[Tensor], tuple[dict[int, Any]]]:

@@ -17,6 +17,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import string_list_all_gather
 
+from drr2ct.pipeline.checkpoints.files import weights_sha256
 from drr2ct.pipeline.data.identity import trained_on
 from drr2ct.pipeline.evaluation.similarity import WINDOWS
 from drr2ct.pipeline.evaluation.statistics import PairedDifference, Summary, compare_paired, summarise
@@ -64,10 +65,13 @@ def refuse_leakage(
             )
 
 
-def model_facts(checkpoint: str | Path, description: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``summary.json`` says of the model, from its checkpoint."""
+def model_facts(
+    checkpoint: str | Path, description: Mapping[str, Any], network: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """What an evaluation's files say of the model: from its checkpoint, what that says of itself, and its weights."""
     return {
         "checkpoint": str(checkpoint),
+        "weights_sha256": weights_sha256(network),
         "name": description["name"],
         "epoch": description.get("epoch"),
         "mode": description["mode"],

@@ -15,6 +15,7 @@ from rich.progress import track
 from torch import Tensor
 
 from drr2ct.networks.interval import estimate_of
+from drr2ct.pipeline.checkpoints.description import network_sentence
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_datalist
@@ -27,7 +28,7 @@ from drr2ct.pipeline.evaluation.conditions import (
     with_isocentre_off,
 )
 from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
-from drr2ct.pipeline.evaluation.protocol import FORMAT, by_patient, patient_records, refuse_leakage
+from drr2ct.pipeline.evaluation.protocol import FORMAT, by_patient, model_facts, patient_records, refuse_leakage
 from drr2ct.pipeline.evaluation.statistics import compare_paired
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import write_csv, write_json
@@ -62,7 +63,9 @@ def run_robustness(
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise InputError(f"device {device!r} is not to be had here; choose cpu, or cuda on a machine with a GPU.")
     network = load_network(checkpoint, device)
-    description = read_checkpoint(checkpoint)["description"]
+    content = read_checkpoint(checkpoint)
+    description = content["description"]
+    print(network_sentence(description))
     mode = description["mode"]
     geometry = network.config.geometry
     items = load_datalist(dataset_dir, part, [view.name for view in geometry.views], *split)
@@ -109,10 +112,13 @@ def run_robustness(
             changed = degrade(image, condition, geometry.views, seed + number, statistics)
             made = whole if condition.name == "clean" else reconstruct(changed / LINE_INTEGRAL_SCALE)
             found[condition][patient] = metric.compute(made, truth)
-    return _write(Path(output_dir), found, todo[0])
+    about = {"part": part, "model": model_facts(checkpoint, description, content["network"])}
+    return _write(Path(output_dir), found, todo[0], about)
 
 
-def _write(folder: Path, found: dict[Condition, dict[str, dict[str, float]]], clean: Condition) -> list[dict[str, str]]:
+def _write(
+    folder: Path, found: dict[Condition, dict[str, dict[str, float]]], clean: Condition, about: dict[str, Any]
+) -> list[dict[str, str]]:
     rows, records = [], []
     for condition, figures in found.items():
         means = {name: float(np.nanmean([row[name] for row in figures.values()])) for name in ROBUSTNESS_FIGURES}
@@ -131,8 +137,8 @@ def _write(folder: Path, found: dict[Condition, dict[str, dict[str, float]]], cl
                 "psnr_change": "" if change is None else f"{change['difference']:.6g}",
             }
         )
-        about = {"condition": condition.name, "value": condition.value, "unit": condition.unit}
-        records.append({**about, "patients": patient_records(figures), "means": means, "psnr_change": change})
+        which = {"condition": condition.name, "value": condition.value, "unit": condition.unit}
+        records.append({**which, "patients": patient_records(figures), "means": means, "psnr_change": change})
     write_csv(folder / "robustness.csv", list(rows[0]), [list(row.values()) for row in rows])
-    write_json(folder / "robustness.json", {"format": FORMAT, "conditions": records})
+    write_json(folder / "robustness.json", {"format": FORMAT, **about, "conditions": records})
     return rows

@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from drr2ct.pipeline.checkpoints.description import network_sentence
 from drr2ct.pipeline.reconstruction.job import ReconstructionJob
 from drr2ct.pipeline.reconstruction.result import Result, make_result
 from drr2ct.pipeline.reconstruction.writing import write_result
@@ -51,7 +52,7 @@ class WriteReconstructions:
 
     def _started(self, evaluator: Engine) -> None:
         job, network = self.job, evaluator.network  # type: ignore[attr-defined]
-        job.say(f"{_network_line(job)}, on {next(network.parameters()).device} in {self.precision}")
+        job.say(f"{network_sentence(job.description)}, on {next(network.parameters()).device} in {self.precision}")
         finished = len(job.items) - len(job.pending) - len(job.failures)
         if finished:
             job.say(f"finished before, and kept: {finished} of {len(job.items)} patients")
@@ -117,15 +118,6 @@ class WriteReconstructions:
             hook.remove()
         if len(args) > 1 and isinstance(args[1], BaseException):
             raise args[1]  # ignite swallows an exception that a handler has seen
-
-
-def _network_line(job: ReconstructionJob) -> str:
-    grid, about = job.geometry.grid, job.description
-    patients = len(about.get("patients", {}).get("training", []))
-    return (
-        f"{about['name']}, epoch {about.get('epoch', '?')}, trained on {patients} patients: "
-        f"{grid.size}³ voxels of {grid.spacing_mm:.3g} mm"
-    )
 
 
 def _sentences(evaluator: Engine, name: str) -> list[list[str]]:

@@ -8,13 +8,13 @@ from typing import Any
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, run_bundle
 
 
-def reconstruct(checkpoint: str | Path, **settings: Any) -> list[Path]:
+def reconstruct(checkpoint: str | Path | None = None, **settings: Any) -> list[Path]:
     """Reconstruct one patient from radiographs, or every patient of a folder: what ``drr2ct reconstruct`` does.
 
     Args:
-        checkpoint: of a training.
-        **settings: keys of ``inference.yaml``: ``radiographs`` (one file per view) or ``dataset_dir``, ``output`` or
-            ``output_dir``, ``intensity``, and so on.
+        checkpoint: of a training; by default the network ``model`` of those shipped, or the finest of them.
+        **settings: keys of ``inference.yaml``: ``model``, ``radiographs`` (one file per view) or ``dataset_dir``,
+            ``output`` or ``output_dir``, ``intensity``, and so on.
 
     Returns:
         The volumes' files, or folders of DICOM series.
@@ -29,7 +29,7 @@ def reconstruct(checkpoint: str | Path, **settings: Any) -> list[Path]:
             return [plain(entry) for entry in value]
         return str(value) if isinstance(value, Path) else value
 
-    overrides = {"checkpoint": str(checkpoint), **{key: plain(value) for key, value in settings.items()}}
+    overrides = {"checkpoint": plain(checkpoint), **{key: plain(value) for key, value in settings.items()}}
     try:
         results = run_bundle([bundle_file("configs/inference.yaml")], overrides, keep_config=False)
     except RuntimeError as error:  # MONAI wraps what a configuration raises

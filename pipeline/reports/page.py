@@ -40,8 +40,8 @@ def write_page(path: str | Path, template: str, **values: Any) -> Path:
         **values: for the template, which also has ``css`` and ``version``.
     """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(_asset(template)).render(
-        css=Markup(_asset("style.css")), version=importlib.metadata.version("drr2ct"), **values
+    page = environment.from_string(read_asset(template)).render(
+        css=Markup(read_asset("style.css")), version=importlib.metadata.version("drr2ct"), **values
     )
     path = Path(path)
     with replacing(path) as temporary:
@@ -62,7 +62,7 @@ def viewer_values(pairs: Sequence[Mapping[str, Any]], grid_size: int) -> dict[st
     """
     return {
         "data": Markup(json.dumps(pairs).replace("<", "\\u003c")),
-        "script": Markup(niivue_module() + "\n" + _asset("viewer.js")),
+        "script": Markup(niivue_module() + "\n" + read_asset("viewer.js")),
         "windows": VIEWER_WINDOWS,
         "doubt": {"range": DOUBT_RANGE, "colours": DOUBT_COLOURS} if any("doubt" in pair for pair in pairs) else None,
         "step": 1 / grid_size,
@@ -115,5 +115,6 @@ def niivue_module() -> str:
     return module
 
 
-def _asset(name: str) -> str:
+def read_asset(name: str) -> str:
+    """Text of a file of ``assets``."""
     return (files("drr2ct.pipeline.reports") / "assets" / name).read_text(encoding="utf-8")

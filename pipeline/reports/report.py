@@ -40,7 +40,8 @@ from drr2ct.pipeline.reports.tables import (
     statistics_table,
     tissue_table,
 )
-from drr2ct.pipeline.reports.wording import NOT_MEASURED, bounds_note, duration_text, value_text, window_text
+from drr2ct.pipeline.reports.wording import NOT_MEASURED, bounds_note, value_text, window_text
+from drr2ct.pipeline.running.console import duration_text
 from drr2ct.transforms.validation import InputError
 
 VIEWER_BYTES = 22_000_000

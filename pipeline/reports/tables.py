@@ -15,7 +15,8 @@ from drr2ct.pipeline.evaluation.protocol import by_patient, summarise_all
 from drr2ct.pipeline.evaluation.statistics import compare_paired
 from drr2ct.pipeline.evaluation.structures import TISSUES
 from drr2ct.pipeline.reports.runs import Run, mean_of, read_rows
-from drr2ct.pipeline.reports.wording import NOT_MEASURED, duration_text, figure_name, interval_text, value_text
+from drr2ct.pipeline.reports.wording import NOT_MEASURED, figure_name, interval_text, value_text
+from drr2ct.pipeline.running.console import duration_text
 from drr2ct.transforms.geometry import BiplanarGeometry
 
 

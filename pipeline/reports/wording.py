@@ -84,10 +84,3 @@ def window_text(window: Sequence[float]) -> str:
     """A window of HU as text, with its width."""
     low, high = window
     return f"{low:.0f} … {high:.0f} HU (range {high - low:.0f})".replace("-", "−")
-
-
-def duration_text(seconds: float) -> str:
-    """A time as text, in seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

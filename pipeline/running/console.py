@@ -1,4 +1,4 @@
-"""Tables on the console that are not cut where there is no terminal."""
+"""What the console shows: tables that are not cut where there is no terminal, times as people say them."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 def wide_console() -> Console:
     """For tables: a file or a pipe has no width, and rich would cut the numbers to fit 80 columns."""
     return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def duration_text(seconds: float) -> str:
+    """A time as text, in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -11,6 +11,7 @@ import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
 import drr2ct.networks
+from drr2ct.pipeline.checkpoints.shipped import shipped_networks
 from drr2ct.pipeline.running.bundle import bundle_file, command_line, merged_config
 from drr2ct.transforms.validation import InputError
 
@@ -57,9 +58,10 @@ def test_metadata_is_valid_and_true() -> None:
     jsonschema.validate(metadata, SCHEMA)
     assert metadata["version"] in metadata["changelog"]
     image, pred = metadata["network_data_format"]["inputs"]["image"], metadata["network_data_format"]["outputs"]["pred"]
-    geometry = drr2ct.networks.network_config("cascade256").geometry
+    # those of the network that is used where none is named
+    geometry = drr2ct.networks.network_config(next(iter(shipped_networks()), "cascade256")).geometry
     assert image["num_channels"] == len(geometry.views) and tuple(image["spatial_shape"]) == geometry.detector_size
-    assert pred["num_channels"] == 1 and pred["spatial_shape"] == [geometry.grid.size] * 3
+    assert pred["num_channels"] == len(pred["channel_def"]) and pred["spatial_shape"] == [geometry.grid.size] * 3
     assert (CONFIGS.parent / "LICENSE").exists() and (CONFIGS.parent / "docs" / "README.md").exists()
     pins = dict(
         re.findall(

@@ -1,0 +1,258 @@
+"""The model card of the shipped networks, written from their descriptions and from what was measured of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from drr2ct.pipeline.checkpoints.description import training_seconds
+from drr2ct.pipeline.evaluation.similarity import WINDOWS
+from drr2ct.pipeline.planning.tables import TableText
+from drr2ct.pipeline.reconstruction.record import file_sha256
+from drr2ct.pipeline.reports.measured import KEPT_FIGURES, Measured, mean_of
+from drr2ct.pipeline.reports.page import read_asset
+from drr2ct.pipeline.reports.wording import figure_name, value_text, window_text
+from drr2ct.pipeline.running.console import duration_text
+from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.validation import InputError, existing_file
+
+BASELINES = {"mean_volume": "mean of the training CTs", "nearest_patient": "nearest training patient"} | {
+    "backprojection": "back-projection"
+}
+_GROUP_TITLES = {"validation": "Validation patients", "unseen": "Unseen patients"}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where patients' CTs come from: a bundle's ``models/data.yaml``.
+
+    Args:
+        path: of that file.
+        source: whose archive it is.
+        changes: what was done to the CTs, in words.
+        collections: each with ``name``, ``doi``, ``licence`` and its ``patients``.
+    """
+
+    path: Path
+    source: str
+    changes: str
+    collections: tuple[Mapping[str, Any], ...]
+
+    @property
+    def patients(self) -> list[str]:
+        """All that are listed."""
+        return [patient for collection in self.collections for patient in collection["patients"]]
+
+    def used_by(self, networks: Sequence[ShippedNetwork]) -> list[tuple[Mapping[str, Any], list[str]]]:
+        """Collections of which networks have seen patients, with those."""
+        seen = {patient for network in networks for patient in network.patients}
+        found = [(collection, [p for p in collection["patients"] if p in seen]) for collection in self.collections]
+        return [(collection, patients) for collection, patients in found if patients]
+
+
+def read_sources(models: Path) -> Sources:
+    """Read ``data.yaml`` of a bundle's ``models``.
+
+    Raises:
+        InputError: if it is not there, or lacks something.
+    """
+    path = existing_file(models / "data.yaml", "attribution")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        collections = tuple(
+            {"patients": [str(p) for p in entry["patients"]], **{key: str(entry[key]) for key in _ATTRIBUTION}}
+            for entry in content["collections"]
+        )
+        return Sources(path, str(content["source"]), str(content["changes"]), collections)
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(
+            f"attribution {path} cannot be read ({error}); it needs source, changes, and collections with name, doi, "
+            "licence and patients."
+        ) from error
+
+
+_ATTRIBUTION = ("name", "doi", "licence")
+
+
+@dataclass(frozen=True)
+class ShippedNetwork:
+    """A shipped network as the card sees it.
+
+    Args:
+        name: under which it is shipped.
+        path: of its weights.
+        description: that they hold.
+        parameters: number of weights.
+        measured: of them.
+    """
+
+    name: str
+    path: Path
+    description: Mapping[str, Any]
+    parameters: int
+    measured: Measured
+
+    @cached_property
+    def geometry(self) -> BiplanarGeometry:
+        """Grid and views."""
+        return BiplanarGeometry.from_dict(self.description["config"]["geometry"])
+
+    @property
+    def file_sha256(self) -> str:
+        """Of the file of weights, as a download is checked."""
+        return file_sha256(self.path)
+
+    def part(self, name: str) -> list[str]:
+        """Patients of a part of its data."""
+        return list(self.description["patients"].get(name, []))
+
+    @property
+    def patients(self) -> list[str]:
+        """All that it has seen, in training or validation."""
+        return [*self.part("training"), *self.part("validation")]
+
+    @property
+    def training(self) -> list[tuple[str, str]]:
+        """How it was trained, in pairs of what and how; nothing is said of what is not known."""
+        return list(_training(self))
+
+    @property
+    def tables(self) -> list[str]:
+        """What was measured, as Markdown."""
+        found = [
+            _figures_table(f"{title}, {self.name}", self.measured.of_group(group))
+            for group, title in _GROUP_TITLES.items()
+            if self.measured.of_group(group)
+        ]
+        if self.measured.left_out:
+            networks = len({entry["weights_sha256"] for entry in self.measured.left_out.values()})
+            title = f"Left out: {networks} networks of the recipe of {self.name}, each judged on others' patients"
+            found.append(_figures_table(title, self.measured.left_out))
+        if self.measured.robustness is not None:
+            found.append(_robustness_table(self.name, self.measured.robustness))
+        return found
+
+
+def card(networks: Sequence[ShippedNetwork], sources: Sources) -> str:
+    """The card of shipped networks, the default one first, as Markdown."""
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    counts = sorted({len(network.part("training")) for network in networks})
+    return environment.from_string(read_asset("model_card.md.j2")).render(
+        networks=networks,
+        sources=sources,
+        networks_table=_networks_table(networks),
+        collections=sources.used_by(networks),
+        trained_on=" or ".join(map(str, counts)),
+        fov=f"{networks[0].geometry.grid.fov_mm:g}",
+        with_left_out=any(network.measured.left_out for network in networks),
+        window=window_text(WINDOWS[""]),
+        full_window=window_text(WINDOWS["_full"]),
+    )
+
+
+def data_line(sources: Sources, networks: Sequence[ShippedNetwork]) -> str:
+    """Collections that the networks have seen patients of, in one line: ``data_source`` of ``metadata.json``."""
+    used = [f"{entry['name']} ({entry['licence']})" for entry, _ in sources.used_by(networks)]
+    return f"{sources.source}: {', '.join(used)}"
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return TableText(title, tuple(columns), tuple(map(tuple, rows))).markdown()
+
+
+def _networks_table(networks: Sequence[ShippedNetwork]) -> str:
+    rows = []
+    for network in networks:
+        grid, seconds = network.geometry.grid, training_seconds(network.description)
+        rows.append(
+            (
+                f"`{network.name}`",
+                f"{grid.size}³ of {grid.spacing_mm:.3g} mm",
+                f"{network.parameters:,}",
+                f"{network.path.stat().st_size / 1e6:.1f} MB",
+                f"{len(network.part('training'))} patients",
+                "" if seconds is None else duration_text(seconds),
+            )
+        )
+    columns = ["network", "voxels", "weights", "file", "trained on", "trained for"]
+    known = len(columns) if any(row[-1] for row in rows) else -1
+    return _table("Networks", columns[:known], [row[:known] for row in rows])
+
+
+def _training(network: ShippedNetwork) -> Iterator[tuple[str, str]]:
+    about, training = network.description, network.description["training"]
+    yield "trained on", ", ".join(network.part("training"))
+    yield "validated on", ", ".join(network.part("validation"))
+    for view in network.geometry.views:
+        rows, columns = view.detector_size
+        yield (
+            f"view {view.name}",
+            f"gantry {view.gantry_angle_deg:g}°, source {view.source_to_isocentre_mm:g} mm from the isocentre and "
+            f"{view.source_to_detector_mm:g} mm from the detector, {rows} × {columns} pixels of "
+            f"{view.pixel_pitch_mm:.3g} mm",
+        )
+    yield "epoch, step", f"{about.get('epoch', '?')}, {about.get('iteration', '?')}"
+    if training["seconds"] is not None:
+        on = f" on {training['processor']}" if training.get("processor") else ""
+        yield "time of its own training", f"{duration_text(training['seconds'])}{on}"
+    before = training.get("began_with")
+    if before is not None:
+        since = training_seconds(before)
+        long = "" if since is None else f", after {duration_text(since)}"
+        yield "began with the weights of", f"{before['name'] or 'a training whose record is gone'}{long}"
+    if training.get("frozen"):
+        yield "kept as they came", ", ".join(f"`{pattern}`" for pattern in training["frozen"])
+    if training.get("vary", "off") != "off":
+        yield "patients are varied", training["vary"].replace("-", " ")
+    if training.get("films"):
+        yield "radiographs are varied", "as films: `augmentation` or `render` of the recipe"
+    if training.get("loss"):
+        yield "loss", ", ".join(f"{weight} · {term}" for term, weight in training["loss"].items())
+    for key, what in (("batch_size", "batch"), ("learning_rate", "learning rate")):
+        if training.get(key) is not None:
+            yield what, f"{training[key]:g}" if isinstance(training[key], float) else str(training[key])
+    if about.get("metrics"):
+        yield (
+            "last validation in training",
+            ", ".join(f"{name} {value:.4g}" for name, value in sorted(about["metrics"].items())),
+        )
+
+
+def _figures_table(title: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row per patient, their mean, and the baselines' means on the same patients."""
+    figures = [name for name in KEPT_FIGURES if not math.isnan(mean_of(entries.values(), name))]
+    rows = [
+        [patient, *(_cell(entry["figures"].get(name), name) for name in figures)] for patient, entry in entries.items()
+    ]
+    if len(rows) > 1:
+        rows.append(["**mean**", *(_cell(mean_of(entries.values(), name), name) for name in figures)])
+    for baseline, words in BASELINES.items():
+        if all(baseline in entry["baselines"] for entry in entries.values()):
+            means = (_cell(mean_of(entries.values(), name, baseline), name) for name in figures)
+            rows.append([f"*baseline: {words}*", *means])
+    return _table(f"{title} ({len(entries)})", ("patient", *map(figure_name, figures)), rows)
+
+
+def _robustness_table(name: str, robustness: Mapping[str, Any]) -> str:
+    figures = ("psnr", "ssim", "mae_hu")
+    rows = []
+    for entry in robustness["conditions"]:
+        value = "" if entry["value"] is None else f"{entry['value']:g} {entry['unit']}".strip().replace("-", "−")
+        change = "" if entry["psnr_change"] is None else f"{entry['psnr_change']:+.2f}".replace("-", "−")
+        means = [_cell(entry["means"].get(figure), figure) for figure in figures]
+        rows.append([entry["condition"].replace("_", " "), value, *means, change])
+    columns = ("condition", "value", *map(figure_name, figures), "change of PSNR (dB)")
+    return _table(f"Robustness, {name}, mean over patients ({robustness['count']})", columns, rows)
+
+
+def _cell(value: float | None, figure: str) -> str:
+    return "" if value is None or math.isnan(value) else value_text(value, figure)
