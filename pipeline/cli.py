@@ -264,6 +264,9 @@ def prepare(
     ] = None,
     key_file: Annotated[Path | None, typer.Option(help="Name patients by a hash under this secret key.")] = None,
     report: Annotated[Path | None, typer.Option(help="CSV of all series; DEST/series.csv by default.")] = None,
+    centre: Annotated[
+        str, typer.Option(metavar="box|lungs", help="Aim at the middle of the scan, or at the lungs.")
+    ] = "box",
     intensity: Annotated[
         str, typer.Option(help="For --check: line_integral, transmission or display.")
     ] = "line_integral",
@@ -281,7 +284,7 @@ def prepare(
 
         space = BiplanarGeometry.load(geometry) if geometry else dataset_geometry(fov_mm=fov_mm, detector_size=detector)
         key = existing_file(key_file, "key file").read_bytes().strip() if key_file else None
-        settings = PrepareSettings(space, split, seed, png_bits, per_study, patient_pattern, key)
+        settings = PrepareSettings(space, split, seed, png_bits, per_study, patient_pattern, key, centre)
         summary = run_prepare(source, dest, settings, workers, report, console)
         console.print(f"{summary.ready} patients in {dest}, {summary.made} made now, {summary.failed} failed")
         if summary.complete:
@@ -294,8 +297,8 @@ def prepare(
         root = dest or source
         checks = check_dataset(root, intensity, feet_first, console)
         for patient in checks:
-            for problem in patient.problems:
-                console.print(f"{patient.patient}: {problem}", markup=False)
+            for said in (*patient.problems, *patient.notes):
+                console.print(f"{patient.patient}: {said}", markup=False)
         for path in write_check(checks, root, [view.name for view in dataset_geometry(root).views]):
             console.print(str(path))
         if found := conclusions(checks):

@@ -80,9 +80,11 @@ class Varier:
         scan = Scan.of(ct)
         while True:
             to_scan = partial(self._positions, draw=draw, scan=scan, patient=patient)
-            low, high = moved_box(to_scan, np.array(scan.extent))
+            aim = np.array(scan.isocentre) - np.array(scan.centre)
+            low, high, aimed = moved_box(to_scan, np.array(scan.extent), aim)
             low, high = low + draw.cut[0] * (high - low), high - draw.cut[1] * (high - low)
-            isocentre = (low + high) / 2 + draw.shift_mm + np.array(scan.isocentre) - np.array(scan.centre)
+            # the middle of a scan goes with its ends; what was aimed at otherwise goes with the patient
+            isocentre = (aimed if aim.any() else (low + high) / 2) + draw.shift_mm
             spacing, first, grid_affine = self._voxels(low, high, isocentre)
             near, far = self._needed(ct, scan, to_scan, low, high, isocentre)
             start = np.ceil((near - first) / spacing - 1e-6)
@@ -180,19 +182,21 @@ def bent(
 
 
 def moved_box(
-    to_scan: PointMap, extent_mm: Float[np.ndarray, " 3"]
-) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
-    """Where the box of a scan comes to lie: through the affine map that is nearest; its sides stay along the axes.
+    to_scan: PointMap, extent_mm: Float[np.ndarray, " 3"], point: Float[np.ndarray, " 3"]
+) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
+    """Where the box of a scan, and a point of it, come to lie: through the affine map that is nearest.
 
-    So a scan ends where it ended in the patient, and next to nothing outside of it is needed.
+    The box's sides stay along the axes. So a scan ends where it ended in the patient, and next to nothing outside of it
+    is needed.
     """
     points = grid_points(-extent_mm / 2, extent_mm / 2, (7, 7, 7))
     values = to_scan(points)
     # the points are symmetric about 0, so that the least squares fall apart
     matrix = torch.einsum("axyz,bxyz->ab", values, points) / points.square().sum(dim=(1, 2, 3))
-    centre = -np.linalg.solve(matrix.double().numpy(), values.mean(dim=(1, 2, 3)).double().numpy())
+    linear, mean = matrix.double().numpy(), values.mean(dim=(1, 2, 3)).double().numpy()
+    centre = -np.linalg.solve(linear, mean)
     half = extent_mm / 2 / matrix.diagonal().double().clamp(min=0.3).numpy()
-    return centre - half, centre + half
+    return centre - half, centre + half, np.linalg.solve(linear, point - mean)
 
 
 def to_indices(positions: Float[Tensor, "3 a b c"], ct: MetaTensor, scan: Scan) -> Float[Tensor, "3 a b c"]:

@@ -6,6 +6,7 @@ called, and of several series the best is used.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import defaultdict
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from drr2ct.pipeline.data.candidate import VOLUME_SUFFIXES, Candidate, preference
 from drr2ct.pipeline.data.candidates import find_candidates
@@ -137,12 +140,49 @@ def _by_patient(root: Path, folder: str, inside: Sequence[Candidate]) -> dict[st
 
 def _item(patient: str, best: Candidate, folder: Path, views: Sequence[str]) -> dict[str, Any]:
     item: dict[str, Any] = {"patient": patient, "label": str(best.source)}
+    if (isocentre := recorded_isocentre(best.source)) is not None:
+        item["isocentre"] = isocentre
     if best.dicom:
         item["slices"] = list(best.files)
     radiographs = find_radiographs(folder, views)
     if radiographs is not None:
         item["image"] = [str(path) for path in radiographs]
     return item
+
+
+def record_beside(ct: str | Path) -> dict[str, Any]:
+    """What ``prepare`` wrote beside a CT, as ``<patient>.json``; empty if it was not made by it."""
+    path = Path(ct)
+    try:
+        content = json.loads((path.parent / f"{stem_of(path)}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "source_sha256" in content else {}
+
+
+def recorded_isocentre(ct: str | Path) -> list[float] | None:
+    """Where ``prepare`` let the views turn about (patient coordinates, mm), if that was not the centre of the box.
+
+    Raises:
+        InputError: if its record holds something else.
+    """
+    isocentre = record_beside(ct).get("isocentre")
+    return None if isocentre is None else check_isocentre(isocentre, f"the record beside {ct}")
+
+
+def check_isocentre(isocentre: Any, where: str) -> list[float]:
+    """Three coordinates in mm.
+
+    Raises:
+        InputError: if they are something else.
+    """
+    try:
+        x, y, z = map(float, isocentre)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: isocentre {isocentre!r} is not three coordinates in mm; correct it.") from error
+    if not np.isfinite([x, y, z]).all():
+        raise InputError(f"{where}: isocentre {isocentre!r} is not three coordinates in mm; correct it.")
+    return [x, y, z]
 
 
 def series_of(folder: str | Path) -> list[str]:
