@@ -5,6 +5,7 @@ The page is made of the cases below: ``python -m tests.test_bad_input`` writes i
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import re
@@ -35,7 +36,7 @@ from drr2ct.pipeline.checkpoints.files import read_checkpoint, write_checkpoint
 from drr2ct.transforms import LoadCT, render_drr, write_radiograph
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from tests.bundle.conftest import SMALL, command  # noqa: F401  # a fixture
-from tests.files import chest, file_system, read_rows, write_nifti
+from tests.files import chest, file_system, read_rows, write_nifti, write_with_itk
 from tests.pipeline.data.dicom_files import SHAPE, write_series
 from tests.transforms.films import statistics
 
@@ -183,8 +184,7 @@ def mixed(source: Path) -> None:
 
 
 def detached(source: Path) -> None:
-    image = sitk.GetImageFromArray(chest(VOLUME).transpose(2, 1, 0))
-    sitk.WriteImage(image, str(source / "bad.mhd"))
+    write_with_itk(source / "bad.mhd", chest(VOLUME), TEN)
     (source / "bad.raw").unlink()
 
 
@@ -280,6 +280,48 @@ def misnamed(source: Path) -> None:
     write_nifti(source / "bad.nii", chest(VOLUME)).rename(source / "bad.nii.gz")
 
 
+def packed(source: Path) -> None:
+    path = write_nifti(source / "bad.nii", chest(VOLUME))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+def packed_pair(source: Path) -> None:
+    pair(source)
+    for path in (source / "bad.hdr", source / "bad.img"):
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+
+
+def headless(name: str) -> Callable[[Path], None]:
+    return lambda source: sitk.WriteImage(sitk.GetImageFromArray(chest(VOLUME).transpose(2, 1, 0)), str(source / name))
+
+
+def two_files(compressed: bool = False, keep: bool = True) -> Callable[[Path], None]:
+    """An NRRD header and its data beside it."""
+
+    def write(source: Path) -> None:
+        write_with_itk(source / "bad.nhdr", chest(VOLUME), TEN)
+        (data,) = (path for path in source.glob("bad.*") if path.suffix != ".nhdr")
+        if compressed:
+            data.with_name("bad.raw.gz").write_bytes(gzip.compress(data.read_bytes()))
+            header = (source / "bad.nhdr").read_text()
+            header = header.replace(data.name, "bad.raw.gz").replace("encoding: raw", "encoding: gzip")
+            (source / "bad.nhdr").write_text(header)
+        if compressed or not keep:
+            data.unlink()
+
+    return write
+
+
+def whole_body() -> np.ndarray:
+    """A chest with 160 mm of lungs on top of 700 mm without, gas in the bowel, and arms at the sides."""
+    body = chest((40, 30, 86))
+    body[(body < -500) & (body > -900)] = 30
+    body[:, :, 70:] = chest((40, 30, 16))
+    body[18:24, 16:20, 20:60] = -1000
+    return body
+
+
 def pair(source: Path) -> None:
     nib.save(nib.Nifti1Pair(chest(VOLUME), TEN), source / "bad.hdr")
 
@@ -320,8 +362,9 @@ def sixteen_slices(dest: Path) -> None:
 
 
 ANISOTROPIC = np.diag([0.5, 0.5, 10, 1])
-LEFT_HANDED = np.diag([-5.0, 5, 5, 1])
-OBLIQUE = np.array([[4.0, -3, 0, 0], [3, 4, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]])
+LEFT_HANDED = np.diag([-10.0, 10, 10, 1])
+OBLIQUE = np.array([[8.0, -6, 0, 0], [6, 8, 0, 0], [0, 0, 10, 0], [0, 0, 0, 1]])
+_NO_SPACE = "an identity affine, so sides and voxel sizes are unknown; convert it from DICOM again"
 _UNREADABLE = "a header that cannot be read, truncated or of another type; copy it again"
 
 SOURCES = [
@@ -557,13 +600,30 @@ SOURCES = [
         USED,
     ),
     Case(
-        "an identity affine",
-        volume(chest(VOLUME), np.eye(4)),
-        "an identity affine, so sides and voxel sizes may be missing; they are taken as 1 mm and RAS",
-        USED,
+        "qform and sform turned by 180°",
+        two_forms(np.diag([-10.0, -10, 10, 1])),
+        "qform and sform point the voxels' axes elsewhere; convert it from DICOM again",
+        LEFT_OUT,
     ),
+    Case("an identity affine", volume(chest(VOLUME), np.eye(4)), _NO_SPACE, LEFT_OUT),
+    Case(
+        "an identity affine, to the left and back", volume(chest(VOLUME), np.diag([-1, -1, 1, 1])), _NO_SPACE, LEFT_OUT
+    ),
+    Case("an MHA of an array without its header", headless("bad.mha"), _NO_SPACE, LEFT_OUT),
+    Case("an NRRD of an array without its header", headless("bad.nrrd"), _NO_SPACE, LEFT_OUT),
     Case("a colour NIfTI", colours, "colours, not CT numbers; give the CT itself", LEFT_OUT),
     Case("a NIfTI called .nii.gz that is not compressed", misnamed, "slices 10 mm apart", USED, same_affine(TEN)),
+    Case("a NIfTI called .nii that is compressed", packed, "slices 10 mm apart", USED, same_affine(TEN)),
+    Case("a NIfTI called .NII.GZ", volume(chest(VOLUME), name="bad.NII.GZ"), "slices 10 mm apart", USED),
+    Case("a pair .nhdr and .raw", two_files(), "slices 10 mm apart", USED, same_affine(TEN)),
+    Case("a pair .nhdr and .raw.gz", two_files(compressed=True), "slices 10 mm apart", USED, same_affine(TEN)),
+    Case(
+        "an .nhdr without its data",
+        two_files(keep=False),
+        _UNREADABLE,
+        LEFT_OUT,
+    ),
+    Case("a compressed pair .hdr.gz and .img.gz", packed_pair, "slices 10 mm apart", USED, same_affine(TEN)),
     Case("a NIfTI of 20×18×16×1", volume(chest(VOLUME)[..., None]), "slices 10 mm apart", USED, same_affine(TEN)),
     Case("a pair .hdr and .img", pair, "slices 10 mm apart", USED, same_affine(TEN)),
     Case(
@@ -586,9 +646,36 @@ SOURCES = [
         USED,
         lambda dest: made()(dest).shape == (12, 12, 3000) or pytest.fail("slices were lost"),
     ),
-    Case("0.5×0.5×10 mm", volume(chest(VOLUME), ANISOTROPIC), "slices 10 mm apart", USED, same_affine(ANISOTROPIC)),
-    Case("an oblique affine", volume(chest(VOLUME), OBLIQUE), "", USED, same_affine(OBLIQUE)),
-    Case("a left-handed affine", volume(chest(VOLUME), LEFT_HANDED), "", USED, same_affine(LEFT_HANDED)),
+    Case(
+        "0.5×0.5×10 mm",
+        volume(chest(VOLUME), ANISOTROPIC),
+        "slices 10 mm apart; no lungs were found, so it may be no chest",
+        USED,
+        same_affine(ANISOTROPIC),
+    ),
+    Case("an oblique affine", volume(chest(VOLUME), OBLIQUE), "slices 10 mm apart", USED, same_affine(OBLIQUE)),
+    Case(
+        "a left-handed affine", volume(chest(VOLUME), LEFT_HANDED), "slices 10 mm apart", USED, same_affine(LEFT_HANDED)
+    ),
+    Case(
+        "a scan of the whole body",
+        volume(whole_body()),
+        "slices 10 mm apart; the lungs' centre is … mm from the isocentre, and the cube of 360 mm holds 0 % of them "
+        "(prepare with --centre lungs aims at it: … %)",
+        USED,
+    ),
+    Case(
+        "a scan of 24 mm",
+        volume(chest(VOLUME)[:, :, 4:12], np.diag([14.0, 14, 3, 1])),
+        "the scan is 24 mm high, the cube 360 mm",
+        USED,
+    ),
+    Case(
+        "a scan of the legs",
+        volume(whole_body()[:, :, :30]),
+        "slices 10 mm apart; no lungs were found, so it may be no chest",
+        USED,
+    ),
     Case(
         "names with spaces and Unicode",
         lambda source: write_nifti(source / "bad" / "Müller 患者 7" / "ct.nii.gz", chest(VOLUME)),
@@ -719,6 +806,11 @@ REQUESTS = [
         "a key that is too short",
         option("--key-file", "key", key=b"secret"),
         "the key for patients' names is shorter than 16 bytes and can be guessed; make a longer one.",
+    ),
+    Case(
+        "a centre that there is not",
+        option("--centre", "hips"),
+        "centre 'hips' is unknown; choose from box, lungs.",
     ),
     Case(
         "fractions that do not sum to 1",
@@ -968,7 +1060,7 @@ def test_data_sets(command: Command, tmp_path: Path, case: Case) -> None:  # noq
     result = command("train", root, "--output", out, "--network", "cascade64", *TINY)
     assert_refused(result, case.says)
     assert {path for path in snapshot(tmp_path) if not path.startswith(str(out))} == set(before)
-    assert not list(out.rglob("*.pt")) and not list((out / "cache").glob("*"))
+    assert not list(out.rglob("*.pt"))
     assert_nothing_half_written(out)
 
 

@@ -7,6 +7,7 @@ neither on brightness nor on exact distances. A set whose turned images fit bett
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ MARGIN = 0.02
 """By how much a turned image must fit better before the set is called turned."""
 SCALE_TOLERANCE = 0.1
 
+_OF_TURNS = re.compile(rf"\S+( and \S+ are| is) stored ({'|'.join(TURNS)}|exchanged)")
 _SIZE = 128
 _MAX_SHIFT = 12
 _SHEET_PATIENTS = 24
@@ -261,7 +263,7 @@ def conclusions(checks: Sequence[PatientCheck]) -> list[str]:
         sentences.append(
             f"{count['exchanged']} of {images} patients have two radiographs that are exchanged: rename their files."
         )
-    others = sum(any(" stored " not in problem for problem in check.problems) for check in checks)
+    others = sum(any(not _OF_TURNS.match(problem) for problem in check.problems) for check in checks)
     if others:
         sentences.append(f"{others} of {len(checks)} patients have other problems; see check.csv.")
     return sentences

@@ -103,17 +103,27 @@ def read_folder(dataset_dir: str | Path, views: Sequence[str]) -> tuple[list[dic
             continue
         members[parts[0] if len(parts) > 1 else ""].append(candidate)
     items: list[dict[str, Any]] = []
-    left_out: list[LeftOut] = []
+    unusable: dict[str, tuple[Sequence[Candidate], str]] = {}
+    found: set[str] = set()
     for folder, inside in members.items():
         for patient, own in _by_patient(root, folder, inside).items():
             best = min(own, key=preference)
             if best.reason:
                 first = os.path.relpath(best.source, root / folder)
-                left_out.append(LeftOut(patient, f"{printable(first)}: {best.reason}"))
+                unusable[patient] = (own, f"{printable(first)}: {best.reason}")
                 continue
+            found |= {candidate.patient for candidate in own}
             for note in best.notes:
                 logger.warning("patient %s: %s", patient, note)
             items.append(_item(patient, best, root / folder, views))
+    left_out = []
+    for patient, (failed, reason) in unusable.items():
+        if all(
+            not candidate.dicom and candidate.patient in found for candidate in failed
+        ):  # maps and the like, in a folder beside the CTs
+            logger.warning("%s left out: %s", patient, reason)
+        else:
+            left_out.append(LeftOut(patient, reason))
     empty = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in members]
     if empty:
         logger.warning("no CT in %d folders: %s", len(empty), ", ".join(map(printable, sorted(empty)[:20])))

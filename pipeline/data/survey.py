@@ -11,11 +11,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from rich.console import Console
 
@@ -173,6 +175,32 @@ def report_on(
     for (_, name), (look, item) in seen.items() if mode == "cube" else ():
         for note in aim_notes(look, item.get("isocentre") or look.centre, grid):
             logger.warning("patient %s: %s", name, note)
+
+
+class LookAtCTs:
+    """:func:`report_on`, when a training starts: what is refused before that leaves nothing behind.
+
+    Args:
+        parts: see :func:`report_on`.
+        grid: likewise.
+        cache_dir: likewise.
+        mode: likewise.
+        workers: likewise.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Sequence[Mapping[str, Any]]],
+        grid: VolumeGrid,
+        cache_dir: str | Path,
+        mode: str = "cube",
+        workers: int = 0,
+    ) -> None:
+        self._report = partial(report_on, parts, grid, cache_dir, mode, workers)
+
+    def attach(self, trainer: Engine) -> None:
+        """Register on the trainer."""
+        trainer.add_event_handler(Events.STARTED, self._report)
 
 
 def _look_each(items: Sequence[Mapping[str, Any]], folder: Path, workers: int) -> Iterator[None]:
