@@ -130,6 +130,8 @@ def evaluate(
     psnr, ssim, mae = (figures[name] for name in ("psnr", "ssim", "mae_hu"))
     print(f"{psnr['count']} patients: PSNR {psnr['mean']:.2f} dB, SSIM {ssim['mean']:.3f}, MAE {mae['mean']:.1f} HU")
     print(f"{summary}  these and all others; patients.csv, baselines.csv and the predictions lie beside it")
+    if (left_out := summary.with_name("left_out.csv")).is_file():
+        print(f"{left_out}  patients that could not be read, and why")
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, HTJ2KLossless, JPEGLSLos
 from drr2ct.networks import create_network
 from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import read_checkpoint, write_checkpoint
+from drr2ct.pipeline.data.survey import report_on
 from drr2ct.transforms import LoadCT, render_drr, write_radiograph
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from tests.bundle.conftest import SMALL, command  # noqa: F401  # a fixture
@@ -906,6 +908,21 @@ def stored(change: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> Callab
     return make
 
 
+def one_ct_in_two_parts(root: Path) -> None:
+    twins(root)
+    listed = {part: [{"label": f"{name}/{name}.nii.gz"}] for part, name in (("training", "p"), ("test", "q"))}
+    (root / "dataset.json").write_text(json.dumps(listed))
+
+
+def twins(root: Path) -> None:
+    """A CT, and the same with every two slices in one."""
+    values = asymmetric(0)
+    write_nifti(root / "p" / "p.nii.gz", values)
+    thick = np.diag([10.0, 10, 20, 1])
+    thick[2, 3] = 5
+    write_nifti(root / "q" / "q.nii.gz", values.reshape(*values.shape[:2], -1, 2).mean(axis=3).round(), thick)
+
+
 _TURNED = "1 of 1 patients have radiographs that are stored"
 SETS = [
     Case(
@@ -932,6 +949,16 @@ SETS = [
         "radiographs in other units",
         stored(lambda views: [view * 3 for view in views]),
         "1 of 1 patients have other problems; see check.csv.",
+    ),
+    Case(
+        "a CT of stored values (HU + 1024) in a data set",
+        lambda root: write_nifti(root / "p" / "p.nii.gz", padded(chest(VOLUME) + 1024)),
+        "1 of 1 patients have other problems; see check.csv.",
+    ),
+    Case(
+        "one CT in training and test, with slices twice as thick",
+        one_ct_in_two_parts,
+        "1 of 2 patients have other problems; see check.csv.",
     ),
 ]
 
@@ -1062,6 +1089,49 @@ def test_data_sets(command: Command, tmp_path: Path, case: Case) -> None:  # noq
     assert {path for path in snapshot(tmp_path) if not path.startswith(str(out))} == set(before)
     assert not list(out.rglob("*.pt"))
     assert_nothing_half_written(out)
+
+
+STARTS = [
+    Case(
+        "one CT in training and validation, with slices twice as thick",
+        twins,
+        "q (validation) shows the CT of p (training), so what is measured there is not of a new patient: keep one",
+        USED,
+    ),
+    Case(
+        "a whole body and a chest",
+        lambda root: (
+            write_nifti(root / "p" / "p.nii.gz", whole_body()),
+            write_nifti(root / "q" / "q.nii.gz", asymmetric(0)),
+        ),
+        "patient p: the lungs' centre is … mm from the isocentre, and the cube of 360 mm holds 0 % of them (prepare "
+        "with --centre lungs aims at it: … %)",
+        USED,
+    ),
+    Case(
+        "scans of 24 mm",
+        lambda root: [
+            write_nifti(root / name / f"{name}.nii.gz", chest(VOLUME, k)[:, :, 4:12], np.diag([14.0, 14 - k, 3, 1]))
+            for k, name in enumerate("pq")
+        ],
+        "…patient p: the scan is 24 mm high, the cube 360 mm…",
+        USED,
+    ),
+]
+
+
+@parametrize(STARTS)
+def test_starts(tmp_path: Path, case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    case.make(tmp_path)
+    parts = {part: [{"patient": name, "label": str(tmp_path / name / f"{name}.nii.gz")}] for part, name in _PQ}
+    before = snapshot(tmp_path)
+    report_on(parts, VolumeGrid(16), tmp_path / "out" / "cache")
+    assert matches(" ".join(caplog.messages), case.says), caplog.messages
+    assert before.items() <= snapshot(tmp_path).items()
+    assert_nothing_half_written(tmp_path)
+
+
+_PQ = (("training", "p"), ("validation", "q"))
 
 
 def varied(count: int, *arguments: str) -> Callable[[Path], list[str]]:
@@ -1636,6 +1706,52 @@ def test_other_geometry(command: Command, sound: Sound) -> None:  # noqa: F811
     assert not list(out.rglob("*.csv"))
 
 
+def some_cut_off(which: Sequence[str]) -> Callable[[Sound], Path]:
+    def make(sound: Sound) -> Path:
+        root = make_patients(sound.folder / "set", 2)
+        for name in which:
+            path = root / name / f"{name}.nii.gz"
+            path.write_bytes(path.read_bytes()[:3000])
+        listed = [{"patient": name, "label": f"{name}/{name}.nii.gz"} for name in ("p0", "p1")]
+        (root / "dataset.json").write_text(json.dumps({"test": listed}))
+        return root
+
+    return make
+
+
+JUDGED = [
+    Case(
+        "a truncated CT among those to judge on",
+        some_cut_off(["p1"]),
+        "CT … cannot be read (…); it may be truncated or of another type; copy or export it again",
+        USED,
+    ),
+    Case(
+        "truncated CTs only to judge on",
+        some_cut_off(["p0", "p1"]),
+        "none of 2 patients can be read; the first, p0: CT … cannot be read (…); it may be truncated or of another "
+        "type; copy or export it again.",
+    ),
+]
+
+
+@parametrize(JUDGED)
+def test_judged(command: Command, sound: Sound, case: Case) -> None:  # noqa: F811
+    root, out = case.make(sound), sound.folder / "out"
+    before = snapshot(root)
+    fast = ("--set", "num_workers=0", "--set", "precision=fp32", "--set", "export_grid=none")
+    status, message = command("evaluate", root, "--checkpoint", sound.checkpoint, "--output", out, *fast)
+    assert snapshot(root) == before
+    if case.happens == REFUSED:
+        assert_refused((status, message), case.says)
+        assert not list(out.rglob("*.csv"))
+        return
+    assert status == 0, message
+    (row,) = read_rows(out / "left_out.csv")
+    assert row["patient"] == "p1" and matches(row["reason"], case.says)
+    assert [row["patient"] for row in read_rows(out / "patients.csv")] == ["p0", "mean"]
+
+
 # --------------------------------------------------------------------------- files that are there
 
 
@@ -1747,8 +1863,9 @@ SECTIONS = {
     "`drr2ct prepare SOURCE DEST`: what is asked for": REQUESTS,
     "`drr2ct prepare DATASET --check`": SETS,
     "`drr2ct train DATASET`": DATA_SETS,
+    "`drr2ct train DATASET`: what is said at the start": STARTS,
     "`drr2ct train DATASET --vary …`": VARIED,
-    "`drr2ct reconstruct` and `drr2ct evaluate`": [*RADIOGRAPHS, INVERTED, OTHER_GEOMETRY],
+    "`drr2ct reconstruct` and `drr2ct evaluate`": [*RADIOGRAPHS, INVERTED, OTHER_GEOMETRY, *JUDGED],
     "Any command": [*EXISTING, *FULL],
 }
 
@@ -1759,7 +1876,7 @@ them (`python -m tests.test_bad_input`). "…" stands for what varies: paths, na
 
 - **refused**: the command ends with status 2 and this one sentence; what the output held is as it was.
 - **left out**: this reason stands in `series.csv`; the other patients are made.
-- **used**: it works; what is said stands in `series.csv`.
+- **used**: it works; what is said stands in `series.csv`, `left_out.csv`, or on the screen.
 
 Nothing is lost: input files are never changed, and no half-written file is left behind.
 """

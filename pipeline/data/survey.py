@@ -200,7 +200,7 @@ class LookAtCTs:
 
     def attach(self, trainer: Engine) -> None:
         """Register on the trainer."""
-        trainer.add_event_handler(Events.STARTED, self._report)
+        trainer.add_event_handler(Events.STARTED, lambda: self._report())  # else it is given the engine
 
 
 def _look_each(items: Sequence[Mapping[str, Any]], folder: Path, workers: int) -> Iterator[None]:
