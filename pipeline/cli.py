@@ -143,6 +143,8 @@ def evaluate(
     psnr, ssim, mae = (figures[name] for name in ("psnr", "ssim", "mae_hu"))
     print(f"{psnr['count']} patients: PSNR {psnr['mean']:.2f} dB, SSIM {ssim['mean']:.3f}, MAE {mae['mean']:.1f} HU")
     print(f"{summary}  these and all others; patients.csv, baselines.csv and the predictions lie beside it")
+    if (left_out := summary.with_name("left_out.csv")).is_file():
+        print(f"{left_out}  patients that could not be read, and why")
 
 
 @app.command()
@@ -313,6 +315,9 @@ def prepare(
     ] = None,
     key_file: Annotated[Path | None, typer.Option(help="Name patients by a hash under this secret key.")] = None,
     report: Annotated[Path | None, typer.Option(help="CSV of all series; DEST/series.csv by default.")] = None,
+    centre: Annotated[
+        str, typer.Option(metavar="box|lungs", help="Aim at the middle of the scan, or at the lungs.")
+    ] = "box",
     intensity: Annotated[
         str, typer.Option(help="For --check: line_integral, transmission or display.")
     ] = "line_integral",
@@ -330,7 +335,7 @@ def prepare(
 
         space = BiplanarGeometry.load(geometry) if geometry else dataset_geometry(fov_mm=fov_mm, detector_size=detector)
         key = existing_file(key_file, "key file").read_bytes().strip() if key_file else None
-        settings = PrepareSettings(space, split, seed, png_bits, per_study, patient_pattern, key)
+        settings = PrepareSettings(space, split, seed, png_bits, per_study, patient_pattern, key, centre)
         summary = run_prepare(source, dest, settings, workers, report, console)
         console.print(f"{summary.ready} patients in {dest}, {summary.made} made now, {summary.failed} failed")
         if summary.complete:
@@ -343,8 +348,8 @@ def prepare(
         root = dest or source
         checks = check_dataset(root, intensity, feet_first, console)
         for patient in checks:
-            for problem in patient.problems:
-                console.print(f"{patient.patient}: {problem}", markup=False)
+            for said in (*patient.problems, *patient.notes):
+                console.print(f"{patient.patient}: {said}", markup=False)
         for path in write_check(checks, root, [view.name for view in dataset_geometry(root).views]):
             console.print(str(path))
         if found := conclusions(checks):

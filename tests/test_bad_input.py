@@ -5,7 +5,9 @@ The page is made of the cases below: ``python -m tests.test_bad_input`` writes i
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -32,10 +34,11 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, HTJ2KLossless, JPEGLSLos
 from drr2ct.networks import create_network
 from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import read_checkpoint, write_checkpoint
+from drr2ct.pipeline.data.survey import report_on
 from drr2ct.transforms import LoadCT, render_drr, write_radiograph
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from tests.bundle.conftest import SMALL, command  # noqa: F401  # a fixture
-from tests.files import chest, file_system, read_rows, write_nifti
+from tests.files import chest, file_system, read_rows, write_nifti, write_with_itk
 from tests.pipeline.data.dicom_files import SHAPE, write_series
 from tests.transforms.films import statistics
 
@@ -183,8 +186,7 @@ def mixed(source: Path) -> None:
 
 
 def detached(source: Path) -> None:
-    image = sitk.GetImageFromArray(chest(VOLUME).transpose(2, 1, 0))
-    sitk.WriteImage(image, str(source / "bad.mhd"))
+    write_with_itk(source / "bad.mhd", chest(VOLUME), TEN)
     (source / "bad.raw").unlink()
 
 
@@ -280,6 +282,48 @@ def misnamed(source: Path) -> None:
     write_nifti(source / "bad.nii", chest(VOLUME)).rename(source / "bad.nii.gz")
 
 
+def packed(source: Path) -> None:
+    path = write_nifti(source / "bad.nii", chest(VOLUME))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+def packed_pair(source: Path) -> None:
+    pair(source)
+    for path in (source / "bad.hdr", source / "bad.img"):
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+
+
+def headless(name: str) -> Callable[[Path], None]:
+    return lambda source: sitk.WriteImage(sitk.GetImageFromArray(chest(VOLUME).transpose(2, 1, 0)), str(source / name))
+
+
+def two_files(compressed: bool = False, keep: bool = True) -> Callable[[Path], None]:
+    """An NRRD header and its data beside it."""
+
+    def write(source: Path) -> None:
+        write_with_itk(source / "bad.nhdr", chest(VOLUME), TEN)
+        (data,) = (path for path in source.glob("bad.*") if path.suffix != ".nhdr")
+        if compressed:
+            data.with_name("bad.raw.gz").write_bytes(gzip.compress(data.read_bytes()))
+            header = (source / "bad.nhdr").read_text()
+            header = header.replace(data.name, "bad.raw.gz").replace("encoding: raw", "encoding: gzip")
+            (source / "bad.nhdr").write_text(header)
+        if compressed or not keep:
+            data.unlink()
+
+    return write
+
+
+def whole_body() -> np.ndarray:
+    """A chest with 160 mm of lungs on top of 700 mm without, gas in the bowel, and arms at the sides."""
+    body = chest((40, 30, 86))
+    body[(body < -500) & (body > -900)] = 30
+    body[:, :, 70:] = chest((40, 30, 16))
+    body[18:24, 16:20, 20:60] = -1000
+    return body
+
+
 def pair(source: Path) -> None:
     nib.save(nib.Nifti1Pair(chest(VOLUME), TEN), source / "bad.hdr")
 
@@ -320,8 +364,9 @@ def sixteen_slices(dest: Path) -> None:
 
 
 ANISOTROPIC = np.diag([0.5, 0.5, 10, 1])
-LEFT_HANDED = np.diag([-5.0, 5, 5, 1])
-OBLIQUE = np.array([[4.0, -3, 0, 0], [3, 4, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]])
+LEFT_HANDED = np.diag([-10.0, 10, 10, 1])
+OBLIQUE = np.array([[8.0, -6, 0, 0], [6, 8, 0, 0], [0, 0, 10, 0], [0, 0, 0, 1]])
+_NO_SPACE = "an identity affine, so sides and voxel sizes are unknown; convert it from DICOM again"
 _UNREADABLE = "a header that cannot be read, truncated or of another type; copy it again"
 
 SOURCES = [
@@ -557,13 +602,30 @@ SOURCES = [
         USED,
     ),
     Case(
-        "an identity affine",
-        volume(chest(VOLUME), np.eye(4)),
-        "an identity affine, so sides and voxel sizes may be missing; they are taken as 1 mm and RAS",
-        USED,
+        "qform and sform turned by 180°",
+        two_forms(np.diag([-10.0, -10, 10, 1])),
+        "qform and sform point the voxels' axes elsewhere; convert it from DICOM again",
+        LEFT_OUT,
     ),
+    Case("an identity affine", volume(chest(VOLUME), np.eye(4)), _NO_SPACE, LEFT_OUT),
+    Case(
+        "an identity affine, to the left and back", volume(chest(VOLUME), np.diag([-1, -1, 1, 1])), _NO_SPACE, LEFT_OUT
+    ),
+    Case("an MHA of an array without its header", headless("bad.mha"), _NO_SPACE, LEFT_OUT),
+    Case("an NRRD of an array without its header", headless("bad.nrrd"), _NO_SPACE, LEFT_OUT),
     Case("a colour NIfTI", colours, "colours, not CT numbers; give the CT itself", LEFT_OUT),
     Case("a NIfTI called .nii.gz that is not compressed", misnamed, "slices 10 mm apart", USED, same_affine(TEN)),
+    Case("a NIfTI called .nii that is compressed", packed, "slices 10 mm apart", USED, same_affine(TEN)),
+    Case("a NIfTI called .NII.GZ", volume(chest(VOLUME), name="bad.NII.GZ"), "slices 10 mm apart", USED),
+    Case("a pair .nhdr and .raw", two_files(), "slices 10 mm apart", USED, same_affine(TEN)),
+    Case("a pair .nhdr and .raw.gz", two_files(compressed=True), "slices 10 mm apart", USED, same_affine(TEN)),
+    Case(
+        "an .nhdr without its data",
+        two_files(keep=False),
+        _UNREADABLE,
+        LEFT_OUT,
+    ),
+    Case("a compressed pair .hdr.gz and .img.gz", packed_pair, "slices 10 mm apart", USED, same_affine(TEN)),
     Case("a NIfTI of 20×18×16×1", volume(chest(VOLUME)[..., None]), "slices 10 mm apart", USED, same_affine(TEN)),
     Case("a pair .hdr and .img", pair, "slices 10 mm apart", USED, same_affine(TEN)),
     Case(
@@ -586,9 +648,36 @@ SOURCES = [
         USED,
         lambda dest: made()(dest).shape == (12, 12, 3000) or pytest.fail("slices were lost"),
     ),
-    Case("0.5×0.5×10 mm", volume(chest(VOLUME), ANISOTROPIC), "slices 10 mm apart", USED, same_affine(ANISOTROPIC)),
-    Case("an oblique affine", volume(chest(VOLUME), OBLIQUE), "", USED, same_affine(OBLIQUE)),
-    Case("a left-handed affine", volume(chest(VOLUME), LEFT_HANDED), "", USED, same_affine(LEFT_HANDED)),
+    Case(
+        "0.5×0.5×10 mm",
+        volume(chest(VOLUME), ANISOTROPIC),
+        "slices 10 mm apart; no lungs were found, so it may be no chest",
+        USED,
+        same_affine(ANISOTROPIC),
+    ),
+    Case("an oblique affine", volume(chest(VOLUME), OBLIQUE), "slices 10 mm apart", USED, same_affine(OBLIQUE)),
+    Case(
+        "a left-handed affine", volume(chest(VOLUME), LEFT_HANDED), "slices 10 mm apart", USED, same_affine(LEFT_HANDED)
+    ),
+    Case(
+        "a scan of the whole body",
+        volume(whole_body()),
+        "slices 10 mm apart; the lungs' centre is … mm from the isocentre, and the cube of 360 mm holds 0 % of them "
+        "(prepare with --centre lungs aims at it: … %)",
+        USED,
+    ),
+    Case(
+        "a scan of 24 mm",
+        volume(chest(VOLUME)[:, :, 4:12], np.diag([14.0, 14, 3, 1])),
+        "the scan is 24 mm high, the cube 360 mm",
+        USED,
+    ),
+    Case(
+        "a scan of the legs",
+        volume(whole_body()[:, :, :30]),
+        "slices 10 mm apart; no lungs were found, so it may be no chest",
+        USED,
+    ),
     Case(
         "names with spaces and Unicode",
         lambda source: write_nifti(source / "bad" / "Müller 患者 7" / "ct.nii.gz", chest(VOLUME)),
@@ -721,6 +810,11 @@ REQUESTS = [
         "the key for patients' names is shorter than 16 bytes and can be guessed; make a longer one.",
     ),
     Case(
+        "a centre that there is not",
+        option("--centre", "hips"),
+        "centre 'hips' is unknown; choose from box, lungs.",
+    ),
+    Case(
         "fractions that do not sum to 1",
         option("--split", 0.5, 0.5, 0.5),
         "split fractions (0.5, 0.5, 0.5) do not fit; give three numbers, zero or more, that sum to 1.",
@@ -814,6 +908,21 @@ def stored(change: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> Callab
     return make
 
 
+def one_ct_in_two_parts(root: Path) -> None:
+    twins(root)
+    listed = {part: [{"label": f"{name}/{name}.nii.gz"}] for part, name in (("training", "p"), ("test", "q"))}
+    (root / "dataset.json").write_text(json.dumps(listed))
+
+
+def twins(root: Path) -> None:
+    """A CT, and the same with every two slices in one."""
+    values = asymmetric(0)
+    write_nifti(root / "p" / "p.nii.gz", values)
+    thick = np.diag([10.0, 10, 20, 1])
+    thick[2, 3] = 5
+    write_nifti(root / "q" / "q.nii.gz", values.reshape(*values.shape[:2], -1, 2).mean(axis=3).round(), thick)
+
+
 _TURNED = "1 of 1 patients have radiographs that are stored"
 SETS = [
     Case(
@@ -840,6 +949,16 @@ SETS = [
         "radiographs in other units",
         stored(lambda views: [view * 3 for view in views]),
         "1 of 1 patients have other problems; see check.csv.",
+    ),
+    Case(
+        "a CT of stored values (HU + 1024) in a data set",
+        lambda root: write_nifti(root / "p" / "p.nii.gz", padded(chest(VOLUME) + 1024)),
+        "1 of 1 patients have other problems; see check.csv.",
+    ),
+    Case(
+        "one CT in training and test, with slices twice as thick",
+        one_ct_in_two_parts,
+        "1 of 2 patients have other problems; see check.csv.",
     ),
 ]
 
@@ -968,8 +1087,51 @@ def test_data_sets(command: Command, tmp_path: Path, case: Case) -> None:  # noq
     result = command("train", root, "--output", out, "--network", "cascade64", *TINY)
     assert_refused(result, case.says)
     assert {path for path in snapshot(tmp_path) if not path.startswith(str(out))} == set(before)
-    assert not list(out.rglob("*.pt")) and not list((out / "cache").glob("*"))
+    assert not list(out.rglob("*.pt"))
     assert_nothing_half_written(out)
+
+
+STARTS = [
+    Case(
+        "one CT in training and validation, with slices twice as thick",
+        twins,
+        "q (validation) shows the CT of p (training), so what is measured there is not of a new patient: keep one",
+        USED,
+    ),
+    Case(
+        "a whole body and a chest",
+        lambda root: (
+            write_nifti(root / "p" / "p.nii.gz", whole_body()),
+            write_nifti(root / "q" / "q.nii.gz", asymmetric(0)),
+        ),
+        "patient p: the lungs' centre is … mm from the isocentre, and the cube of 360 mm holds 0 % of them (prepare "
+        "with --centre lungs aims at it: … %)",
+        USED,
+    ),
+    Case(
+        "scans of 24 mm",
+        lambda root: [
+            write_nifti(root / name / f"{name}.nii.gz", chest(VOLUME, k)[:, :, 4:12], np.diag([14.0, 14 - k, 3, 1]))
+            for k, name in enumerate("pq")
+        ],
+        "…patient p: the scan is 24 mm high, the cube 360 mm…",
+        USED,
+    ),
+]
+
+
+@parametrize(STARTS)
+def test_starts(tmp_path: Path, case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    case.make(tmp_path)
+    parts = {part: [{"patient": name, "label": str(tmp_path / name / f"{name}.nii.gz")}] for part, name in _PQ}
+    before = snapshot(tmp_path)
+    report_on(parts, VolumeGrid(16), tmp_path / "out" / "cache")
+    assert matches(" ".join(caplog.messages), case.says), caplog.messages
+    assert before.items() <= snapshot(tmp_path).items()
+    assert_nothing_half_written(tmp_path)
+
+
+_PQ = (("training", "p"), ("validation", "q"))
 
 
 def varied(count: int, *arguments: str) -> Callable[[Path], list[str]]:
@@ -1563,6 +1725,52 @@ def test_other_geometry(command: Command, sound: Sound) -> None:  # noqa: F811
     assert not list(out.rglob("*.csv"))
 
 
+def some_cut_off(which: Sequence[str]) -> Callable[[Sound], Path]:
+    def make(sound: Sound) -> Path:
+        root = make_patients(sound.folder / "set", 2)
+        for name in which:
+            path = root / name / f"{name}.nii.gz"
+            path.write_bytes(path.read_bytes()[:3000])
+        listed = [{"patient": name, "label": f"{name}/{name}.nii.gz"} for name in ("p0", "p1")]
+        (root / "dataset.json").write_text(json.dumps({"test": listed}))
+        return root
+
+    return make
+
+
+JUDGED = [
+    Case(
+        "a truncated CT among those to judge on",
+        some_cut_off(["p1"]),
+        "CT … cannot be read (…); it may be truncated or of another type; copy or export it again",
+        USED,
+    ),
+    Case(
+        "truncated CTs only to judge on",
+        some_cut_off(["p0", "p1"]),
+        "none of 2 patients can be read; the first, p0: CT … cannot be read (…); it may be truncated or of another "
+        "type; copy or export it again.",
+    ),
+]
+
+
+@parametrize(JUDGED)
+def test_judged(command: Command, sound: Sound, case: Case) -> None:  # noqa: F811
+    root, out = case.make(sound), sound.folder / "out"
+    before = snapshot(root)
+    fast = ("--set", "num_workers=0", "--set", "precision=fp32", "--set", "export_grid=none")
+    status, message = command("evaluate", root, "--checkpoint", sound.checkpoint, "--output", out, *fast)
+    assert snapshot(root) == before
+    if case.happens == REFUSED:
+        assert_refused((status, message), case.says)
+        assert not list(out.rglob("*.csv"))
+        return
+    assert status == 0, message
+    (row,) = read_rows(out / "left_out.csv")
+    assert row["patient"] == "p1" and matches(row["reason"], case.says)
+    assert [row["patient"] for row in read_rows(out / "patients.csv")] == ["p0", "mean"]
+
+
 # --------------------------------------------------------------------------- files that are there
 
 
@@ -1674,8 +1882,9 @@ SECTIONS = {
     "`drr2ct prepare SOURCE DEST`: what is asked for": REQUESTS,
     "`drr2ct prepare DATASET --check`": SETS,
     "`drr2ct train DATASET`": DATA_SETS,
+    "`drr2ct train DATASET`: what is said at the start": STARTS,
     "`drr2ct train DATASET --vary …`": VARIED,
-    "`drr2ct reconstruct` and `drr2ct evaluate`": [*RADIOGRAPHS, INVERTED, OTHER_GEOMETRY],
+    "`drr2ct reconstruct` and `drr2ct evaluate`": [*RADIOGRAPHS, INVERTED, OTHER_GEOMETRY, *JUDGED],
     "Any command": [*EXISTING, *FULL],
 }
 
@@ -1686,7 +1895,7 @@ them (`python -m tests.test_bad_input`). "…" stands for what varies: paths, na
 
 - **refused**: the command ends with status 2 and this one sentence; what the output held is as it was.
 - **left out**: this reason stands in `series.csv`; the other patients are made.
-- **used**: it works; what is said stands in `series.csv`.
+- **used**: it works; what is said stands in `series.csv`, `left_out.csv`, or on the screen.
 
 Nothing is lost: input files are never changed, and no half-written file is left behind.
 """

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+import pydicom.config
 import SimpleITK as sitk
 import torch
 from jaxtyping import Float
@@ -18,6 +19,9 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from drr2ct.transforms.hounsfield import AIR_HU, HU_WINDOW
 from drr2ct.transforms.validation import InputError
+
+# values that break a rule of the standard and can be read are no news, for every slice of an archive
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 _CODECS = "install pylibjpeg with pylibjpeg-libjpeg and pylibjpeg-openjpeg, or python-gdcm, or decompress the files"
 

@@ -12,11 +12,14 @@ import numpy as np
 from jaxtyping import Float
 from nibabel.filebasedimages import ImageFileError
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
+_PAIR = (".hdr", ".img", ".hdr.gz", ".img.gz")
+NIFTI_SUFFIXES = (".nii", ".nii.gz", *_PAIR)
 
 _MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
 _PLAUSIBLE_MM = (0.05, 20.0)
 """Between these every CT's voxels are."""
+_SAME_DIRECTION = 0.5
+"""Cosine between the axes of two forms: below, they name other sides."""
 _GZIP = b"\x1f\x8b"
 
 
@@ -49,7 +52,7 @@ def open_nifti(path: Path) -> Any:
         OSError, EOFError, ImageFileError: as nibabel and gzip do, for what is damaged or no NIfTI.
     """
     name = path.name.lower()
-    if name.endswith((".hdr", ".img")):
+    if name.endswith(_PAIR):
         return nib.load(path)
     with path.open("rb") as file:
         packed = file.read(2) == _GZIP
@@ -62,6 +65,25 @@ def open_nifti(path: Path) -> Any:
     if content[4:7] == b"n+2":
         return nib.Nifti2Image.from_bytes(content)
     raise ImageFileError("not a NIfTI file")
+
+
+def _turned(first: Float[np.ndarray, "4 4"], second: Float[np.ndarray, "4 4"]) -> bool:
+    """Whether an axis of the voxels points elsewhere by one affine than by another."""
+    axes = [form[:3, :3] / np.maximum(np.linalg.norm(form[:3, :3], axis=0), 1e-12) for form in (first, second)]
+    return bool(((axes[0] * axes[1]).sum(axis=0) < _SAME_DIRECTION).any())
+
+
+def unknown_space(affine: Float[np.ndarray, "4 4"]) -> str:
+    """What is wrong with the affine that files get from nobody: voxels of 1 mm along the axes, the first at the origin.
+
+    nibabel writes it for an array alone, ITK the same along its own axes.
+
+    Returns:
+        What it has and what to do; empty if it can be used.
+    """
+    if np.array_equal(np.abs(affine), np.eye(4)):
+        return "an identity affine, so sides and voxel sizes are unknown; convert it from DICOM again"
+    return ""
 
 
 def nifti_geometry(image: Any) -> NiftiGeometry:
@@ -105,10 +127,11 @@ def nifti_geometry(image: Any) -> NiftiGeometry:
         voxels = [np.linalg.norm(form[:3, :3], axis=0) * factor for form in (qform, sform)]
         if np.linalg.det(qform[:3, :3]) * np.linalg.det(sform[:3, :3]) < 0:
             problem = "qform and sform disagree about left and right; convert it from DICOM again"
+        elif _turned(qform, sform):
+            problem = "qform and sform point the voxels' axes elsewhere; convert it from DICOM again"
         elif not np.allclose(qform, sform, rtol=1e-2, atol=0.02 * float(voxels[1].max()) / factor):
             sizes = ["×".join(f"{v:.3g}" for v in size) for size in voxels]
             notes.append(f"qform and sform differ (voxels of {sizes[0]} and {sizes[1]} mm); the sform is used")
-    if np.array_equal(affine, np.eye(4)):
-        notes.append("an identity affine, so sides and voxel sizes may be missing; they are taken as 1 mm and RAS")
     affine[:3] *= factor
+    problem = problem or unknown_space(affine)
     return NiftiGeometry(affine, shape, tuple(notes), problem)

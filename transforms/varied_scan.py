@@ -27,6 +27,7 @@ from drr2ct.transforms.warping import PointMap, cubic_weights, grid_points, resa
 
 _SMALLEST_JACOBIAN = 0.15
 _POINTS_MM = 12.0  # between the points at which the warp is evaluated: a seventh of what its control points are apart
+_NEWTON_STEPS = 8
 _SEEN_MARGIN = 1.15  # of the scan's length that the detectors see, for views that are not quite where they should be
 
 
@@ -80,9 +81,11 @@ class Varier:
         scan = Scan.of(ct)
         while True:
             to_scan = partial(self._positions, draw=draw, scan=scan, patient=patient)
-            low, high = moved_box(to_scan, np.array(scan.extent))
+            aim = np.array(scan.isocentre) - np.array(scan.centre)
+            low, high, matrix = moved_box(to_scan, np.array(scan.extent))
             low, high = low + draw.cut[0] * (high - low), high - draw.cut[1] * (high - low)
-            isocentre = (low + high) / 2 + draw.shift_mm + np.array(scan.isocentre) - np.array(scan.centre)
+            # the middle of a scan goes with its ends; what was aimed at otherwise goes with the patient
+            isocentre = (_origin_of(aim, to_scan, matrix) if aim.any() else (low + high) / 2) + draw.shift_mm
             spacing, first, grid_affine = self._voxels(low, high, isocentre)
             near, far = self._needed(ct, scan, to_scan, low, high, isocentre)
             start = np.ceil((near - first) / spacing - 1e-6)
@@ -181,18 +184,33 @@ def bent(
 
 def moved_box(
     to_scan: PointMap, extent_mm: Float[np.ndarray, " 3"]
-) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
+) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"], Float[np.ndarray, "3 3"]]:
     """Where the box of a scan comes to lie: through the affine map that is nearest; its sides stay along the axes.
 
     So a scan ends where it ended in the patient, and next to nothing outside of it is needed.
+
+    Returns:
+        Its lower and its upper corner, and the map's linear part.
     """
     points = grid_points(-extent_mm / 2, extent_mm / 2, (7, 7, 7))
     values = to_scan(points)
     # the points are symmetric about 0, so that the least squares fall apart
     matrix = torch.einsum("axyz,bxyz->ab", values, points) / points.square().sum(dim=(1, 2, 3))
-    centre = -np.linalg.solve(matrix.double().numpy(), values.mean(dim=(1, 2, 3)).double().numpy())
+    linear, mean = matrix.double().numpy(), values.mean(dim=(1, 2, 3)).double().numpy()
+    centre = -np.linalg.solve(linear, mean)
     half = extent_mm / 2 / matrix.diagonal().double().clamp(min=0.3).numpy()
-    return centre - half, centre + half
+    return centre - half, centre + half, linear
+
+
+def _origin_of(
+    point: Float[np.ndarray, " 3"], to_scan: PointMap, matrix: Float[np.ndarray, "3 3"]
+) -> Float[np.ndarray, " 3"]:
+    """Where a point of the scan comes to stand: simplified Newton steps, with the linear part of the map nearby."""
+    found = np.zeros(3)
+    for _ in range(_NEWTON_STEPS):
+        reached = to_scan(torch.from_numpy(found).float().reshape(3, 1, 1, 1)).flatten().double().numpy()
+        found = found - np.linalg.solve(matrix, reached - point)
+    return found
 
 
 def to_indices(positions: Float[Tensor, "3 a b c"], ct: MetaTensor, scan: Scan) -> Float[Tensor, "3 a b c"]:

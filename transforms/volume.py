@@ -35,7 +35,7 @@ from drr2ct.transforms.geometry import VolumeGrid
 from drr2ct.transforms.hounsfield import AIR_HU as AIR_HU
 from drr2ct.transforms.hounsfield import HU_WINDOW as HU_WINDOW
 from drr2ct.transforms.hounsfield import wrong_numbers
-from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti
+from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti, unknown_space
 from drr2ct.transforms.validation import InputError, existing_file
 
 GRID_MODES = ("cube", "resize")
@@ -76,6 +76,8 @@ class LoadCT(Transform):
                 array, meta = _from_nifti(path)
             else:
                 array, meta = _from_itk(_read_series(path) if path.is_dir() else sitk.ReadImage(str(path)))
+                if problem := unknown_space(meta["affine"]):
+                    raise InputError(f"CT {path} has {problem}.")
         except InputError:
             raise
         except (RuntimeError, OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:

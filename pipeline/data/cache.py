@@ -72,7 +72,7 @@ class CachedDataset(PersistentDataset):
         self._about = {"format": CACHE_FORMAT, "transform": fingerprint(steps), "code": _code()}
 
     def _key(self, item: Mapping[str, Any]) -> bytes:
-        content = json.dumps({**self._about, "item": _stamp(item)}, sort_keys=True, default=str)
+        content = json.dumps({**self._about, "item": stamp(item)}, sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest().encode()
 
     def _cachecheck(self, item_transformed: Any) -> Any:
@@ -255,12 +255,12 @@ def _code() -> str:
     return hashlib.sha256(content + importlib.metadata.version("monai").encode()).hexdigest()
 
 
-def _stamp(value: Any) -> Any:
-    """The item, with each path joined by its file's size and modification time."""
+def stamp(value: Any) -> Any:
+    """An item with each path joined by its file's size and modification time: what tells a changed file."""
     if isinstance(value, Mapping):
-        return {key: _stamp(entry) for key, entry in value.items()}
+        return {key: stamp(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_stamp(entry) for entry in value]
+        return [stamp(entry) for entry in value]
     if isinstance(value, (str, Path)) and (path := Path(value)).exists():
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         return [str(path.resolve()), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]

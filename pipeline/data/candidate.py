@@ -23,7 +23,7 @@ from monai.data import MetaTensor
 from drr2ct.transforms.dicom_slices import read_slices
 from drr2ct.transforms.volume import LoadCT, bounding_box_centre, check_ct
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".hdr.gz")
 MIN_SLICES = 8
 THICK_SLICES_MM = 5.0
 """Slices further apart are used, and noted."""

@@ -27,8 +27,10 @@ _MANY_FILES = 5000
 
 
 def _inspect(path: Path, source: Path) -> Header | Candidate | None:
-    if path.suffix.lower() == ".img" and not any(path.with_suffix(s).exists() for s in (".hdr", ".HDR")):
-        return Candidate("", ("", ""), (str(path),), False, reason=f"an .img file without its .hdr; {AGAIN}")
+    if match := re.search(r"\.img(\.gz)?$", path.name, re.IGNORECASE):
+        stem = path.name[: match.start()]
+        if not any((path.parent / f"{stem}{suffix}").exists() for suffix in (".hdr", ".HDR", ".hdr.gz", ".HDR.GZ")):
+            return Candidate("", ("", ""), (str(path),), False, reason=f"an .img file without its .hdr; {AGAIN}")
     return file_candidate(path, source) if is_volume_file(path) else read_header(str(path))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from monai.data import MetaTensor
 
 from drr2ct.pipeline.data.datalist import PARTS, write_datalist
+from drr2ct.pipeline.data.patients import recorded_isocentre
 from drr2ct.pipeline.running.workers import begin_worker
 from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
@@ -34,6 +35,8 @@ from drr2ct.transforms.volume import to_hu
 @dataclass(frozen=True)
 class CohortPlan:
     """What :func:`write_cohort` makes: how many patients per part, from which CTs, on which geometry.
+
+    Of CTs that ``prepare`` aimed elsewhere than at the middle of the scan, variations are aimed there too.
 
     With no patient for the training, its part lists copies of the CTs themselves: to be varied while training.
     """
@@ -90,7 +93,8 @@ def write_cohort(
         copy = root / name / source.name
         with replacing(copy) as temporary:
             shutil.copyfile(source, temporary)
-        parts["training"].append({"patient": name, "label": str(copy), "source": source.name})
+        aimed = {} if (isocentre := recorded_isocentre(source)) is None else {"isocentre": isocentre}
+        parts["training"].append({"patient": name, "label": str(copy), "source": source.name, **aimed})
     for part, name, source, seed in patients:
         volume, radiographs = _files(root / name, plan.geometry)
         parts[part].append(
@@ -151,5 +155,8 @@ def _load_source(path: Path, geometry: BiplanarGeometry) -> dict[str, Any]:
     """What is kept of the source CT; and kept, because one worker varies it many times."""
     if (path, geometry) not in _SOURCES:
         _SOURCES.clear()
-        _SOURCES[path, geometry] = files_to_kept(geometry)({"label": str(path), "patient": path.name})
+        item: dict[str, Any] = {"label": str(path), "patient": path.name}
+        if (isocentre := recorded_isocentre(path)) is not None:
+            item["isocentre"] = isocentre
+        _SOURCES[path, geometry] = files_to_kept(geometry)(item)
     return _SOURCES[path, geometry]

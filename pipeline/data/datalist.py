@@ -22,7 +22,13 @@ import numpy as np
 from drr2ct.pipeline.data.candidate import VOLUME_SUFFIXES
 from drr2ct.pipeline.data.identity import ct_fingerprint
 from drr2ct.pipeline.data.patient_names import stem_of
-from drr2ct.pipeline.data.patients import RADIOGRAPH_SUFFIXES, find_patients, series_of
+from drr2ct.pipeline.data.patients import (
+    RADIOGRAPH_SUFFIXES,
+    check_isocentre,
+    find_patients,
+    recorded_isocentre,
+    series_of,
+)
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
 from drr2ct.transforms.validation import InputError
@@ -172,7 +178,9 @@ def load_datalist(
         on_bad_sample: likewise; ``skip`` leaves out folders whose CT cannot be used, see :func:`find_patients`.
 
     Returns:
-        Items with ``patient``, ``label`` (path) and, where radiographs are stored, ``image`` (paths).
+        Items with ``patient``, ``label`` (path) and, where radiographs are stored, ``image`` (paths); with
+        ``isocentre`` (patient coordinates, mm) where the list or ``prepare``'s record names another than the centre of
+        the CT's box.
 
     Raises:
         InputError: if the folder, the part or a listed file is missing, or a patient is in two parts.
@@ -233,6 +241,8 @@ def load_parts(
         raise InputError(f"data list {listing} is not a MONAI data list in JSON ({error}); write it again.") from error
     _check_datalist(listing, parts, len(views))
     for item in (item for items in parts.values() for item in items):
+        if "isocentre" not in item and (isocentre := recorded_isocentre(item["label"])) is not None:
+            item["isocentre"] = isocentre
         if "slices" not in item and Path(item["label"]).is_dir():
             item["slices"] = series_of(item["label"])
     home: dict[str, tuple[str, str]] = {}
@@ -323,6 +333,8 @@ def _check_datalist(listing: Path, parts: dict[str, list[dict[str, Any]]], n_vie
                 raise InputError(
                     f"data list {listing}: patient {patient} is in {home[patient]!r} and in {part!r}; keep one."
                 )
+            if "isocentre" in item:
+                item["isocentre"] = check_isocentre(item["isocentre"], f"data list {listing}: patient {patient}")
             images = item.get("image", [])
             if images and (isinstance(images, str) or len(images) != n_views):
                 raise InputError(

@@ -7,9 +7,10 @@ neither on brightness nor on exact distances. A set whose turned images fit bett
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from monai.data import MetaTensor
 from rich.console import Console
 from torch import Tensor
 
-from drr2ct.pipeline.data.datalist import PARTS, dataset_geometry, load_datalist
+from drr2ct.pipeline.data.anatomy import decode_anatomy, twins
+from drr2ct.pipeline.data.datalist import dataset_geometry, load_parts
 from drr2ct.pipeline.data.patients import find_patients, read_folder
+from drr2ct.pipeline.data.survey import Seen, aim_notes, is_variation, look_at
 from drr2ct.pipeline.pictures.figures import save_figure
 from drr2ct.pipeline.pictures.planes import mid_planes
 from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW
@@ -42,6 +45,7 @@ MARGIN = 0.02
 """By how much a turned image must fit better before the set is called turned."""
 SCALE_TOLERANCE = 0.1
 
+_OF_TURNS = re.compile(rf"\S+( and \S+ are| is) stored ({'|'.join(TURNS)}|exchanged)")
 _SIZE = 128
 _MAX_SHIFT = 12
 _SHEET_PATIENTS = 24
@@ -56,6 +60,8 @@ class PatientCheck:
         problems: what is wrong, one phrase each; empty if nothing is.
         turns: how each view is stored, a key of :data:`TURNS` or "exchanged"; empty without stored radiographs.
         correlation: of each view with its rendering, as best turned.
+        notes: what is no problem but should be known.
+        seen: the look at the CT; None if it cannot be read.
         preview: what the contact sheet shows: the coronal plane in HU and the radiographs; empty if unreadable.
     """
 
@@ -64,6 +70,8 @@ class PatientCheck:
     turns: tuple[str, ...] = ()
     correlation: tuple[float, ...] = ()
     preview: tuple[np.ndarray, ...] = ()
+    notes: tuple[str, ...] = ()
+    seen: Seen | None = None
 
 
 def check_dataset(
@@ -89,24 +97,65 @@ def check_dataset(
     patients, left_out = read_folder(root, views)
     if not patients and not left_out:
         find_patients(root, views)  # says what was expected
+    home: dict[str, str] = {}
+    listed: dict[str, Mapping[str, Any]] = {}
     if (root / "dataset.json").is_file():
-        for part in PARTS:
-            load_datalist(root, part, views)
+        for part, items in load_parts(root, views).items():
+            home |= {str(item["patient"]): part for item in items}
+            listed |= {str(item["patient"]): item for item in items}
+    # aimed as a training would be
+    patients = [{**item, **_aim(listed.get(str(item["patient"]), item))} for item in patients]
     checks = (check_patient(item, geometry, intensity, feet_first) for item in patients)
     found = list(tracked(checks, len(patients), console or Console(quiet=True), "patients"))
+    found = _with_twins(found, home, {name for name, item in listed.items() if is_variation(item)})
     found += [PatientCheck(missing.patient, (missing.reason,)) for missing in left_out]
     return sorted(found, key=lambda check: check.patient)
+
+
+def _aim(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {"isocentre": item["isocentre"]} if "isocentre" in item else {}
+
+
+def _with_twins(checks: Sequence[PatientCheck], home: Mapping[str, str], varied: Set[str]) -> list[PatientCheck]:
+    """The checks, with CTs that several patients show named: a problem where two parts have one.
+
+    Args:
+        checks: of all patients.
+        home: part of each patient in ``dataset.json``.
+        varied: patients that were made from another's CT.
+    """
+    seen = {c.patient: decode_anatomy(c.seen.anatomy) for c in checks if c.seen is not None and c.patient not in varied}
+    same = twins(seen)
+    found = []
+    for check in checks:
+        if (other := same.get(check.patient)) is None:
+            found.append(check)
+        elif home.get(check.patient) == home.get(other):
+            found.append(replace(check, notes=(*check.notes, f"shows the CT of {other}")))
+        else:
+            problem = f"shows the CT of {other}, which is in {home.get(other)}, not in {home.get(check.patient)}"
+            found.append(replace(check, problems=(*check.problems, problem)))
+    return found
 
 
 def check_patient(
     item: Mapping[str, Any], geometry: BiplanarGeometry, intensity: str, feet_first: bool
 ) -> PatientCheck:
     """Check one item of a data list."""
-    patient = item["patient"]
     try:
         ct = LoadCT()(item["label"], item.get("isocentre"), item.get("slices", ()))
     except InputError as error:
-        return PatientCheck(patient, (str(error).rstrip("."),))
+        return PatientCheck(item["patient"], (str(error).rstrip("."),))
+    seen = look_at(ct)
+    check = _check_pictures(item, ct, geometry, intensity, feet_first)
+    return replace(check, notes=aim_notes(seen, ct.meta["isocentre"], geometry.grid), seen=seen)
+
+
+def _check_pictures(
+    item: Mapping[str, Any], ct: MetaTensor, geometry: BiplanarGeometry, intensity: str, feet_first: bool
+) -> PatientCheck:
+    """The CT's numbers, and whether stored radiographs show it."""
+    patient = item["patient"]
     problems = _implausible_hu(ct)
     # the detail that is compared survives 128 pixels
     rows, columns = geometry.detector_size
@@ -214,7 +263,7 @@ def conclusions(checks: Sequence[PatientCheck]) -> list[str]:
         sentences.append(
             f"{count['exchanged']} of {images} patients have two radiographs that are exchanged: rename their files."
         )
-    others = sum(any(" stored " not in problem for problem in check.problems) for check in checks)
+    others = sum(any(not _OF_TURNS.match(problem) for problem in check.problems) for check in checks)
     if others:
         sentences.append(f"{others} of {len(checks)} patients have other problems; see check.csv.")
     return sentences
@@ -227,8 +276,9 @@ def write_check(checks: Sequence[PatientCheck], folder: str | Path, views: Seque
     rows = []
     for check in checks:
         correlation = " ".join(f"{value:.3f}" for value in check.correlation)
-        rows.append([check.patient, "; ".join(check.turns), correlation, "; ".join(check.problems)])
-    write_csv(table, ["patient", "stored", "correlation", "problems"], rows)
+        said = "; ".join(check.problems), "; ".join(check.notes)
+        rows.append([check.patient, "; ".join(check.turns), correlation, *said])
+    write_csv(table, ["patient", "stored", "correlation", "problems", "notes"], rows)
     return table, save_figure(contact_sheet(checks, views), folder / "contact-sheet.png")
 
 

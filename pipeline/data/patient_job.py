@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from drr2ct.pipeline.data.anatomy import anatomy_of, encode_anatomy
 from drr2ct.pipeline.data.candidate import Candidate, preference, read_candidate
 from drr2ct.pipeline.data.patient_names import printable
 from drr2ct.pipeline.data.settings import PrepareSettings, folder_name, keyed
+from drr2ct.pipeline.data.survey import aim_notes, look_at, lungs_to_aim_at
 from drr2ct.pipeline.running.faults import disk_is_full
 from drr2ct.pipeline.running.workers import begin_worker
 from drr2ct.pipeline.volumes.files import write_volume
@@ -176,7 +176,16 @@ def _write_patient(
         if count:
             notes.append(f"{count} voxels {side} HU clipped")
     values.clamp_(low, high).round_()  # the DRRs see what the file will hold
-    radiographs = render_drr(ct, settings.geometry, isocentre=ct.meta["isocentre"])
+    seen = look_at(ct)
+    isocentre = seen.centre
+    if settings.centre == "lungs":
+        lungs = lungs_to_aim_at(seen)
+        isocentre = lungs.centre
+        away = np.linalg.norm(np.subtract(isocentre, seen.centre))
+        notes.append(f"aimed at the lungs ({lungs.litres:.2g} l), {away:.0f} mm from the middle of the scan")
+    notes += aim_notes(seen, isocentre, settings.geometry.grid)
+    lap("look")
+    radiographs = render_drr(ct, settings.geometry, isocentre=isocentre)
     lap("render")
     ceiling = DISPLAY_MAXIMUM if settings.png_bits == 8 else (2**16 - 1) / PNG_COUNTS
     for view, radiograph in zip(settings.geometry.views, radiographs, strict=True):
@@ -193,7 +202,8 @@ def _write_patient(
         "used": shown_path(candidate.files[0], job.source, settings.key),
         "shape": list(ct.shape[1:]),
         "voxel_mm": np.linalg.norm(np.asarray(ct.affine)[:3, :3], axis=0).round(6).tolist(),
-        "anatomy": encode_anatomy(anatomy_of(ct)),
+        **seen.to_dict(),
+        **({"isocentre": list(isocentre)} if settings.centre != "box" else {}),
         "notes": notes,
     }
 

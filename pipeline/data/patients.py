@@ -6,6 +6,7 @@ called, and of several series the best is used.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import defaultdict
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from drr2ct.pipeline.data.candidate import VOLUME_SUFFIXES, Candidate, preference
 from drr2ct.pipeline.data.candidates import find_candidates
@@ -100,17 +103,27 @@ def read_folder(dataset_dir: str | Path, views: Sequence[str]) -> tuple[list[dic
             continue
         members[parts[0] if len(parts) > 1 else ""].append(candidate)
     items: list[dict[str, Any]] = []
-    left_out: list[LeftOut] = []
+    unusable: dict[str, tuple[Sequence[Candidate], str]] = {}
+    found: set[str] = set()
     for folder, inside in members.items():
         for patient, own in _by_patient(root, folder, inside).items():
             best = min(own, key=preference)
             if best.reason:
                 first = os.path.relpath(best.source, root / folder)
-                left_out.append(LeftOut(patient, f"{printable(first)}: {best.reason}"))
+                unusable[patient] = (own, f"{printable(first)}: {best.reason}")
                 continue
+            found |= {candidate.patient for candidate in own}
             for note in best.notes:
                 logger.warning("patient %s: %s", patient, note)
             items.append(_item(patient, best, root / folder, views))
+    left_out = []
+    for patient, (failed, reason) in unusable.items():
+        if all(
+            not candidate.dicom and candidate.patient in found for candidate in failed
+        ):  # maps and the like, in a folder beside the CTs
+            logger.warning("%s left out: %s", patient, reason)
+        else:
+            left_out.append(LeftOut(patient, reason))
     empty = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in members]
     if empty:
         logger.warning("no CT in %d folders: %s", len(empty), ", ".join(map(printable, sorted(empty)[:20])))
@@ -137,12 +150,49 @@ def _by_patient(root: Path, folder: str, inside: Sequence[Candidate]) -> dict[st
 
 def _item(patient: str, best: Candidate, folder: Path, views: Sequence[str]) -> dict[str, Any]:
     item: dict[str, Any] = {"patient": patient, "label": str(best.source)}
+    if (isocentre := recorded_isocentre(best.source)) is not None:
+        item["isocentre"] = isocentre
     if best.dicom:
         item["slices"] = list(best.files)
     radiographs = find_radiographs(folder, views)
     if radiographs is not None:
         item["image"] = [str(path) for path in radiographs]
     return item
+
+
+def record_beside(ct: str | Path) -> dict[str, Any]:
+    """What ``prepare`` wrote beside a CT, as ``<patient>.json``; empty if it was not made by it."""
+    path = Path(ct)
+    try:
+        content = json.loads((path.parent / f"{stem_of(path)}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "source_sha256" in content else {}
+
+
+def recorded_isocentre(ct: str | Path) -> list[float] | None:
+    """Where ``prepare`` let the views turn about (patient coordinates, mm), if that was not the centre of the box.
+
+    Raises:
+        InputError: if its record holds something else.
+    """
+    isocentre = record_beside(ct).get("isocentre")
+    return None if isocentre is None else check_isocentre(isocentre, f"the record beside {ct}")
+
+
+def check_isocentre(isocentre: Any, where: str) -> list[float]:
+    """Three coordinates in mm.
+
+    Raises:
+        InputError: if they are something else.
+    """
+    try:
+        x, y, z = map(float, isocentre)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: isocentre {isocentre!r} is not three coordinates in mm; correct it.") from error
+    if not np.isfinite([x, y, z]).all():
+        raise InputError(f"{where}: isocentre {isocentre!r} is not three coordinates in mm; correct it.")
+    return [x, y, z]
 
 
 def series_of(folder: str | Path) -> list[str]:

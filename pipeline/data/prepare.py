@@ -42,7 +42,7 @@ from drr2ct.transforms.validation import InputError
 
 MANY_STUDIES = 4
 """So many studies of one patient, each in a folder of its own below the source, are doubted."""
-_OF_ONE_PATIENT = ("used", "refused", "anatomy")
+_OF_ONE_PATIENT = ("used", "refused", "anatomy", "lungs", "centre", "height_mm")
 """What a patient's record has and the record of the whole set has not."""
 _COLUMNS = ("patient", "source", "slices", "voxel_mm", "kernel", "used", "reason")
 
@@ -144,6 +144,7 @@ def _check_dest(dest: Path, settings: PrepareSettings) -> None:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{record} was not written by this command; choose another folder.") from error
         now = settings.describe()
+        earlier = {"centre": "box", **earlier}  # before it could be chosen
         if earlier != now:
             changed = ", ".join(sorted(name for name in now if earlier.get(name) != now[name]))
             raise InputError(f"{dest} was prepared with other settings ({changed}); use those or another folder.")
@@ -201,15 +202,15 @@ def _finish(
     views = [view.name for view in settings.geometry.views]
     for job in ready:
         stem = dest / job.name / job.name
-        image = [str(stem.with_name(f"{job.name}_{view}_drr.nii.gz")) for view in views]
-        members[groups[job.group]].append(
-            {
-                "patient": job.name,
-                "group": job.group,
-                "label": str(stem.with_name(f"{job.name}.nii.gz")),
-                "image": image,
-            }
-        )
+        item = {
+            "patient": job.name,
+            "group": job.group,
+            "label": str(stem.with_name(f"{job.name}.nii.gz")),
+            "image": [str(stem.with_name(f"{job.name}_{view}_drr.nii.gz")) for view in views],
+        }
+        if "isocentre" in records[job.name]:
+            item["isocentre"] = records[job.name]["isocentre"]
+        members[groups[job.group]].append(item)
     if len(members) < wanted:
         parts_asked = {1: "one part", 2: "two parts", 3: "three parts"}[wanted]
         console.print(f"{len(members)} patients are too few to split into {parts_asked}; dataset.json was not written.")

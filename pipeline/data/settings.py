@@ -15,6 +15,9 @@ from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import HU_WINDOW
 
+CENTRES = ("box", "lungs")
+"""Where the isocentre can be: the centre of the scan's bounding box, or that of the lungs."""
+
 _KEY_CHECK = b"drr2ct key check"
 
 
@@ -30,9 +33,11 @@ class PrepareSettings:
         per_study: one CT per study of a patient, instead of one per patient.
         patient_pattern: which part of a volume file's path names the patient; see ``patient_of_file``.
         key: patients are named by HMAC-SHA256 under this key.
+        centre: where the views are aimed, one of ``CENTRES``: the centre of the scan's box, or that of the lungs.
 
     Raises:
-        InputError: for impossible fractions, another bit depth, a pattern that is no regular expression, a short key.
+        InputError: for an unknown centre, impossible fractions, another bit depth, a pattern that is no regular
+            expression, a short key.
     """
 
     geometry: BiplanarGeometry
@@ -42,9 +47,12 @@ class PrepareSettings:
     per_study: bool = False
     patient_pattern: str | None = None
     key: bytes | None = None
+    centre: str = "box"
 
     def __post_init__(self) -> None:
         check_fractions(self.fractions)
+        if self.centre not in CENTRES:
+            raise InputError(f"centre {self.centre!r} is unknown; choose from {', '.join(CENTRES)}.")
         if self.png_bits not in (8, 16):
             raise InputError(f"PNG has 8 or 16 bits per pixel, not {self.png_bits}.")
         if self.key is not None and len(self.key) < 16:
@@ -69,6 +77,7 @@ class PrepareSettings:
             "patient_pattern": self.patient_pattern,
             "names": "as found" if self.key is None else f"HMAC-SHA256, key {keyed(self.key, _KEY_CHECK.decode())}",
             "hu_window": list(HU_WINDOW),
+            "centre": self.centre,
         }
 
 

@@ -20,7 +20,7 @@ from drr2ct.pipeline.data.candidate import (
 )
 from drr2ct.pipeline.data.headers import MAC_FILE
 from drr2ct.pipeline.data.patient_names import is_resampled, other_role
-from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti
+from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti, unknown_space
 
 
 def file_candidate(path: Path, root: Path) -> Candidate:
@@ -62,6 +62,9 @@ def file_candidate(path: Path, root: Path) -> Candidate:
             affine = np.eye(4)
             if len(shape) == 3:
                 affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
+                affine[:3, 3] = reader.GetOrigin()
+                if problem := unknown_space(affine):
+                    return replace(candidate, reason=problem)
     except PermissionError:
         return replace(candidate, reason="no permission to read the file; change its mode")
     except Exception:  # nibabel, gzip and ITK raise many kinds for damaged files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from drr2ct.pipeline.evaluation.protocol import (
     read_patients,
     summarise_all,
 )
+from drr2ct.pipeline.evaluation.readable import unreadable
 from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.transforms.attenuation import HU_BONE, LINE_INTEGRAL_SCALE, MU_BONE, MU_WATER
 from drr2ct.transforms.files import write_csv, write_json
@@ -35,6 +37,7 @@ from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.volume import HU_WINDOW, to_hu
 
 _THUMBNAIL = 64
+logger = logging.getLogger(__name__)
 
 
 def backproject(
@@ -101,16 +104,22 @@ def evaluate_baselines(
 
     Args:
         test: data list items to judge on.
-        training: items that may be learned from; without any, only ``backprojection`` is computed.
+        training: items that may be learned from, those that cannot be read are left out; without any, only
+            ``backprojection`` is computed.
         load: item → sample, see ``files_to_samples``.
         geometry: of the samples.
         figures: names, see ``ReconstructionMetric``.
     """
     metric = ReconstructionMetric(figures)
     mean: Tensor | None = None
-    thumbnails = []
+    thumbnails, learned = [], []
     for item in track(training, "baselines: training patients", disable=not training):
-        sample = load(item)
+        try:
+            sample = load(item)
+        except Exception as error:
+            logger.warning("patient %s is left out of the baselines: %s", item["patient"], unreadable(error))
+            continue
+        learned.append(item)
         label = sample["label"].as_subclass(Tensor)
         mean = label.clone() if mean is None else mean.add_(label)
         thumbnails.append(_thumbnail(sample["image"]))
@@ -120,10 +129,10 @@ def evaluate_baselines(
         truth, patient = to_hu(sample["label"]), str(item["patient"])
         made = {"backprojection": backproject(sample["image"], geometry, _box_mm(truth))}
         if mean is not None:
-            made["mean_volume"] = to_hu(mean / len(training))
+            made["mean_volume"] = to_hu(mean / len(learned))
             own = _thumbnail(sample["image"])
-            nearest = min(range(len(training)), key=lambda i: float((thumbnails[i] - own).square().sum()))
-            made["nearest_patient"] = to_hu(load(training[nearest])["label"].as_subclass(Tensor))
+            nearest = min(range(len(learned)), key=lambda i: float((thumbnails[i] - own).square().sum()))
+            made["nearest_patient"] = to_hu(load(learned[nearest])["label"].as_subclass(Tensor))
         for name, volume in made.items():
             found.setdefault(name, {})[patient] = metric.compute(volume, truth)
     return found
@@ -155,7 +164,7 @@ def write_baselines(
     if not is_main_process():
         return
     # a data set for testing has no other part
-    candidates = load_parts(dataset_dir, [view.name for view in geometry.views], *split)["training"]
+    candidates = load_parts(dataset_dir, [view.name for view in geometry.views], *split, "skip")["training"]
     training = trained_on(description, candidates)
     found = evaluate_baselines(test, training, load, geometry)
     model = read_patients(output_dir)

@@ -29,12 +29,13 @@ from drr2ct.pipeline.evaluation.conditions import (
 )
 from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from drr2ct.pipeline.evaluation.protocol import FORMAT, by_patient, model_facts, patient_records, refuse_leakage
+from drr2ct.pipeline.evaluation.readable import name_left_out, read_steps, unreadable
 from drr2ct.pipeline.evaluation.statistics import compare_paired
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.volume import LoadCTd, to_hu
+from drr2ct.transforms.volume import to_hu
 
 ROBUSTNESS_FIGURES = ("psnr", "ssim", "mae_hu", "psnr_body")
 
@@ -58,7 +59,8 @@ def run_robustness(
         The rows of the CSV file.
 
     Raises:
-        InputError: for unusable input, or if a patient was trained on.
+        InputError: for unusable input, if a patient was trained on, or if none can be read; others that cannot are
+            named in ``left_out.csv``.
     """
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise InputError(f"device {device!r} is not to be had here; choose cpu, or cuda on a machine with a GPU.")
@@ -68,9 +70,10 @@ def run_robustness(
     print(network_sentence(description))
     mode = description["mode"]
     geometry = network.config.geometry
-    items = load_datalist(dataset_dir, part, [view.name for view in geometry.views], *split)
-    refuse_leakage(checkpoint, description, items)
-    items = [{key: value for key, value in item.items() if key != "image"} for item in items]
+    listed = load_datalist(dataset_dir, part, [view.name for view in geometry.views], *split, "skip")
+    refuse_leakage(checkpoint, description, listed)
+    to_sample = files_to_samples(geometry, mode)
+    items = [{key: value for key, value in item.items() if key != "image"} for item in listed]
     statistics = description.get("radiographs")
     if statistics is None:
         logger.warning(
@@ -78,18 +81,22 @@ def run_robustness(
         )
     metric = ReconstructionMetric(ROBUSTNESS_FIGURES)
     todo = conditions(geometry.grid.size, statistics is not None)
-    to_sample = files_to_samples(geometry, mode)
     to_other_grid = files_to_samples(geometry.resized(size=geometry.grid.size // 2), mode)
-    read = 1 + next(i for i, step in enumerate(to_sample.transforms) if isinstance(step, LoadCTd))
+    read = read_steps(to_sample)
 
     def reconstruct(image: Tensor) -> Tensor:
         with torch.no_grad():
             return to_hu(estimate_of(network(image[None].to(device))[0]).float().cpu())
 
     found: dict[Condition, dict[str, dict[str, float]]] = {condition: {} for condition in todo}
+    left_out: list[tuple[str, str]] = []
     for number, item in enumerate(track(items, "robustness: patients")):
         patient = str(item["patient"])
-        loaded: Any = to_sample(item, end=read)  # the file is read once for all conditions
+        try:
+            loaded: Any = to_sample(item, end=read)  # the file is read once for all conditions
+        except Exception as error:
+            left_out.append((patient, unreadable(error)))
+            continue
         clean: Any = to_sample(loaded, start=read)
         truth = to_hu(clean["label"])
         whole = reconstruct(clean["image"])
@@ -112,6 +119,7 @@ def run_robustness(
             changed = degrade(image, condition, geometry.views, seed + number, statistics)
             made = whole if condition.name == "clean" else reconstruct(changed / LINE_INTEGRAL_SCALE)
             found[condition][patient] = metric.compute(made, truth)
+    name_left_out(left_out, len(items), output_dir)
     about = {"part": part, "model": model_facts(checkpoint, description, content["network"])}
     return _write(Path(output_dir), found, todo[0], about)
 

@@ -12,6 +12,7 @@ from typing import Any
 from monai.data import IterableDataset
 from rich.console import Console
 
+from drr2ct.pipeline.data.patients import recorded_isocentre
 from drr2ct.pipeline.reconstruction.destination import Destination, given_destination
 from drr2ct.pipeline.reconstruction.record import file_sha256, is_finished
 from drr2ct.pipeline.running.bundle import find_input_error
@@ -83,7 +84,7 @@ class ReconstructionJob:
     def __post_init__(self) -> None:
         _check(self)
         self.failures: dict[str, str] = {}
-        self.ct = None if self.like is None else LoadCT()(self.like)
+        self.ct = None if self.like is None else LoadCT()(self.like, recorded_isocentre(self.like))
         self.destinations = {
             patient: given_destination(patient, self.output, self.output_dir, self.format)
             for patient in (str(item["patient"]) for item in self.items)

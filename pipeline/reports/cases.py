@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from monai.data import MetaTensor
 from drr2ct.networks.interval import estimate_of, has_bounds
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_parts
+from drr2ct.pipeline.evaluation.readable import unreadable
 from drr2ct.pipeline.reports.runs import Figures, Run
 from drr2ct.pipeline.volumes.placing import half_width, place_bounds, place_on_grid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
@@ -22,6 +24,8 @@ from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import LoadCT
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ def choose_patients(figures: Figures, figure: str = "psnr") -> dict[str, str]:
 def load_cases(run: Run, chosen: Mapping[str, str], dataset_dir: str | Path | None = None) -> list[Case]:
     """Reconstruct the chosen patients, or take their stored predictions where those lie on the network's grid.
 
+    One that cannot be read is named and left out.
+
     Args:
         run: whose network it is.
         chosen: rank → patient.
@@ -64,7 +70,8 @@ def load_cases(run: Run, chosen: Mapping[str, str], dataset_dir: str | Path | No
         raise InputError(f"data set {dataset_dir} of run {run.folder} does not exist; give --dataset.")
     views = [view.name for view in run.geometry.views]
     split = {"fractions": run.config.get("split_fractions", (0.8, 0.1, 0.1)), "seed": run.config.get("split_seed", 0)}
-    items = {item["patient"]: item for part in load_parts(dataset_dir, views, **split).values() for item in part}
+    parts = load_parts(dataset_dir, views, **split, on_bad_sample="skip")
+    items = {item["patient"]: item for part in parts.values() for item in part}
     load = files_to_samples(
         run.geometry,
         run.description["mode"],
@@ -76,7 +83,11 @@ def load_cases(run: Run, chosen: Mapping[str, str], dataset_dir: str | Path | No
     for rank, patient in chosen.items():
         if patient not in items:
             raise InputError(f"patient {patient} of {run.evaluation} is not in data set {dataset_dir}; give --dataset.")
-        sample = load(items[patient])
+        try:
+            sample = load(items[patient])
+        except Exception as error:
+            logger.warning("patient %s is not shown: %s", patient, unreadable(error))
+            continue
         truth = place_on_grid(sample["label"], run.geometry, sample["label"])
         # predictions are stored without their doubt on the grid
         doubtful = bool(run.description["config"].get("interval"))

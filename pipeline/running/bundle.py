@@ -10,14 +10,16 @@ import pydoc
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow, run, run_workflow
-from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+from monai.bundle.scripts import update_kwargs
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import set_determinism
 
 from drr2ct.pipeline.running.distributed import is_main_process, refuse_lonely_processes
@@ -30,8 +32,8 @@ _RUN_ARGUMENTS = {
     for verb in (run, run_workflow, ConfigWorkflow)
     for name, parameter in inspect.signature(verb).parameters.items()
     if parameter.kind is not parameter.VAR_KEYWORD
-} | set(cast(dict[str, Any], DEFAULT_MLFLOW_SETTINGS["configs"]))
-"""Arguments of MONAI's verbs themselves, and what they add to a configuration for tracking; no keys of ours."""
+}
+"""Arguments of MONAI's verbs themselves; no keys of a configuration."""
 
 
 def bundle_file(name: str) -> Path:
@@ -47,8 +49,15 @@ def bundle_file(name: str) -> Path:
     return path
 
 
-def merged_config(config_files: Sequence[str | Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def merged_config(
+    config_files: Sequence[str | Path], overrides: Mapping[str, Any], tracking: str | Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The configuration that a run resolves: files merged in order, then overrides.
+
+    Args:
+        config_files: merged in order.
+        overrides: of their keys, and of those that tracking adds.
+        tracking: ``mlflow``, or settings of another or their file, as MONAI's ``run`` takes them.
 
     Raises:
         InputError: for an override whose key is in none of the files (MONAI ignores those at the top level), or that
@@ -57,8 +66,13 @@ def merged_config(config_files: Sequence[str | Path], overrides: Mapping[str, An
     parser = ConfigParser(ConfigParser.load_config_files([str(path) for path in config_files]))
     config: dict[str, Any] = parser.config  # type: ignore[assignment]
     known = set(config)
+    tracked = _tracking_keys(tracking) - known
     for key, value in overrides.items():
         top = key.replace("::", "#").split("#")[0]
+        if top in tracked:
+            continue
+        if top in _tracking_keys("mlflow") - known:
+            raise InputError(f"--{key} is of experiment tracking, which is off; give --tracking mlflow.")
         if top not in known:
             raise InputError(
                 f"--{key} is no key of {', '.join(Path(path).name for path in config_files)}; "
@@ -71,6 +85,16 @@ def merged_config(config_files: Sequence[str | Path], overrides: Mapping[str, An
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"an override does not fit the configuration ({error}); check the path of its key.") from error
     return config
+
+
+def _tracking_keys(tracking: str | Mapping[str, Any] | None) -> set[str]:
+    """Keys that MONAI adds to a configuration for experiment tracking."""
+    if tracking is None:
+        return set()
+    settings: Any = tracking
+    if isinstance(tracking, str):
+        settings = DEFAULT_EXP_MGMT_SETTINGS.get(tracking) or ConfigParser.load_config_files(tracking)
+    return set(settings.get("configs", ()))
 
 
 def _check_kind(key: str, current: Any, value: Any) -> None:
@@ -104,8 +128,21 @@ def _check_argument(key: str, parser: ConfigParser) -> None:
         raise InputError(f"--{key}: {component['_target_']} has no {name}; {meant} {', '.join(parameters)}.")
 
 
-def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Configuration files and overrides among the arguments of ``python -m monai.bundle run``."""
+@dataclass(frozen=True)
+class Given:
+    """What the arguments of ``python -m monai.bundle run`` ask for: files, overrides, and tracking."""
+
+    config_files: list[str]
+    overrides: dict[str, Any]
+    tracking: str | dict[str, Any] | None
+
+
+def command_line(arguments: Sequence[str]) -> Given:
+    """Read the arguments of ``python -m monai.bundle run`` or ``run_workflow`` as MONAI does, ``--args_file`` included.
+
+    Raises:
+        InputError: for an arguments' file that cannot be read.
+    """
     values: dict[str, Any] = {}
     pending: str | None = None
     for argument in arguments:
@@ -116,9 +153,17 @@ def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         elif pending is not None:
             values[pending] = yaml.safe_load(argument)
             pending = None
-    found = values.get("config_file", [])
+    # Python Fire, which MONAI's command line is made with, takes hyphens too
+    values = {name if (name := key.replace("-", "_")) in _RUN_ARGUMENTS else key: v for key, v in values.items()}
+    if file := values.pop("args_file", None):
+        try:
+            values = update_kwargs(ConfigParser.load_config_file(str(file)), **values)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"arguments' file {file} cannot be read ({error}); give a JSON or YAML file.") from error
+    found = values.get("config_file") or []
     config_files = [found] if isinstance(found, str) else list(found)
-    return config_files, {key: value for key, value in values.items() if key not in _RUN_ARGUMENTS}
+    overrides = {key: value for key, value in values.items() if key not in _RUN_ARGUMENTS}
+    return Given(config_files, overrides, values.get("tracking"))
 
 
 def begin(seed: int, output_dir: str | Path | None) -> None:
@@ -136,9 +181,9 @@ def begin(seed: int, output_dir: str | Path | None) -> None:
     logging.captureWarnings(True)
     refuse_lonely_processes()
     if Path(sys.argv[0]).parts[-2:] == ("bundle", "__main__.py"):
-        config_files, overrides = command_line(sys.argv[1:])
-        if config_files:
-            config = merged_config(config_files, overrides)
+        given = command_line(sys.argv[1:])
+        if given.config_files:
+            config = merged_config(given.config_files, given.overrides, given.tracking)
             if output_dir is not None:
                 sys.excepthook = functools.partial(_print_input_errors, undo=save_config(config, output_dir))
     set_determinism(seed)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
 import drr2ct.networks
 from drr2ct.pipeline.checkpoints.shipped import shipped_networks
-from drr2ct.pipeline.running.bundle import bundle_file, command_line, merged_config
+from drr2ct.pipeline.running.bundle import begin, bundle_file, command_line, merged_config
 from drr2ct.transforms.validation import InputError
 
 CONFIGS = bundle_file("configs/train.yaml").parent
@@ -136,4 +139,62 @@ def test_the_command_line_is_read_as_monai_reads_it() -> None:
         "--logging_file",
         "l",
     ]
-    assert command_line(arguments) == (["a.yaml", "b.yaml"], {"train#trainer#max_epochs": 10, "seed": 3})
+    found = command_line(arguments)
+    assert (found.config_files, found.overrides) == (["a.yaml", "b.yaml"], {"train#trainer#max_epochs": 10, "seed": 3})
+
+
+def test_an_arguments_file_and_tracking_are_checked_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Path
+) -> None:
+    """As MONAI merges them: the file, then the command line; whatever is run stands in config.yaml."""
+    arguments = tmp_path / "arguments.yaml"
+    train = str(bundle_file("configs/train.yaml"))
+    content = {"config_file": train, "seed": 5, "learning_rate": 2.0e-4, "train#trainer#max_epochs": 3}
+    arguments.write_text(yaml.safe_dump(content))
+    out = tmp_path / "out"
+
+    def start(*more: str, verb: str = "run") -> dict[str, Any]:
+        words = [verb, "--args_file", str(arguments), "--seed", "7", "--output_dir", str(out), *more]
+        monkeypatch.setattr("sys.argv", ["/somewhere/monai/bundle/__main__.py", *words])
+        monkeypatch.setattr("sys.excepthook", sys.excepthook)
+        begin(7, out)
+        return yaml.safe_load((out / "config.yaml").read_text())
+
+    kept = start()
+    assert (kept["seed"], kept["learning_rate"], kept["train"]["trainer"]["max_epochs"]) == (7, 2.0e-4, 3)
+    assert kept["output_dir"] == str(out)
+    for verb in ("run", "run_workflow"):
+        more = ["--workflow_name", "ConfigWorkflow"] if verb == "run_workflow" else ["--run_id", "run"]
+        tracking = (
+            "--tracking mlflow --tracking_uri file:///x --experiment_name e --run_name n --save_execute_config False"
+        )
+        kept = start(*more, *tracking.split(), verb=verb)
+        assert (kept["tracking_uri"], kept["experiment_name"], kept["run_name"]) == ("file:///x", "e", "n")
+        assert kept["save_execute_config"] is False and "workflow_name" not in kept and "tracking" not in kept
+        # it is MONAI's to take them from there
+        ConfigWorkflow(config_file=str(out / "config.yaml"), logging_file=False)
+    with pytest.raises(InputError, match="--run_name is of experiment tracking, which is off"):
+        start("--run_name", "n")
+    arguments.write_text(yaml.safe_dump({**content, "epohcs": 2}))
+    with pytest.raises(InputError, match="--epohcs is no key of train"):
+        start()
+    arguments.write_text("a: [1")
+    with pytest.raises(InputError, match=r"arguments' file .* cannot be read"):
+        start()
+    arguments.unlink()
+    with pytest.raises(InputError, match=r"arguments' file .* cannot be read"):
+        start()
+
+
+def test_arguments_are_those_of_monais_verbs() -> None:
+    """Hyphens are Fire's way to write them."""
+    given = command_line(["run", "--config-file", "a.yaml", "--meta-file=m", "--args_file", "", "--tracking", "mlflow"])
+    assert (given.config_files, given.overrides, given.tracking) == (["a.yaml"], {}, "mlflow")
+
+
+def test_inference_opens_without_its_checkpoint(tmp_path: Path) -> None:
+    parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "inference.yaml"))
+    parser["checkpoint"] = str(tmp_path / "none.pt")
+    parser["network_name"] = "cascade64"
+    assert parser.get_parsed_content("preprocessing").transforms
+    assert parser.get_parsed_content("inferer") is not None

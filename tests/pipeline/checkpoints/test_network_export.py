@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from drr2ct.networks import create_network
 from drr2ct.pipeline.checkpoints import network_export
 from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.checkpoints.network_export import EXTRA_FILE, TOLERANCE, export_network
+from drr2ct.transforms import write_radiograph
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
 
@@ -29,7 +32,7 @@ def make_checkpoint(path: Path, geometry: BiplanarGeometry = GEOMETRY) -> Path:
     torch.manual_seed(0)
     small = {"stages": STAGES, "encoder_channels": (4, 8), "encoder_norm_groups": (2,)}
     network = create_network("cascade64", geometry=geometry, **small)
-    description = describe(network, "cascade64", "cube", {})
+    description = describe(network, "cascade64", "cube", {"training": [{"patient": "secret-patient"}]})
     return write_checkpoint(path, {"network": network.state_dict(), "description": description})
 
 
@@ -68,6 +71,33 @@ def test_torchscript_by_the_command(checkpoint: Path, images, expected, tmp_path
     with torch.inference_mode():
         assert (network(images) - expected).abs().max() <= 1e-5
     check_note(extra[EXTRA_FILE])
+    check_deployed(path, tmp_path, expected)
+
+
+def check_deployed(path: Path, folder: Path, expected: torch.Tensor) -> None:
+    """As MONAI Deploy's MonaiBundleInferenceOperator sets itself up from a network's file alone."""
+    parser = ConfigParser()
+    with zipfile.ZipFile(path) as archive:
+        parser.read_meta(json.loads(archive.read(f"{path.stem}/extra/metadata.json")))
+        archive.extract(f"{path.stem}/extra/inference.json", folder)
+    parser.read_config([folder / path.stem / "extra" / "inference.json"])
+    parser.parse()
+    formats = parser["_meta_"]["network_data_format"]
+    assert formats["inputs"]["image"]["spatial_shape"] == [24, 24]
+    assert formats["outputs"]["pred"]["spatial_shape"] == [16, 16, 16]
+    assert isinstance(parser.get_parsed_content("device"), torch.device)
+    inferer, preprocessing = (parser.get_parsed_content(name) for name in ("inferer", "preprocessing"))
+    assert parser.get("postprocessing") is None
+    # radiographs in, a volume out, for this network's geometry and not the named one's
+    views = [folder / "pa.png", folder / "lat.png"]
+    for view in views:
+        write_radiograph(view, torch.rand(24, 24) + 1)
+    sample = preprocessing({"image": [str(view) for view in views], "patient": "p"})
+    assert sample["image"].shape == (2, 24, 24)
+    network = torch.jit.load(str(path)).eval()
+    with torch.inference_mode():
+        assert inferer(sample["image"][None], network).shape == expected[:1].shape
+    assert "secret-patient" not in json.dumps(parser.get())
 
 
 def test_torch_export(checkpoint: Path, images, expected, tmp_path: Path) -> None:
@@ -98,7 +128,7 @@ def test_a_result_that_differs_is_not_kept(checkpoint: Path, tmp_path: Path, mon
     network = network_export.load_network(checkpoint)
     wrong = (
         "TorchScript",
-        lambda network, image, path, note: path.write_text(note),
+        lambda network, image, path, extra: path.write_text(extra[EXTRA_FILE]),
         lambda path, image: network(image) + 2 * TOLERANCE,
     )
     monkeypatch.setitem(network_export._FORMATS, ".ts", wrong)

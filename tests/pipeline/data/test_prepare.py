@@ -111,7 +111,8 @@ def test_the_worked_example_of_the_documentation(tmp_path: Path) -> None:
         "LIDC-IDRI-0002/01-01-2000-NA-NA-98329/3000522.000000-NA-04919": {"skip": (6,)},
     }
     for path, arguments in series.items():
-        write_series(source / path, patient=path.split("/")[0], spacing=(1.0, 1.0, 2.5), **arguments)
+        values = chest((20, 18, 56))
+        write_series(source / path, values, patient=path.split("/")[0], spacing=(16.0, 16.0, 2.5), **arguments)
     assert run(source, dest).ready == 1
     page = (Path(__file__).parents[3] / "docs" / "your-data.md").read_text(encoding="utf-8")
     rows = read_rows(dest / "series.csv")
