@@ -52,8 +52,8 @@ def render_drr(
         geometry: the views, or a geometry that has them; its grid is not used. All detectors have as many pixels.
         affine: voxel index → RAS+ mm. Taken from the volume if that is a ``MetaTensor``.
         isocentre: patient coordinates (mm) of the isocentre; the centre of the CT's bounding box if not given.
-        engine: ``rtk``, ``nanodrr``, or ``auto``: RTK for CPU tensors without gradient, nanodrr for the rest and
-            for sheared voxels, which RTK cannot hold.
+        engine: ``rtk``, ``nanodrr``, or ``auto``: RTK for CPU tensors without gradient, nanodrr for the rest, for
+            sheared voxels, which RTK cannot hold, and where RTK is not installed.
         motions: for each view, the rigid motion (isocentric mm → isocentric mm) that brings the patient from where
             the affine has it to where it stood in that view; nobody moves if not given.
         thick_planes: RTK takes the mean of neighbouring voxels along each view's direction, as many as blur nothing by
@@ -78,7 +78,8 @@ def render_drr(
     differentiable = hu.requires_grad and torch.is_grad_enabled()
     sheared = _is_sheared(to_isocentric)
     if engine == "auto":
-        engine = "nanodrr" if hu.device.type != "cpu" or differentiable or sheared else "rtk"
+        no_rtk = importlib.util.find_spec("itk") is None
+        engine = "nanodrr" if hu.device.type != "cpu" or differentiable or sheared or no_rtk else "rtk"
     elif engine == "rtk" and (hu.device.type != "cpu" or differentiable or sheared):
         raise InputError(
             "engine rtk renders CPU volumes with perpendicular voxel axes and without gradient; use nanodrr."
