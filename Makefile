@@ -1,11 +1,12 @@
 # make test   install into .venv and run every test
 # make demo   install into .venv and run the demonstration, about 8 minutes on 2 cores
+# make docs   build the documentation as a site, build/site/index.html
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find transforms networks pipeline bundles -type f -name '*.py' -o -name '*.yaml' 2>/dev/null)
 
-.PHONY: install test demo lint clean
+.PHONY: install test demo lint docs tutorial clean
 
 # strict: the three folders are one namespace, which a plain editable install cannot map;
 # it links single files, so a new file means a new install
@@ -28,6 +29,13 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]' --config-settings editable_mode=strict
+	$(BIN)/mkdocs build --quiet --strict
+
+tutorial: install
+	$(BIN)/python docs/site/run_tutorial.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -24,8 +25,10 @@ from gpu import MARK
 from torch import Tensor
 
 from drr2ct.networks import list_networks
+from drr2ct.networks.losses import WeightedLoss
 from drr2ct.pipeline.planning.plan import Settings, plan_network
 from drr2ct.pipeline.planning.tracing import TrainingStep
+from drr2ct.pipeline.running.precision import choose_precision
 from drr2ct.transforms.attenuation import hu_to_attenuation
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
@@ -53,8 +56,9 @@ SMALL: dict[str, Any] = {
 
 
 def found(what: str, verdict: str | bool, says: str, **figures: Any) -> None:
-    """Hand a result to ``gpu.py``."""
-    verdict = {True: "ok", False: "failed"}.get(verdict, verdict) if isinstance(verdict, bool) else verdict
+    """Hand a result to ``gpu.py``; a verdict that is true or false is ``ok`` or ``failed``."""
+    if isinstance(verdict, bool):
+        verdict = "ok" if verdict else "failed"
     print(MARK + json.dumps({"what": what, "verdict": verdict, "says": says, "figures": figures}), flush=True)
 
 
@@ -84,11 +88,8 @@ def machine(device: str) -> None:
     if Path("/proc/cpuinfo").exists():
         names = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
         cpu = names[0] if names else cpu
-    versions = {
-        "python": platform.python_version(),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-    }
+    versions: dict[str, Any] = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    versions["cudnn"] = torch.backends.cudnn.version()
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -110,7 +111,7 @@ def machine(device: str) -> None:
 
 
 def phantom(size: int) -> tuple[Tensor, np.ndarray]:
-    """A crude chest in HU (1, I, J, K) on voxels that differ by axis, and its affine: turned, mirrored and off centre."""
+    """A crude chest in HU (1, I, J, K) on voxels that differ by axis, and its affine: turned, mirrored, off centre."""
     shape = (size, (7 * size) // 8, (3 * size) // 4)
     x, y, z = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in shape], indexing="ij")
     hu = torch.where((x / 0.9) ** 2 + (y / 0.7) ** 2 < 1, 30.0, -1000.0)
@@ -235,7 +236,8 @@ def drr(device: str, size: int | None) -> None:
 
 def network(name: str, device: str, size: int | None, compiled: bool) -> None:
     """Time and memory of steps and reconstructions of one network."""
-    precisions = ["bf16", "fp16"] if device == "cuda" else ["bf16", "fp32"]  # no loss scaling on a CPU
+    # a CPU has no loss scaling, and few compute in bf16
+    precisions = ["bf16", "fp16"] if device == "cuda" else [choose_precision(torch.device(device))]
     for precision in precisions:
         settings = Settings(name, precision=precision, size=size, detector=2 * size if size else None)
         plan = plan_network(settings)
@@ -251,8 +253,6 @@ def network(name: str, device: str, size: int | None, compiled: bool) -> None:
 
 
 def _measure_network(settings: Settings, plan: Any, device: str, compiled: bool) -> None:
-    from drr2ct.networks.losses import WeightedLoss
-
     precision = settings.precision
     torch.manual_seed(0)
     step, loss = TrainingStep(settings.config(), settings.batch, precision, device), WeightedLoss()
@@ -341,14 +341,8 @@ def train(settings: str, kill_at: int) -> None:
 
 
 def started(command: list[str], expected: int = 0, **environment: str) -> None:
-    done = subprocess.run(
-        command,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    variables = {**os.environ, **environment}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     if done.returncode != expected:
         sys.stderr.write(done.stderr[-3000:])
         raise SystemExit(f"a training ended with status {done.returncode} instead of {expected}")
