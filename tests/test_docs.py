@@ -116,10 +116,15 @@ def test_commands_are_those_of_the_command_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["reconstruct --pa a.png --nonsense 3 --output o.nii", "trian cts", "plan --batch many"]
+    ("line", "said"),
+    [
+        ("reconstruct --pa a.png --nonsense 3 --output o.nii", "nonsense"),
+        ("trian cts", "trian"),
+        ("plan --batch many", "integer"),
+    ],
 )
-def test_a_wrong_command_would_be_found(line: str) -> None:
-    with pytest.raises(Exception, match=r"nonsense|trian|many"):
+def test_a_wrong_command_would_be_found(line: str, said: str) -> None:
+    with pytest.raises(Exception, match=said):
         parsed(line.split())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     outside = {path for page in Path(config.docs_dir).rglob("*.md") for path in _OUTSIDE.findall(page.read_text())}
     for path in sorted(outside):
         if (ROOT / path).is_file():
-            files.append(File.generated(config, f"elsewhere/{path}", abs_src_path=str(ROOT / path)))
+            place, source = f"elsewhere/{path}", str(ROOT / path)
+            files.append(File.generated(config, place, abs_src_path=source, inclusion=InclusionLevel.NOT_IN_NAV))
     return files
 
 
