@@ -13,7 +13,7 @@ SOURCES := $(shell find transforms networks pipeline bundles -type f -name '*.py
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'setuptools>=77' wheel
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]' --config-settings editable_mode=strict
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,docs]' --config-settings editable_mode=strict
 	touch $@
 
 install: $(VENV)/.installed
@@ -31,7 +31,6 @@ lint: install
 	$(BIN)/mypy
 
 docs: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]' --config-settings editable_mode=strict
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, with which warnings do not count
 
 tutorial: install

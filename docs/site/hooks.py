@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("transforms", "networks", "pipeline")
 _OUTSIDE = re.compile(r"\]\((?:\.\./)+((?:benchmarks|bundles|pipeline)/[^)#]+)\)")
 """A link out of docs/, which works on a page of the repository but has no place in the site."""
+_FETCHED = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*(?:src|href)=["']?((?:https?:)?//[^"'> ]+)""")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -44,6 +46,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             place, source = f"elsewhere/{path}", str(ROOT / path)
             files.append(File.generated(config, place, abs_src_path=source, inclusion=InclusionLevel.NOT_IN_NAV))
     return files
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Refuse a site that would fetch something: it is read without a network, and nobody is told of its readers."""
+    for page in Path(config.site_dir).rglob("*.html"):
+        if fetched := _FETCHED.findall(page.read_text(encoding="utf-8")):
+            raise PluginError(f"{page} fetches {', '.join(fetched)}; pages must be whole without a network.")
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
