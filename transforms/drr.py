@@ -7,12 +7,9 @@ elsewhere). In both, the attenuation falls linearly to zero over one voxel outsi
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import math
-import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +21,7 @@ from monai.transforms import MapTransform, Transform
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from drr2ct.transforms import nanodrr_parts
 from drr2ct.transforms.attenuation import hu_to_attenuation
 from drr2ct.transforms.geometry import BiplanarGeometry, View
 from drr2ct.transforms.validation import InputError
@@ -322,7 +320,7 @@ def _thick_planes(
 def _render_nanodrr(
     hu: Real[Tensor, "i j k"], views: Sequence[View], affines: Sequence[Float[np.ndarray, "4 4"]]
 ) -> Float[Tensor, "views rows columns"]:
-    Subject, render = _nanodrr()  # noqa: N806
+    Subject, render = nanodrr_parts.subject_and_render()  # noqa: N806
     hu, affines = _memory_order(hu, affines)
     device = hu.device
     size = np.array(hu.shape[::-1])  # of the affine's axes, fastest first
@@ -375,29 +373,6 @@ def _render_nanodrr(
                 yield checkpoint(rows_of, *args, use_reentrant=False) if again else rows_of(*args)
 
         return torch.stack([torch.cat(list(image(view, affine))) for view, affine in zip(views, affines, strict=True)])
-
-
-@functools.cache
-def _nanodrr() -> tuple[Any, Any]:
-    """What is used of nanodrr, imported when it is needed.
-
-    It reads files with TorchIO, and that with SimpleITK. Rays need neither: where they are missing, as on a machine
-    that only trains, two names take their place while nanodrr is imported.
-    """
-    try:
-        import torchio  # noqa: F401
-    except ModuleNotFoundError:
-        names = dict.fromkeys(("LabelMap", "ScalarImage"), object)
-        sys.modules["torchio"] = ModuleType("torchio")
-        vars(sys.modules["torchio"]).update(names)
-        try:
-            return _nanodrr.__wrapped__()
-        finally:
-            del sys.modules["torchio"]
-    from nanodrr.data import Subject
-    from nanodrr.drr import render
-
-    return Subject, render
 
 
 def _camera(view: View, first_row: int) -> tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "3 3"]]:

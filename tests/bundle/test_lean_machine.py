@@ -31,7 +31,7 @@ from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 
 geometry = BiplanarGeometry.from_angles(VolumeGrid(8), detector_size=12)
-radiographs = render_drr(torch.zeros(1, 8, 8, 8), geometry, geometry.grid.affine(), engine="nanodrr")
+radiographs = render_drr(torch.zeros(1, 8, 8, 8), geometry, geometry.grid.affine(), engine="auto")
 assert radiographs.shape == (2, 12, 12) and radiographs.max() > 1
 assert "torchio" not in sys.modules
 """
