@@ -29,8 +29,12 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         if not (namespace / name).is_symlink():
             (namespace / name).symlink_to(ROOT / name, target_is_directory=True)
     assert config.nav is not None
-    code = next(iter(config.nav[-1].values()))
-    code += [{title: f"reference/{title}.md"} for title in references()]
+    sections = {title: pages for section in config.nav for title, pages in section.items()}
+    named = re.findall(r"[\w./-]+\.md", str(config.nav))
+    # a page that mkdocs.yml gives no place is not lost
+    pages = (path.relative_to(config.docs_dir).as_posix() for path in sorted(Path(config.docs_dir).rglob("*.md")))
+    sections["Use"] += [page for page in pages if page not in named]
+    sections["Code"] += [{title: f"reference/{title}.md"} for title in references()]
     return config
 
 
