@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpu import MARK
+from monai.utils import set_determinism
 from torch import Tensor
 
 from drr2ct.networks import list_networks
@@ -236,6 +237,7 @@ def drr(device: str, size: int | None) -> None:
 
 def network(name: str, device: str, size: int | None, compiled: bool) -> None:
     """Time and memory of steps and reconstructions of one network."""
+    set_determinism(0)  # as every run has it: cuDNN then chooses among fewer algorithms
     # a CPU has no loss scaling, and few compute in bf16
     precisions = ["bf16", "fp16"] if device == "cuda" else [choose_precision(torch.device(device))]
     for precision in precisions:
@@ -254,7 +256,6 @@ def network(name: str, device: str, size: int | None, compiled: bool) -> None:
 
 def _measure_network(settings: Settings, plan: Any, device: str, compiled: bool) -> None:
     precision = settings.precision
-    torch.manual_seed(0)
     step, loss = TrainingStep(settings.config(), settings.batch, precision, device), WeightedLoss()
     scaler = torch.amp.GradScaler(device) if precision == "fp16" else None
     if compiled:

@@ -55,9 +55,7 @@ def test_trains_on_stored_radiographs(dataset: Path, tmp_path: Path) -> None:
     settings = {**SMALL, "dataset_dir": str(tmp_path / "data"), "output_dir": str(run), "train#trainer#max_epochs": 1}
     done = run_there(TRAINING, json.dumps(settings))
     assert done.returncode == 0, done.stderr[-3000:]
-    description = read_checkpoint(run / "checkpoints" / "last.pt")["description"]
-    assert description["epoch"] == 1
-    assert description["versions"]["itk-rtk"] != ""
+    assert read_checkpoint(run / "checkpoints" / "last.pt")["description"]["epoch"] == 1
     assert (run / "epochs.csv").exists() and list((run / "tensorboard").iterdir())
 
 
