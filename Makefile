@@ -1,18 +1,19 @@
 # make test   install into .venv and run every test
 # make demo   install into .venv and run the demonstration, about 8 minutes on 2 cores
+# make docs   build the documentation as a site, build/site/index.html
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find transforms networks pipeline bundles -type f -name '*.py' -o -name '*.yaml' -o -name '*.safetensors' 2>/dev/null)
 
-.PHONY: install test demo lint clean
+.PHONY: install test demo lint docs tutorial clean
 
 # strict: the three folders are one namespace, which a plain editable install cannot map;
 # it links single files, so a new file means a new install
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'setuptools>=77' wheel
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]' --config-settings editable_mode=strict
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,docs]' --config-settings editable_mode=strict
 	touch $@
 
 install: $(VENV)/.installed
@@ -28,6 +29,12 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, with which warnings do not count
+
+tutorial: install
+	$(BIN)/python docs/site/run_tutorial.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pydicom
-import pydicom.config
-import SimpleITK as sitk
 import torch
 from jaxtyping import Float
 from monai.data import MetaTensor
 from monai.data.utils import orientation_ras_lps
-from pydicom.pixels import get_decoder
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from drr2ct.transforms.hounsfield import AIR_HU, HU_WINDOW
 from drr2ct.transforms.validation import InputError
 
-# values that break a rule of the standard and can be read are no news, for every slice of an archive
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+if TYPE_CHECKING:
+    import pydicom
 
 _CODECS = "install pylibjpeg with pylibjpeg-libjpeg and pylibjpeg-openjpeg, or python-gdcm, or decompress the files"
 
@@ -70,12 +65,16 @@ def read_slices(files: Sequence[str]) -> MetaTensor:
 
 
 def _slice_in_hu(path: str) -> Float[np.ndarray, "rows columns"]:
+    from pydicom.pixels import get_decoder  # not at the top: who trains on NIfTI files needs no pydicom
+
     name, codec = Path(path).name, ""
     try:
         data = read_dicom(path)
         syntax = data.file_meta.TransferSyntaxUID
         codec = syntax.name if syntax.is_compressed else ""
         if syntax.is_compressed and not get_decoder(syntax).is_available:
+            import SimpleITK as sitk  # only for these
+
             # ITK's own decoders know the lossless JPEGs of hospital archives, and rescale as they read
             return sitk.GetArrayFromImage(sitk.ReadImage(path, sitk.sitkFloat32))[0]
         stored = data.pixel_array.astype(np.float32)
@@ -99,6 +98,12 @@ def read_dicom(path: str, **arguments: Any) -> pydicom.FileDataset:
         path: the file.
         **arguments: of ``pydicom.dcmread``.
     """
+    import pydicom  # as in _slice_in_hu
+    import pydicom.config
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    # values that break a rule of the standard and can be read are no news, for every slice of an archive
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     data = pydicom.dcmread(path, force=True, **arguments)
     if "TransferSyntaxUID" not in data.file_meta:
         implicit, little = data.original_encoding

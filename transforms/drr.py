@@ -21,6 +21,7 @@ from monai.transforms import MapTransform, Transform
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from drr2ct.transforms import nanodrr_parts
 from drr2ct.transforms.attenuation import hu_to_attenuation
 from drr2ct.transforms.geometry import BiplanarGeometry, View
 from drr2ct.transforms.validation import InputError
@@ -49,8 +50,8 @@ def render_drr(
         geometry: the views, or a geometry that has them; its grid is not used. All detectors have as many pixels.
         affine: voxel index → RAS+ mm. Taken from the volume if that is a ``MetaTensor``.
         isocentre: patient coordinates (mm) of the isocentre; the centre of the CT's bounding box if not given.
-        engine: ``rtk``, ``nanodrr``, or ``auto``: RTK for CPU tensors without gradient, nanodrr for the rest and
-            for sheared voxels, which RTK cannot hold.
+        engine: ``rtk``, ``nanodrr``, or ``auto``: RTK for CPU tensors without gradient, nanodrr for the rest, for
+            sheared voxels, which RTK cannot hold, and where RTK is not installed.
         motions: for each view, the rigid motion (isocentric mm → isocentric mm) that brings the patient from where
             the affine has it to where it stood in that view; nobody moves if not given.
         thick_planes: RTK takes the mean of neighbouring voxels along each view's direction, as many as blur nothing by
@@ -75,7 +76,8 @@ def render_drr(
     differentiable = hu.requires_grad and torch.is_grad_enabled()
     sheared = _is_sheared(to_isocentric)
     if engine == "auto":
-        engine = "nanodrr" if hu.device.type != "cpu" or differentiable or sheared else "rtk"
+        no_rtk = importlib.util.find_spec("itk") is None
+        engine = "nanodrr" if hu.device.type != "cpu" or differentiable or sheared or no_rtk else "rtk"
     elif engine == "rtk" and (hu.device.type != "cpu" or differentiable or sheared):
         raise InputError(
             "engine rtk renders CPU volumes with perpendicular voxel axes and without gradient; use nanodrr."
@@ -318,9 +320,7 @@ def _thick_planes(
 def _render_nanodrr(
     hu: Real[Tensor, "i j k"], views: Sequence[View], affines: Sequence[Float[np.ndarray, "4 4"]]
 ) -> Float[Tensor, "views rows columns"]:
-    from nanodrr.data import Subject
-    from nanodrr.drr import render
-
+    Subject, render = nanodrr_parts.subject_and_render()  # noqa: N806
     hu, affines = _memory_order(hu, affines)
     device = hu.device
     size = np.array(hu.shape[::-1])  # of the affine's axes, fastest first

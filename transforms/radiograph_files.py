@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 
 from drr2ct.transforms.quiet import quiet_libraries
-from drr2ct.transforms.radiograph_dicom import decode_dicom
 from drr2ct.transforms.radiograph_picture import decode_picture, decode_tiff
 from drr2ct.transforms.radiograph_pixels import Pixels, Reading, check_size, with_units
 from drr2ct.transforms.validation import InputError
@@ -35,6 +34,8 @@ def decode(path: Path, reading: Reading) -> Pixels:
     if path.name.lower().endswith((".nii", ".nii.gz")):
         return _decode_nifti(path, reading)
     if head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
+        from drr2ct.transforms.radiograph_dicom import decode_dicom  # not at the top: others need no pydicom
+
         return decode_dicom(path, reading)
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return decode_tiff(path, reading)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from jaxtyping import Float
 from monai.config import KeysCollection
@@ -37,6 +36,9 @@ from drr2ct.transforms.hounsfield import HU_WINDOW as HU_WINDOW
 from drr2ct.transforms.hounsfield import wrong_numbers
 from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti, unknown_space
 from drr2ct.transforms.validation import InputError, existing_file
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 GRID_MODES = ("cube", "resize")
 
@@ -75,7 +77,7 @@ class LoadCT(Transform):
             elif path.is_file() and is_nifti(path):
                 array, meta = _from_nifti(path)
             else:
-                array, meta = _from_itk(_read_series(path) if path.is_dir() else sitk.ReadImage(str(path)))
+                array, meta = _from_itk(_read_series(path) if path.is_dir() else _read_file(path))
                 if problem := unknown_space(meta["affine"]):
                     raise InputError(f"CT {path} has {problem}.")
         except InputError:
@@ -139,8 +141,16 @@ def _meta(affine: np.ndarray, array: np.ndarray) -> dict[str, Any]:
     return {"affine": affine, "original_affine": affine.copy(), "space": "RAS", "spatial_shape": shape}
 
 
+def _read_file(path: Path) -> sitk.Image:
+    import SimpleITK as sitk  # not at the top: who trains on NIfTI files needs none
+
+    return sitk.ReadImage(str(path))
+
+
 def _from_itk(image: sitk.Image) -> tuple[np.ndarray, dict[str, Any]]:
     """Array with axes x, y, z and metadata as MONAI's readers give them; ITK's space is LPS."""
+    import SimpleITK as sitk  # loaded by what read the image
+
     array = sitk.GetArrayFromImage(image).transpose()
     affine = np.eye(4)
     if image.GetDimension() == 3:
@@ -150,6 +160,8 @@ def _from_itk(image: sitk.Image) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _read_series(folder: Path) -> sitk.Image:
+    import SimpleITK as sitk  # as in _read_file
+
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK prints to stderr what the sentences below say
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if not series:

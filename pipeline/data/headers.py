@@ -7,11 +7,12 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import pydicom
-from pydicom.multival import MultiValue
+from typing import TYPE_CHECKING
 
 from drr2ct.pipeline.data.candidate import AGAIN, VOLUME_SUFFIXES, Candidate
+
+if TYPE_CHECKING:
+    import pydicom
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -143,6 +144,8 @@ def read_header(path: str) -> Header | Candidate | None:
                 return None
             if size == 0:
                 return _refused(path, f"an empty file; {AGAIN}")
+            import pydicom  # not at the top: who trains on NIfTI files needs none
+
             stream.seek(0)
             data: pydicom.Dataset
             try:
@@ -155,6 +158,8 @@ def read_header(path: str) -> Header | Candidate | None:
                 return _refused(path, f"not DICOM (no DICM mark); {AGAIN}") if named else None
             remaining = size - stream.tell()  # the reader stops where the pixels begin
         return _header(path, data, remaining)
+    except ModuleNotFoundError:  # no fault of the file
+        raise
     except PermissionError:
         return _refused(path, "no permission to read the file; change its mode")
     except Exception as error:  # pydicom raises many kinds for damaged files
@@ -162,6 +167,8 @@ def read_header(path: str) -> Header | Candidate | None:
 
 
 def _header(path: str, data: pydicom.Dataset, remaining: int) -> Header:
+    from pydicom.multival import MultiValue  # as in read_header
+
     def text(name: str) -> str:
         value = data.get(name)
         return "" if value is None else str(value[0] if isinstance(value, MultiValue) and value else value).strip()

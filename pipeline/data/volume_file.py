@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from drr2ct.pipeline.data.candidate import (
     AGAIN,
@@ -52,6 +51,8 @@ def file_candidate(path: Path, root: Path) -> Candidate:
             if geometry.problem:
                 return replace(candidate, reason=geometry.problem)
         else:
+            import SimpleITK as sitk  # not at the top: who trains on NIfTI files needs none
+
             reader = sitk.ImageFileReader()
             reader.SetFileName(str(path))
             reader.ReadImageInformation()
@@ -65,6 +66,8 @@ def file_candidate(path: Path, root: Path) -> Candidate:
                 affine[:3, 3] = reader.GetOrigin()
                 if problem := unknown_space(affine):
                     return replace(candidate, reason=problem)
+    except ModuleNotFoundError:  # no fault of the file
+        raise
     except PermissionError:
         return replace(candidate, reason="no permission to read the file; change its mode")
     except Exception:  # nibabel, gzip and ITK raise many kinds for damaged files

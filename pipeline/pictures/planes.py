@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from drr2ct.pipeline.pictures.figures import bare
 from drr2ct.pipeline.pictures.scales import show_doubt, show_error, show_hu
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def mid_planes(volume: MetaTensor) -> dict[str, Float[np.ndarray, "rows columns"]]:
@@ -29,6 +33,8 @@ def mid_planes(volume: MetaTensor) -> dict[str, Float[np.ndarray, "rows columns"
 
 def planes_figure(volume: MetaTensor, title: str) -> Figure:
     """Three planes of one volume in HU."""
+    from matplotlib.figure import Figure  # not at the top: TensorBoard's planes need none
+
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     figure.suptitle(title)
     for axes, (name, plane) in zip(figure.subplots(1, 3), mid_planes(volume).items(), strict=True):
@@ -57,6 +63,8 @@ def comparison_figure(truth: MetaTensor, prediction: MetaTensor) -> Figure:
         truth: (1, N, N, N) in HU.
         prediction: (1, N, N, N) in HU on the same voxels.
     """
+    from matplotlib.figure import Figure  # as above
+
     error = MetaTensor(prediction.as_tensor() - truth.as_tensor(), affine=truth.affine)
     columns = [mid_planes(volume) for volume in (truth, prediction, error)]
     figure = Figure(figsize=(5.6, 6.6), layout="constrained")

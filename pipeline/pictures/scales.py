@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.image import AxesImage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 DISPLAY_WINDOW = (-1024.0, 600.0)
 """HU shown as black and white."""
@@ -34,6 +37,8 @@ def show_hu(axes: Axes, plane: Float[np.ndarray, "rows columns"]) -> AxesImage:
 
 def show_doubt(axes: Axes, plane: Float[np.ndarray, "rows columns"]) -> AxesImage:
     """Draw half of what lies between bounds, ± HU, in colour."""
+    from matplotlib.colors import LinearSegmentedColormap  # as whoever has axes has it already
+
     colours = LinearSegmentedColormap.from_list("doubt", DOUBT_COLOURS)
     return axes.imshow(plane, cmap=colours, vmin=0, vmax=DOUBT_RANGE)
 

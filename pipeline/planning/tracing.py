@@ -117,12 +117,18 @@ class TrainingStep:
         with torch.no_grad():
             return self.inferer(self.image, self.network)
 
-    def run(self, loss: nn.Module, phase: Callable[[str], None] = lambda name: None) -> None:
+    def run(
+        self,
+        loss: nn.Module,
+        phase: Callable[[str], None] = lambda name: None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
         """One training step, in the order of MONAI's ``SupervisedTrainer``.
 
         Args:
             loss: called with (prediction, target).
             phase: told when ``forward``, ``loss``, ``backward`` and ``optimiser`` begin.
+            scaler: of the loss, for fp16.
         """
         self.network.train()
         self.optimizer.zero_grad(set_to_none=False)
@@ -131,9 +137,13 @@ class TrainingStep:
         phase("loss")
         value = loss(pred, self.label)
         phase("backward")
-        value.backward()
+        (value if scaler is None else scaler.scale(value)).backward()
         phase("optimiser")
-        self.optimizer.step()
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)  # unscales, then the optimiser's hook clips
+            scaler.update()
         # the trainer holds the prediction until the next iteration
         del pred
 

@@ -221,9 +221,7 @@ def coarse_size(name: str, stages: int, whole_size: int | None = None) -> int:
     return coarse * network_config(name, size=whole_size).geometry.grid.size // network_config(name).geometry.grid.size
 
 
-def coarse_network(
-    name: str, stages: int, geometry: BiplanarGeometry, interval: bool = False
-) -> ProgressiveCascade:
+def coarse_network(name: str, stages: int, geometry: BiplanarGeometry, interval: bool = False) -> ProgressiveCascade:
     """The network of :func:`coarse_config`, with random weights.
 
     Raises:

@@ -68,7 +68,9 @@ def test_default_sizes(name: str) -> None:
     size = int("".join(c for c in name.removesuffix("_draft") if c.isdigit()))
     assert network(x).shape == (1, 1, size, size, size)
     assert network.config.volume_size == 16
-    assert network.config.geometry.detector_size == {"cascade64": (128, 128), "cascade128": (256, 256)}.get(name, (512, 512))
+    assert network.config.geometry.detector_size == {"cascade64": (128, 128), "cascade128": (256, 256)}.get(
+        name, (512, 512)
+    )
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("direct256", 29.5, 30.5), ("cascade256", 0, 2)])
