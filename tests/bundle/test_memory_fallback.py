@@ -129,9 +129,21 @@ def test_a_first_design_ends_with_fewer_xray_channels(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_out(monkeypatch, lambda network: network.config.encoder_channels[-1] > 96, after=4)
+    # narrow but for the channels that become fewer: bf16 is emulated on most CPUs
+    stages = [{"channels": 8, "norm_groups": 4, "blocks": blocks, "growth": 4, "layers": 2} for blocks in (1, 1, 1, 0)]
+    narrow = {
+        "stages": stages,
+        "encoder_channels": [8, 16, 16, 128],
+        "encoder_norm_groups": [2, 4, 4, 16],
+        "skips": [{"stage": stage, "channels": 8} for stage in range(3)],
+        "skip_fusion_channels": 8,
+        "skip_fusion_norm_groups": 4,
+        "refinement": [[8, 4]],
+    }
     settings = {
         "dataset_dir": str(dataset), "output_dir": str(tmp_path), "size": 16, "detector_size": 32, "precision": "fp32",
         "train#trainer#max_epochs": 2, "num_workers": 0, "on_oom": "reduce", "network_def#checkpointing": True,
+        **{f"network_def#{key}": value for key, value in narrow.items()},
     }  # fmt: skip
     run_bundle([bundle_file(TRAIN), bundle_file("configs/networks/direct256.yaml")], settings)
     description = read_checkpoint(tmp_path / "checkpoints" / "last.pt")["description"]
