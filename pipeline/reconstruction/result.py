@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from monai.data import MetaTensor
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class Result:
         volume: (1, I, J, K) in HU in patient space, on the voxels that were asked for.
         on_grid: (1, N, N, N) in HU on the network's grid.
         given: line integrals that the network was given.
+        covered: where they are known, and not only extended from the edge.
         reprojection: figure → how far the volume's own radiographs are from those.
         assumptions: what was assumed, one sentence each.
         warnings: what makes the volume doubtful, one sentence each.
@@ -37,14 +39,15 @@ class Result:
     volume: MetaTensor
     on_grid: MetaTensor
     given: Float[Tensor, "views rows columns"]
+    covered: Bool[Tensor, "views rows columns"]
     reprojection: Mapping[str, float]
     assumptions: Sequence[str]
     warnings: Sequence[str]
 
     @property
     def radiographs_mean(self) -> float:
-        """Mean line integral that was given."""
-        return float(self.given.mean())
+        """Mean line integral that was given, where it is known."""
+        return float(self.given[self.covered].mean())
 
     @property
     def reprojection_sentence(self) -> str:
@@ -61,6 +64,7 @@ def make_result(
     patient: str,
     prediction: Float[Tensor, "1 n n n"],
     image: Float[Tensor, "views rows columns"],
+    covered: Bool[Tensor, "views rows columns"],
     read: Sequence[str] = (),
     doubts: Sequence[str] = (),
 ) -> Result:
@@ -71,6 +75,7 @@ def make_result(
         patient: its name.
         prediction: in [0, 1] over the HU window, on the network's grid.
         image: line integrals / ``LINE_INTEGRAL_SCALE``, as the network was given them.
+        covered: where they are known; only there they are judged.
         read: what reading the radiographs assumed.
         doubts: what it warns of.
     """
@@ -83,7 +88,7 @@ def make_result(
     else:
         volume = on_grid
     given = image * LINE_INTEGRAL_SCALE
-    figures: Any = ReprojectionMetric(job.geometry)([on_grid], [given])
+    figures: Any = ReprojectionMetric(job.geometry)([on_grid], [torch.where(covered, given, torch.nan)])
     statistics = job.description.get("radiographs")
     assumptions = [*read, *_placing_assumptions(job, mode)]
     if statistics is None:
@@ -95,9 +100,9 @@ def make_result(
     verdict = reprojection_verdict(reprojection["reprojection_relative"], job.description.get("reprojection"))
     if not verdict.doubtful:
         assumptions.append(verdict.sentence)
-    found = [distribution_warning(image, statistics), verdict.sentence if verdict.doubtful else None]
+    found = [distribution_warning(image * covered, statistics), verdict.sentence if verdict.doubtful else None]
     warnings = [*doubts, *(warning for warning in found if warning is not None)]
-    return Result(patient, volume, on_grid, given, reprojection, assumptions, warnings)
+    return Result(patient, volume, on_grid, given, covered, reprojection, assumptions, warnings)
 
 
 def _placing_assumptions(job: ReconstructionJob, mode: str) -> Iterator[str]:
