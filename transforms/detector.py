@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ _EDGE = 0.08
 
 _LENGTH = 0.7
 """Over how much of its length there must be a step: the outline of a back is straight over half the image at most."""
+
+_ROUND = 1.35
+"""Four times as deep below its outline a body is so much denser, at least: a round one twice, and consoles compress
+that. Beside a collimator a picture is at once as dense as further within."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ def place_on_detector(
     view: View,
     pixel_mm: tuple[float, float],
 ) -> Float[Tensor, "r c"]:
-    """Resample line integrals onto a view's detector, middle on middle, anti-aliased; what is not covered is 0 (air).
+    """Resample line integrals onto a view's detector, middle on middle, anti-aliased; 0 beyond the image.
 
     A separable triangle filter, as wide as the coarser of the two pitches, normalised over the pixels that exist:
     for an image that covers the detector exactly, what ``F.interpolate(mode="bilinear", antialias=True)`` gives.
@@ -202,6 +206,24 @@ def place_on_detector(
         for count, pixels, mm in zip(image.shape, view.detector_size, pixel_mm, strict=True)
     )
     return rows @ image @ columns.T
+
+
+def resample_covered(
+    resample: Callable[[Tensor], Tensor], image: Float[Tensor, "rows columns"], covered: Bool[Tensor, "rows columns"]
+) -> tuple[Float[Tensor, "r c"], Bool[Tensor, "r c"]]:
+    """Resample what a radiograph covers from covered pixels alone: at its edge, nothing of what lies outside mixes in.
+
+    Args:
+        resample: a linear resampling with weights that are not negative.
+        image: any unit.
+        covered: where it shows something.
+
+    Returns:
+        The image, 0 where it shows nothing, and where it shows something: where more than half a pixel is covered.
+    """
+    share = resample(covered.to(image))
+    known = share > 0.5
+    return torch.where(known, resample(image * covered) / share.clamp(min=0.5), 0.0), known
 
 
 def _triangle_weights(count: int, pixels: int, step: float) -> Float[Tensor, "pixels count"]:
@@ -226,7 +248,7 @@ def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int
     A border is a straight run of rows or columns from an edge of the image, near-constant along and across, that ends
     with a step over most of its length, brighter or darker than the image. Text or a marker on it does no harm. Tilted
     and rounded collimation is not found; nor is a border that looks like much of what it touches, as a black one beside
-    air does, which is taken as air anyway.
+    air does. Air beside a straight outline of a body is none: density rises below an outline, and not beside a border.
 
     Args:
         values: a radiograph in any unit and polarity.
@@ -262,6 +284,11 @@ def _border(scaled: Float[np.ndarray, "lines samples"]) -> int:
     # samples that never differ from the border belong to a border of another side, or are air all along
     alive = np.abs(samples[count:] - level[0]).max(axis=0) > _EDGE
     if step.sum() < max(_LENGTH * alive.sum(), 1):
+        return 0
+    depth = beyond - count
+    lines = [count + max(1, depth // 4), beyond, min(count + 4 * depth, len(samples) - 1)]
+    outer, middle, inner = (np.median(np.abs(samples[line, step] - level[0])) for line in lines)
+    if middle > _ROUND * outer and inner > _ROUND * middle:
         return 0
     while count < beyond and np.median(np.abs(samples[count] - samples[beyond])[step]) > _TONE:
         count += 1

@@ -51,8 +51,8 @@ def files_to_samples(
     Returns:
         Transform to samples of ``patient``, ``image`` (V, H, W), line integrals / :data:`LINE_INTEGRAL_SCALE`, and
         ``label`` (1, N, N, N) in [0, 1] over the HU window, whose inverse leads back to the CT's voxels in HU. For
-        inference, ``assumptions`` and ``warnings`` instead of ``label``: what was decided about the radiographs and
-        what makes them doubtful, one sentence a line.
+        inference, ``covered`` (V, H, W), ``assumptions`` and ``warnings`` instead of ``label``: where the radiographs
+        show something, what was decided about them and what makes them doubtful, one sentence a line.
     """
     # with a CT there is a better judge (drr2ct prepare --check): the cue alone was wrong on 1 of 336 deformed CTs
     radiographs.setdefault("check_order", not with_ct)
@@ -65,7 +65,7 @@ def files_to_samples(
         EnsureTyped("image", dtype="float32", track_meta=False),
     ]
     if not with_ct:
-        return Compose([load, *scale, SelectItemsd(["image", "patient", "assumptions", "warnings"])])
+        return Compose([load, *scale, SelectItemsd(["image", "covered", "patient", "assumptions", "warnings"])])
     ct = [
         LoadCTd("label"),
         RenderDRRd("label", geometry, output_key="image"),

@@ -17,11 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from torch import Tensor
 
 from drr2ct.transforms.detector import Acquisition
+from drr2ct.transforms.film_field import extend_from_edge
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.radiograph_files import decode
 from drr2ct.transforms.radiograph_film import Film
@@ -53,14 +56,16 @@ class LoadRadiographsd(MapTransform):
 
     The value under a key is a list of files in the order of ``geometry.views``, or one file: of a single view, or a
     NIfTI stack of all views (columns, rows, views). What was assumed about them is put into the sample under
-    ``assumptions`` (one string, a sentence a line, so that it collates) and into the images' metadata (a list).
+    ``assumptions`` (one string, a sentence a line, so that it collates) and into the images' metadata (a list), and
+    what they cover of the detector under ``covered`` (views, rows, columns). The rest is not known, and holds the
+    nearest that is (:func:`~drr2ct.transforms.film_field.extend_from_edge`), as in the films that networks are trained
+    on.
 
     ``fit="detector"`` is for images made for the geometry, such as stored DRRs: they are taken to cover the detector
     from edge to edge, and resampled (anti-aliased) if they have another size of the same aspect ratio.
     ``fit="pitch"`` is for acquired radiographs, each of its own size: they are scaled by their pixel pitch and
     distances so that the isocentre's plane keeps its size
-    (:func:`~drr2ct.transforms.detector.pixel_size_on_detector`), and centred on the detector; what they do not cover
-    is taken as unattenuated. Without a pitch they are taken to be a whole cassette
+    (:func:`~drr2ct.transforms.detector.pixel_size_on_detector`), and centred on the detector. Without a pitch they are taken to be a whole cassette
     (:func:`~drr2ct.transforms.radiograph_size.cassette_pixel_mm`), line integrals to span the detector.
 
     Args:
@@ -78,8 +83,8 @@ class LoadRadiographsd(MapTransform):
             view. Like the distances, it takes precedence over the files' headers.
         source_to_detector_mm: distance from the source to the detector the files were taken with, likewise.
         source_to_isocentre_mm: distance from the source to the middle of the patient, likewise.
-        crop_collimation: look for collimated borders (:func:`~drr2ct.transforms.detector.find_collimation`), and take
-            them as unattenuated; those in a DICOM header are found without this.
+        crop_collimation: look for collimated borders (:func:`~drr2ct.transforms.detector.find_collimation`), and leave
+            them out; those in a DICOM header are found without this.
         opposite_side: accept AP for PA and a right for a left lateral.
         inverted: dense is dark (True) or bright (False) in a picture as the file shows it, and raw numbers are the
             other way round (True) or not (False) than the file says. By default looks decide.
@@ -159,12 +164,12 @@ class LoadRadiographsd(MapTransform):
         """The sample with its radiographs."""
         sample = dict(data)
         for key in self.key_iterator(sample):
-            sample[key] = self._load(sample[key])
+            sample[key], sample["covered"] = self._load(sample[key])
             for name in ("assumptions", "warnings"):
                 sample[name] = "\n".join(sample[key].meta[name])
         return sample
 
-    def _load(self, files: str | Path | Sequence[str | Path]) -> MetaTensor:
+    def _load(self, files: str | Path | Sequence[str | Path]) -> tuple[MetaTensor, Bool[Tensor, "views rows columns"]]:
         films = self._decoded([files] if isinstance(files, (str, Path)) else list(files))
         films = check_identity(films, self.check_header)
         # each film on its own pixels, as stored
@@ -231,18 +236,19 @@ class LoadRadiographsd(MapTransform):
             )
         ]
 
-    def _stacked(self, films: Sequence[Film]) -> MetaTensor:
-        """All views on the detector, looked at together, with what was assumed."""
-        stack = torch.stack([film.image for film in films])
+    def _stacked(self, films: Sequence[Film]) -> tuple[MetaTensor, Bool[Tensor, "views rows columns"]]:
+        """All views on the detector, looked at together, with what was assumed; and what they cover of it."""
         paths = [str(film.path) for film in films]
         notes = [note for film in films for note in film.notes]
         if self.fit == "pitch":
             notes.append("The central ray is taken to meet the middle of each radiograph.")
         if self.check_order:
-            check_view_order(stack, self.geometry, _names(list(dict.fromkeys(paths))))
+            seen = torch.stack([film.image for film in films])
+            check_view_order(seen, self.geometry, _names(list(dict.fromkeys(paths))))
         warnings = list(dict.fromkeys(warning for film in films for warning in film.warnings))
         meta = {"filename_or_obj": paths, "assumptions": list(dict.fromkeys(notes)), "warnings": warnings}
-        return MetaTensor(stack, meta=meta)
+        stack = torch.stack([extend_from_edge(film.image, film.covered) for film in films])
+        return MetaTensor(stack, meta=meta), torch.stack([film.covered for film in films])
 
 
 def _read_stack(path: str | Path, views: int, reading: Reading) -> list[Pixels]:

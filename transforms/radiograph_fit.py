@@ -13,6 +13,7 @@ from drr2ct.transforms.detector import (
     find_collimation,
     pixel_size_on_detector,
     place_on_detector,
+    resample_covered,
     states_pitch,
 )
 from drr2ct.transforms.radiograph_film import Film
@@ -72,18 +73,18 @@ def with_square_pixels(film: Film) -> Film:
     def resampled(image: Tensor) -> Tensor:
         return F.interpolate(image[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
 
-    covered = resampled(film.covered.float()) > 0.5
+    image, covered = resample_covered(resampled, film.image, film.covered)
     pitch = film.pixel_pitch_mm and (rows * high / size[0], columns * wide / size[1])
     return film.saying(
         f"{film.name} has pixels {high / wide:.3g} times as high as wide and was resampled to square ones.",
-        image=resampled(film.image) * covered,
+        image=image,
         covered=covered,
         pixel_pitch_mm=pitch,
     )
 
 
 def place_by_pitch(film: Film) -> Film:
-    """Scaled by pixel pitch and distances, middle on middle of the view's detector; what is not covered is air."""
+    """Scaled by pixel pitch and distances, middle on middle of the view's detector."""
     facts = {**film.facts, "pixel_spacing_mm": film.pixel_pitch_mm}
     image, covered = film.image, film.covered
     if not states_pitch(facts, film.stated):
@@ -98,11 +99,8 @@ def place_by_pitch(film: Film) -> Film:
         pixel_mm, notes = (edge, edge), [note]
     if image.shape == view.detector_size and all(abs(mm / view.pixel_pitch_mm - 1) < 1e-5 for mm in pixel_mm):
         return film.saying(*notes, image=image, covered=covered)  # it is that detector already
-    return film.saying(
-        *notes,
-        image=place_on_detector(image, view, pixel_mm),
-        covered=place_on_detector(covered.float(), view, pixel_mm) > 0.5,
-    )
+    image, covered = resample_covered(lambda x: place_on_detector(x, view, pixel_mm), image, covered)
+    return film.saying(*notes, image=image, covered=covered)
 
 
 def place_edge_to_edge(films: Sequence[Film]) -> list[Film]:
@@ -136,7 +134,8 @@ def place_edge_to_edge(films: Sequence[Film]) -> list[Film]:
     def resampled(image: Tensor) -> Tensor:
         return F.interpolate(image[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
 
-    return [film.saying(image=resampled(film.image), covered=resampled(film.covered.float()) > 0.5) for film in films]
+    placed = [resample_covered(resampled, film.image, film.covered) for film in films]
+    return [film.saying(image=image, covered=covered) for film, (image, covered) in zip(films, placed, strict=True)]
 
 
 def size_text(shape: Sequence[int]) -> str:

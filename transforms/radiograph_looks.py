@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
-from drr2ct.transforms.detector import covered_rectangle, pixel_size_on_detector, states_pitch
+from drr2ct.transforms.detector import covered_rectangle, pixel_size_on_detector, resample_covered, states_pitch
 from drr2ct.transforms.radiograph_agreement import (
     agreement_note,
     agreement_warning,
@@ -170,11 +170,10 @@ def bring_together(films: Sequence[Film]) -> list[Film]:
         scalable=not all(states_pitch(film.facts, film.stated) for film in films),
     )
     if agreement is not None and agreement.moved:
-        second = replace(
-            second,
-            image=moved_view(second.image, second.view, agreement),
-            covered=moved_view(second.covered.float(), second.view, agreement) > 0.5,
+        image, covered = resample_covered(
+            lambda x: moved_view(x, second.view, agreement), second.image, second.covered
         )
+        second = replace(second, image=image, covered=covered)
     warning = agreement_warning(agreement, all(known))
     second = second.saying(
         agreement_note(agreement, second.name), warnings=(*second.warnings, *([warning] if warning else []))

@@ -199,8 +199,8 @@ class ReprojectionMetric(RegressionMetric):
     (arms, the table) is missing from every prediction, so a perfect one is not at 0; and a mirrored or otherwise wrong
     volume may fit its radiographs: see ``chirality_db``.
 
-    Called with predictions in HU, (1, N, N, N), and radiographs in line integrals, (V, H, W);
-    :class:`PredictionAndRadiographs` gives both.
+    Called with predictions in HU, (1, N, N, N), and radiographs in line integrals, (V, H, W), NaN where they are not
+    known; :class:`PredictionAndRadiographs` gives both.
 
     Args:
         geometry: the views, and the grid for predictions without an affine.
@@ -225,8 +225,10 @@ class ReprojectionMetric(RegressionMetric):
             affine = volume.affine if isinstance(volume, MetaTensor) else self.geometry.grid.affine()
             plain = volume.as_subclass(Tensor).float()
             given = radiographs.to(plain)
-            error = render_drr(plain, self.geometry, np.asarray(affine)) - given
-            rows.append([float(error.abs().mean()), float(error.mean()), _relative_error(error, given)])
+            known = given.isfinite()
+            error = torch.where(known, render_drr(plain, self.geometry, np.asarray(affine)) - given, 0.0)
+            mean = [float(e.sum() / known.sum()) for e in (error.abs(), error)]
+            rows.append([*mean, _relative_error(error, given.nan_to_num())])
         return torch.tensor(rows)
 
 

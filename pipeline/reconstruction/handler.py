@@ -74,16 +74,17 @@ class WriteReconstructions:
 
     def _iteration_completed(self, evaluator: Engine) -> None:
         job = self.job
-        ((patient, sample, read, doubts),) = zip(
+        ((patient, sample, covered, read, doubts),) = zip(
             batch_patients(evaluator.state.batch),
             engine_output(evaluator),
+            evaluator.state.batch["covered"],
             _sentences(evaluator, "assumptions"),
             _sentences(evaluator, "warnings"),
             strict=True,
         )
         try:
             image = sample["image"].detach().cpu().as_subclass(Tensor)
-            result = make_result(job, patient, sample["pred"], image, read, doubts)
+            result = make_result(job, patient, sample["pred"], image, covered, read, doubts)
             self._tell(result)
             made = write_result(job, result, self.precision)
         except InputError as mistake:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from monai.data import MetaTensor
 from torch import Tensor
 
@@ -31,6 +32,7 @@ class Result:
         bounds: (2, I, J, K) in HU on the voxels of ``volume``, lower and upper; None of a network without.
         doubt_on_grid: (1, N, N, N) in HU on the network's grid, half of what lies between the bounds; likewise.
         given: line integrals that the network was given.
+        covered: where they are known, and not only extended from the edge.
         reprojection: figure → how far the volume's own radiographs are from those.
         assumptions: what was assumed, one sentence each.
         warnings: what makes the volume doubtful, one sentence each.
@@ -42,14 +44,15 @@ class Result:
     bounds: MetaTensor | None
     doubt_on_grid: MetaTensor | None
     given: Float[Tensor, "views rows columns"]
+    covered: Bool[Tensor, "views rows columns"]
     reprojection: Mapping[str, float]
     assumptions: Sequence[str]
     warnings: Sequence[str]
 
     @property
     def radiographs_mean(self) -> float:
-        """Mean line integral that was given."""
-        return float(self.given.mean())
+        """Mean line integral that was given, where it is known."""
+        return float(self.given[self.covered].mean())
 
     @property
     def reprojection_sentence(self) -> str:
@@ -66,6 +69,7 @@ def make_result(
     patient: str,
     prediction: Float[Tensor, "channels n n n"],
     image: Float[Tensor, "views rows columns"],
+    covered: Bool[Tensor, "views rows columns"],
     read: Sequence[str] = (),
     doubts: Sequence[str] = (),
 ) -> Result:
@@ -76,6 +80,7 @@ def make_result(
         patient: its name.
         prediction: in [0, 1] over the HU window, on the network's grid; with bounds or without.
         image: line integrals / ``LINE_INTEGRAL_SCALE``, as the network was given them.
+        covered: where they are known; only there they are judged.
         read: what reading the radiographs assumed.
         doubts: what it warns of.
     """
@@ -98,7 +103,7 @@ def make_result(
     if has_bounds(prediction):
         bounds, doubt = place_bounds(place, prediction), half_width(place_bounds(on_network_grid, prediction))
     given = image * LINE_INTEGRAL_SCALE
-    figures: Any = ReprojectionMetric(job.geometry)([on_grid], [given])
+    figures: Any = ReprojectionMetric(job.geometry)([on_grid], [torch.where(covered, given, torch.nan)])
     statistics = job.description.get("radiographs")
     assumptions = [*read, *_placing_assumptions(job, mode)]
     if statistics is None:
@@ -110,11 +115,11 @@ def make_result(
     verdict = reprojection_verdict(reprojection["reprojection_relative"], job.description.get("reprojection"))
     if not verdict.doubtful:
         assumptions.append(verdict.sentence)
-    found = [distribution_warning(image, statistics), verdict.sentence if verdict.doubtful else None]
+    found = [distribution_warning(image * covered, statistics), verdict.sentence if verdict.doubtful else None]
     warnings = [*doubts, *(warning for warning in found if warning is not None)]
     if doubt is not None:
         (assumptions if "interval" in job.description else warnings).append(_about_bounds(job))
-    return Result(patient, volume, on_grid, bounds, doubt, given, reprojection, assumptions, warnings)
+    return Result(patient, volume, on_grid, bounds, doubt, given, covered, reprojection, assumptions, warnings)
 
 
 def _about_bounds(job: ReconstructionJob) -> str:

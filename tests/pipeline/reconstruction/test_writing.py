@@ -50,7 +50,19 @@ def result_of(job: ReconstructionJob, below: float | None = None, above: float =
     output = prediction()
     if below is not None:
         output = torch.cat([output, output - below, output + above])
-    return make_result(job, "jane", output, given / LINE_INTEGRAL_SCALE, ["The X-rays were read aloud."])
+    everywhere = torch.ones_like(given, dtype=torch.bool)
+    return make_result(job, "jane", output, given / LINE_INTEGRAL_SCALE, everywhere, ["The X-rays were read aloud."])
+
+
+def test_only_what_the_radiographs_cover_is_judged(tmp_path: Path) -> None:
+    job = job_of(tmp_path, output=tmp_path / "ct.nii.gz")
+    whole = result_of(job)
+    covered = torch.ones_like(whole.given, dtype=torch.bool)
+    covered[:, :5] = covered[:, :, -4:] = False
+    extended = torch.where(covered, whole.given, 9.0) / LINE_INTEGRAL_SCALE
+    result = make_result(job, "jane", prediction(), extended, covered)
+    assert all(abs(error) < 1e-5 for error in result.reprojection.values())
+    assert result.radiographs_mean == pytest.approx(float(whole.given[covered].mean()))
 
 
 def test_a_volume_and_the_record_that_finishes_it(tmp_path: Path) -> None:
