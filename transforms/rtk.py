@@ -74,7 +74,11 @@ def joseph_projection(
     caster.SetGeometry(circle)
     caster.SetNumberOfWorkUnits(threads)
     caster.Update()
-    return classes.buffer.GetArrayFromImage(caster.GetOutput())[0]
+    output = caster.GetOutput()
+    columns, rows, _ = output.GetBufferedRegion().GetSize()
+    # GetArrayFromImage would load ITK's images of vectors, to ask whether this is one
+    seen = np.frombuffer(classes.buffer._GetArrayViewFromImage(output), dtype=np.float32)
+    return seen.reshape(int(rows), int(columns)).copy()
 
 
 class _Classes(NamedTuple):

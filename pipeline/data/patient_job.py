@@ -161,14 +161,9 @@ def _write_patient(
         seconds[step] += now - clock
         clock = now
 
-    ct = read_candidate(candidate)
-    lap("read")
     digest = hashlib.sha256()
-    for path in candidate.files:
-        with Path(path).open("rb") as stream:
-            for block in iter(lambda: stream.read(2**20), b""):
-                digest.update(block)
-    lap("hash")
+    ct = read_candidate(candidate, digest)
+    lap("read")
     notes = list(candidate.notes)
     values = ct.as_tensor()
     low, high = HU_WINDOW
@@ -186,6 +181,8 @@ def _write_patient(
     lap("write DRRs")
     write_volume(folder / f"{job.name}.nii.gz", ct)
     lap("write CT")
+    anatomy = encode_anatomy(anatomy_of(ct))
+    lap("compare")
     return {
         "fingerprint": job.fingerprint,
         "source_sha256": digest.hexdigest(),
@@ -193,7 +190,7 @@ def _write_patient(
         "used": shown_path(candidate.files[0], job.source, settings.key),
         "shape": list(ct.shape[1:]),
         "voxel_mm": np.linalg.norm(np.asarray(ct.affine)[:3, :3], axis=0).round(6).tolist(),
-        "anatomy": encode_anatomy(anatomy_of(ct)),
+        "anatomy": anatomy,
         "notes": notes,
     }
 
