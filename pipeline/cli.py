@@ -1,4 +1,8 @@
-"""``drr2ct``: short commands over the bundle."""
+"""``drr2ct``: short commands over the bundle.
+
+Each command imports what it needs when it is called: PyTorch and MONAI take seconds, and help or a mistake in the
+arguments should not wait for them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ import yaml
 from rich.console import Console
 
 from drr2ct.pipeline.running.console import print_rows, wide_console
-from drr2ct.transforms.validation import InputError
+from drr2ct.pipeline.running.startup import importing, start_lightly
+from drr2ct.transforms.validation import InputError, existing_file
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -215,14 +220,18 @@ def reconstruct(
     overrides: Overrides = None,
 ) -> None:
     """Reconstruct CT volumes from radiographs: the bundle's inference.yaml."""
-    print("drr2ct: loading PyTorch and MONAI", flush=True)  # which takes seconds
-    from drr2ct.pipeline.reconstruction import reconstruct as run_reconstruct
-    from drr2ct.pipeline.reconstruction.destination import file_destination
-    from drr2ct.pipeline.volumes.files import volume_ending
-
     settings = parse_overrides(overrides)
     if "radiographs" not in settings and (pa is None, lateral is None) != (patients is not None,) * 2:
         raise InputError("give --pa and --lateral, or a folder of patients.")
+    for path, what in ((checkpoint, "checkpoint"), (pa, "radiograph"), (lateral, "radiograph")):
+        if path is not None:
+            existing_file(path, what)
+    print("drr2ct: loading PyTorch and MONAI", flush=True)
+    with importing():
+        from drr2ct.pipeline.reconstruction import reconstruct as run_reconstruct
+        from drr2ct.pipeline.reconstruction.destination import file_destination
+        from drr2ct.pipeline.volumes.files import volume_ending
+
     one_file = file_destination(output, format) if patients is None else volume_ending(Path(output))
     place = "output" if one_file else "output_dir"
     run_reconstruct(
@@ -277,14 +286,14 @@ def plan(
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
 ) -> None:
     """Say what a network costs in memory, FLOPs and time, without allocating it."""
-    from drr2ct.pipeline.checkpoints.shipped import shipped_networks
-    from drr2ct.pipeline.planning.plan import Settings
-    from drr2ct.pipeline.planning.tables import run_plan
-
     if bool(names) != compare:
         raise InputError("give --compare and the networks' names together: --compare direct256 cascade256.")
     if checkpointing not in (None, "on", "off"):
         raise InputError(f"--checkpointing {checkpointing} is neither on nor off.")
+    from drr2ct.pipeline.checkpoints.shipped import shipped_networks
+    from drr2ct.pipeline.planning.plan import Settings
+    from drr2ct.pipeline.planning.tables import run_plan
+
     switch = None if checkpointing is None else checkpointing == "on"
     settings = [
         Settings(n, batch, precision, views, size, detector, switch, interval=interval) for n in names or [network]
@@ -326,7 +335,6 @@ def prepare(
     """Make a data set of CT studies, or check one."""
     from drr2ct.pipeline.data.datalist import dataset_geometry
     from drr2ct.transforms.geometry import BiplanarGeometry
-    from drr2ct.transforms.validation import existing_file
 
     console = Console()
     if dest is not None:
@@ -485,6 +493,13 @@ def report(
     console.print(str(write_report(runs, output, evaluation or (), dataset, console)))
 
 
+def behind(error: BaseException) -> InputError | None:
+    """The user's mistake or the machine's fault behind an exception, if it is one."""
+    from drr2ct.pipeline.running.bundle import find_input_error
+
+    return find_input_error(error) or misplaced(error)
+
+
 def misplaced(error: BaseException) -> InputError | None:
     """The sentence for a place where nothing can be written or read, if that is what an exception says."""
     if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)) and error.filename:
@@ -502,6 +517,7 @@ def usage_sentence(error: typer.TyperException) -> str:
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and status 2."""
+    start_lightly()
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # a filter, since MONAI sets its loggers' levels when it is imported, which is later
@@ -513,9 +529,7 @@ def main() -> None:
         print(f"drr2ct: {usage_sentence(error)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except Exception as error:
-        from drr2ct.pipeline.running.bundle import find_input_error
-
-        mistake = find_input_error(error) or misplaced(error)
+        mistake = error if isinstance(error, InputError) else behind(error)
         if mistake is None:
             raise
         print(f"drr2ct: {mistake}", file=sys.stderr)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 _CODECS = "install pylibjpeg with pylibjpeg-libjpeg and pylibjpeg-openjpeg, or python-gdcm, or decompress the files"
 
 
+class Hash(Protocol):
+    """One of ``hashlib``."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take in more bytes."""
+
+
 def same_pixels(first: str, second: str) -> bool:
     """Whether two DICOM files show the same."""
     try:
@@ -29,7 +37,7 @@ def same_pixels(first: str, second: str) -> bool:
         return False
 
 
-def read_slices(files: Sequence[str]) -> MetaTensor:
+def read_slices(files: Sequence[str], digest: Hash | None = None) -> MetaTensor:
     """Slices of one CT series as a volume.
 
     Rescale slope and intercept are applied to each by its own header. Pixel Padding Value becomes air where it lies
@@ -37,6 +45,7 @@ def read_slices(files: Sequence[str]) -> MetaTensor:
 
     Args:
         files: DICOM files in the order of the stack; one orientation, matrix and pixel spacing.
+        digest: is fed the files' bytes, in order.
 
     Returns:
         (1, I, J, K) in HU, float32, with the RAS+ affine.
@@ -51,7 +60,7 @@ def read_slices(files: Sequence[str]) -> MetaTensor:
     rows, columns = int(first.Rows), int(first.Columns)
     stack = np.empty((len(files), rows, columns), dtype=np.float32)
     for target, path in zip(stack, files, strict=True):
-        target[:] = _slice_in_hu(path)
+        target[:] = _slice_in_hu(path, digest)
     orientation = np.array(first.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     down, right = (float(v) for v in first.PixelSpacing)
     origin, end = (np.array(data.ImagePositionPatient, dtype=np.float64) for data in (first, last))
@@ -64,12 +73,15 @@ def read_slices(files: Sequence[str]) -> MetaTensor:
     return MetaTensor(torch.from_numpy(stack.transpose(2, 1, 0))[None], affine=torch.from_numpy(affine))
 
 
-def _slice_in_hu(path: str) -> Float[np.ndarray, "rows columns"]:
+def _slice_in_hu(path: str, digest: Hash | None) -> Float[np.ndarray, "rows columns"]:
     from pydicom.pixels import get_decoder  # not at the top: who trains on NIfTI files needs no pydicom
 
     name, codec = Path(path).name, ""
     try:
-        data = read_dicom(path)
+        content = Path(path).read_bytes()
+        if digest is not None:
+            digest.update(content)
+        data = read_dicom(BytesIO(content))
         syntax = data.file_meta.TransferSyntaxUID
         codec = syntax.name if syntax.is_compressed else ""
         if syntax.is_compressed and not get_decoder(syntax).is_available:
@@ -91,11 +103,11 @@ def _slice_in_hu(path: str) -> Float[np.ndarray, "rows columns"]:
         raise InputError(f"slice {name} is damaged ({error}); copy the series again.") from error
 
 
-def read_dicom(path: str, **arguments: Any) -> pydicom.FileDataset:
+def read_dicom(path: str | BytesIO, **arguments: Any) -> pydicom.FileDataset:
     """A DICOM file, also without preamble, meta header or transfer syntax, as old archives write it.
 
     Args:
-        path: the file.
+        path: the file, or its content.
         **arguments: of ``pydicom.dcmread``.
     """
     import pydicom  # as in _slice_in_hu

@@ -21,7 +21,7 @@ from monai.transforms import MapTransform, Transform
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from drr2ct.transforms import nanodrr_parts
+from drr2ct.transforms import nanodrr_parts, rtk
 from drr2ct.transforms.attenuation import hu_to_attenuation
 from drr2ct.transforms.geometry import BiplanarGeometry, View
 from drr2ct.transforms.validation import InputError
@@ -224,18 +224,6 @@ def _render_rtk(
     affines: Sequence[Float[np.ndarray, "4 4"]],
     thick_planes: bool = False,
 ) -> Float[Tensor, "views rows columns"]:
-    # `from itk import RTK` loads every RTK class, 11 s of processor time; these two modules take 3
-    import itk
-    from itk.rtkJosephForwardProjectionImageFilterPython import rtkJosephForwardProjectionImageFilterIF3IF3 as Joseph
-    from itk.rtkThreeDCircularProjectionGeometryPython import rtkThreeDCircularProjectionGeometry as Circle
-
-    def place(array: Float[np.ndarray, "a b c"], spacing: Any, origin: Any, direction: Any) -> Any:
-        image = itk.image_view_from_array(array)
-        image.SetSpacing([float(x) for x in spacing])
-        image.SetOrigin([float(x) for x in origin])
-        image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(direction)))
-        return image
-
     hu, affines = _memory_order(hu, affines)
     padded = _padded_attenuation(hu)
     axes = np.diag([-1.0, -1.0, 1.0])  # at 0° RTK's u is the patient's right and its v is up; ours run the other way
@@ -248,7 +236,7 @@ def _render_rtk(
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         direction = affine[:3, :3] / spacing
         first_voxel = affine[:3, 3] - affine[:3, :3].sum(axis=1)  # the padding's
-        volume = place(attenuation, spacing, _PATIENT_TO_RTK @ first_voxel, _PATIENT_TO_RTK @ direction)
+        volume = rtk.image(attenuation, spacing, _PATIENT_TO_RTK @ first_voxel, _PATIENT_TO_RTK @ direction)
         # neighbouring rays should read neighbouring memory: walk the detector along the volume's fastest axis
         # (3 × faster)
         by_columns = abs(direction[2, 0]) > 0.5
@@ -256,17 +244,11 @@ def _render_rtk(
         pitch = view.pixel_pitch_mm
         blank = np.zeros((1, columns, rows) if by_columns else (1, rows, columns), dtype=np.float32)
         corner = ((columns - 1) / 2 * pitch, (rows - 1) / 2 * pitch, 0.0)
-        detector = place(blank, (pitch, pitch, 1.0), corner, axes[:, [1, 0, 2]] if by_columns else axes)
-        circle = Circle.New()
-        angle = view.gantry_angle_deg if abs(view.gantry_angle_deg) > 1e-12 else 0.0  # a subnormal one crashes RTK
-        circle.AddProjection(view.source_to_isocentre_mm, view.source_to_detector_mm, angle)
-        projector = Joseph.New()
-        projector.SetInput(0, detector)
-        projector.SetInput(1, volume)
-        projector.SetGeometry(circle)
-        projector.SetNumberOfWorkUnits(torch.get_num_threads())  # 1 in a data loader's worker
-        projector.Update()
-        image = torch.from_numpy(itk.array_from_image(projector.GetOutput())[0])
+        detector = rtk.image(blank, (pitch, pitch, 1.0), corner, axes[:, [1, 0, 2]] if by_columns else axes)
+        threads = torch.get_num_threads()  # 1 in a data loader's worker
+        distances = (view.source_to_isocentre_mm, view.source_to_detector_mm)
+        found = rtk.joseph_projection(volume, detector, *distances, view.gantry_angle_deg, threads)
+        image = torch.from_numpy(found)
         radiographs.append(image.T if by_columns else image)
     return torch.stack(radiographs)
 

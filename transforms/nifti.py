@@ -9,6 +9,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 from jaxtyping import Float
 from nibabel.filebasedimages import ImageFileError
 
@@ -43,6 +44,20 @@ class NiftiGeometry:
 def is_nifti(path: Path) -> bool:
     """By the file's name."""
     return path.name.lower().endswith(NIFTI_SUFFIXES)
+
+
+def save_nifti(path: Path, image: Any) -> None:
+    """Write a nibabel image, compressed if the name ends in ``.gz``.
+
+    Intel's ISA-L compresses as well as zlib's first level, which nibabel uses, in a quarter of the time.
+    """
+    content = image.to_bytes()
+    path.write_bytes(compressed(content) if path.name.lower().endswith(".gz") else content)
+
+
+def compressed(content: bytes) -> bytes:
+    """In gzip's format, the same bytes for the same content."""
+    return igzip.compress(content, 2, mtime=0)
 
 
 def open_nifti(path: Path) -> Any:

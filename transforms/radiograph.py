@@ -65,8 +65,9 @@ class LoadRadiographsd(MapTransform):
     from edge to edge, and resampled (anti-aliased) if they have another size of the same aspect ratio.
     ``fit="pitch"`` is for acquired radiographs, each of its own size: they are scaled by their pixel pitch and
     distances so that the isocentre's plane keeps its size
-    (:func:`~drr2ct.transforms.detector.pixel_size_on_detector`), and centred on the detector. Without a pitch they are taken to be a whole cassette
-    (:func:`~drr2ct.transforms.radiograph_size.cassette_pixel_mm`), line integrals to span the detector.
+    (:func:`~drr2ct.transforms.detector.pixel_size_on_detector`), and centred on the detector. Without a pitch they are
+    taken to be a whole cassette (:func:`~drr2ct.transforms.radiograph_size.cassette_pixel_mm`), line integrals to span
+    the detector.
 
     Args:
         keys: keys of the file names.

@@ -170,9 +170,7 @@ def bring_together(films: Sequence[Film]) -> list[Film]:
         scalable=not all(states_pitch(film.facts, film.stated) for film in films),
     )
     if agreement is not None and agreement.moved:
-        image, covered = resample_covered(
-            lambda x: moved_view(x, second.view, agreement), second.image, second.covered
-        )
+        image, covered = resample_covered(lambda x: moved_view(x, second.view, agreement), second.image, second.covered)
         second = replace(second, image=image, covered=covered)
     warning = agreement_warning(agreement, all(known))
     second = second.saying(

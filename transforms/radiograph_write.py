@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from drr2ct.transforms.files import replacing
+from drr2ct.transforms.nifti import save_nifti
 from drr2ct.transforms.radiograph_files import NIFTI_MARK
 from drr2ct.transforms.radiograph_picture import PNG_MARK
 from drr2ct.transforms.radiograph_scale import DISPLAY_MAXIMUM, PNG_COUNTS
@@ -45,7 +46,7 @@ def write_radiograph(
         image.header.set_xyzt_units("mm")
         image.header["descrip"] = NIFTI_MARK
         with replacing(path) as temporary:
-            nib.save(image, temporary)
+            save_nifti(temporary, image)
     elif path.suffix.lower() == ".png":
         if values.ndim != 2:
             raise InputError(f"{path}: a PNG holds one radiograph, this is a stack of {values.shape[0]}; use .nii.gz.")

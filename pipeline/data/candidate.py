@@ -20,7 +20,7 @@ from pathlib import Path
 
 from monai.data import MetaTensor
 
-from drr2ct.transforms.dicom_slices import read_slices
+from drr2ct.transforms.dicom_slices import Hash, read_slices
 from drr2ct.transforms.volume import LoadCT, bounding_box_centre, check_ct
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".hdr.gz")
@@ -106,8 +106,12 @@ def preference(candidate: Candidate) -> tuple[object, ...]:
     )
 
 
-def read_candidate(candidate: Candidate) -> MetaTensor:
+def read_candidate(candidate: Candidate, digest: Hash | None = None) -> MetaTensor:
     """The volume of a usable candidate, in HU.
+
+    Args:
+        candidate: of which the files are read, once.
+        digest: is fed the files' bytes, in order.
 
     Returns:
         (1, I, J, K) float32 with the RAS+ affine and the isocentre in ``meta["isocentre"]``.
@@ -116,8 +120,10 @@ def read_candidate(candidate: Candidate) -> MetaTensor:
         InputError: if the pixels cannot be read or are no CT in HU; see :func:`drr2ct.transforms.volume.check_ct`.
     """
     if not candidate.dicom:
+        for path in candidate.files if digest is not None else ():
+            digest.update(Path(path).read_bytes())
         return LoadCT()(candidate.files[0])
-    image = read_slices(candidate.files)
+    image = read_slices(candidate.files, digest)
     check_ct(image, "the series")
     image.meta["isocentre"] = [float(v) for v in bounding_box_centre(image)]
     return image

@@ -161,14 +161,9 @@ def _write_patient(
         seconds[step] += now - clock
         clock = now
 
-    ct = read_candidate(candidate)
-    lap("read")
     digest = hashlib.sha256()
-    for path in candidate.files:
-        with Path(path).open("rb") as stream:
-            for block in iter(lambda: stream.read(2**20), b""):
-                digest.update(block)
-    lap("hash")
+    ct = read_candidate(candidate, digest)
+    lap("read")
     notes = list(candidate.notes)
     values = ct.as_tensor()
     low, high = HU_WINDOW

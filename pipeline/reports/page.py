@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import importlib.metadata
 import json
 import re
@@ -21,6 +20,7 @@ from monai.data import MetaTensor
 
 from drr2ct.pipeline.pictures.scales import DOUBT_COLOURS, DOUBT_RANGE
 from drr2ct.transforms.files import replacing
+from drr2ct.transforms.nifti import compressed
 from drr2ct.transforms.validation import InputError
 
 VIEWER_WINDOWS = (("Lung", -1000, 200), ("Soft tissue", -160, 240), ("Bone", -450, 1050))
@@ -91,7 +91,7 @@ def _encoded(volume: MetaTensor, low: float, step: float, window: tuple[float, f
     image.header.set_slope_inter(step, low)
     image.header.set_xyzt_units("mm")
     image.header["cal_min"], image.header["cal_max"] = window
-    return base64.b64encode(gzip.compress(image.to_bytes(), 9, mtime=0)).decode()
+    return base64.b64encode(compressed(image.to_bytes())).decode()
 
 
 def niivue_module() -> str:

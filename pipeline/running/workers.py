@@ -7,7 +7,7 @@ import signal
 import threading
 from multiprocessing import parent_process
 
-import torch
+from drr2ct.pipeline.running.startup import start_lightly
 
 
 def begin_worker() -> None:
@@ -15,6 +15,9 @@ def begin_worker() -> None:
 
     Ctrl-C reaches all processes of a terminal; the parent's answer to it is enough.
     """
+    start_lightly()
+    import torch  # not before: this is what makes the imports that follow it light
+
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -13,6 +13,7 @@ from monai.data.utils import orientation_ras_lps
 
 from drr2ct.pipeline.running.provenance import DISCLAIMER
 from drr2ct.transforms.files import replacing
+from drr2ct.transforms.nifti import save_nifti
 from drr2ct.transforms.validation import InputError
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -51,7 +52,7 @@ def write_volume(path: str | Path, volume: MetaTensor) -> Path:
         image.header.set_xyzt_units("mm")
         image.header["descrip"] = DISCLAIMER.encode()
         with replacing(path) as temporary:
-            nib.save(image, temporary)
+            save_nifti(temporary, image)
         return path
     if values.ndim > 3:
         raise InputError(f"volume {path} would hold {values.shape[3]} volumes; write them as .nii.gz.")

@@ -613,7 +613,10 @@ def test_polarity_is_found_where_only_some_files_need_turning(tmp_path):
 
 @pytest.mark.parametrize("pitch", [None, 1.0])
 def test_collimation_is_not_known(tmp_path, pitch):
-    """It is extended from the edge, and stays in place where the pitch is known; without one, what is left after cropping is a cassette."""
+    """It is extended from the edge, and stays in place where the pitch is known.
+
+    Without one, what is left after cropping is a cassette.
+    """
     picture = (ramp(120, 120) * 5 + 40 * torch.rand(120, 120, generator=torch.Generator().manual_seed(0))).numpy()
     picture = (picture / picture.max() * 200).astype(np.uint8)
     picture[:30] = 255

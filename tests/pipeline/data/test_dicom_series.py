@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -120,7 +121,9 @@ def test_a_series_is_read_in_hu_with_its_affine(tmp_path_factory: pytest.TempPat
     write_series(root / "a", values, spacing=[round(v, 4) for v in spacing])
     (candidate,) = find_candidates(root)
     assert not candidate.reason
-    ct = read_candidate(candidate)
+    digest = hashlib.sha256()
+    ct = read_candidate(candidate, digest)
+    assert digest.hexdigest() == hashlib.sha256(b"".join(Path(f).read_bytes() for f in candidate.files)).hexdigest()
     # stored in steps of 2 HU
     np.testing.assert_allclose(ct[0].numpy(), values.clip(-1024), atol=2)
     right, down, up = (round(v, 4) for v in spacing)
