@@ -230,7 +230,7 @@ class ProgressiveCascade(nn.Module):
             return layers
         if stage.grow_kernel == 1:
             # a weighted sum of channels and one of neighbours can be exchanged
-            return nn.Sequential(layers[0], Upsample(stage.scale), *layers[1:])
+            return nn.Sequential(layers[0], Upsample(stage.scale), *list(layers)[1:])
         return nn.Sequential(Upsample(stage.scale), *layers)
 
     def _mix(self, inputs: int, width: int, norm_groups: int) -> nn.Module:

@@ -120,8 +120,9 @@ def read_candidate(candidate: Candidate, digest: Hash | None = None) -> MetaTens
         InputError: if the pixels cannot be read or are no CT in HU; see :func:`drr2ct.transforms.volume.check_ct`.
     """
     if not candidate.dicom:
-        for path in candidate.files if digest is not None else ():
-            digest.update(Path(path).read_bytes())
+        if digest is not None:
+            for path in candidate.files:
+                digest.update(Path(path).read_bytes())
         return LoadCT()(candidate.files[0])
     image = read_slices(candidate.files, digest)
     check_ct(image, "the series")

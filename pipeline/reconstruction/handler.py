@@ -74,10 +74,11 @@ class WriteReconstructions:
 
     def _iteration_completed(self, evaluator: Engine) -> None:
         job = self.job
+        batch: Any = evaluator.state.batch
         ((patient, sample, covered, read, doubts),) = zip(
             batch_patients(evaluator.state.batch),
             engine_output(evaluator),
-            evaluator.state.batch["covered"],
+            batch["covered"],
             _sentences(evaluator, "assumptions"),
             _sentences(evaluator, "warnings"),
             strict=True,
