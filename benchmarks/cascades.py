@@ -161,7 +161,6 @@ VARIANTS = {
     "confidence": Variant(
         "ours with a learned confidence of each view, voxel by voxel", overrides={"confidence": True}
     ),
-    "stage-outputs": Variant("ours with a head at 16³ too, to which the last adds", overrides={"output_stages": 2}),
     "squared": Variant("ours with the squared error besides, weight 20", terms=lambda: {**DEFAULT_TERMS, "l2": 20.0}),
     "normalised": Variant(
         "ours with group normalisation in the stages, at half the learning rate",
