@@ -251,7 +251,7 @@ def fingerprint(value: Any) -> Any:
 def _code() -> str:
     """Digest of the code that makes samples."""
     folder = Path(drr2ct.transforms.__file__).parent
-    content = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    content = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
     return hashlib.sha256(content + importlib.metadata.version("monai").encode()).hexdigest()
 
 

@@ -21,7 +21,7 @@ def test_largest_batch_is_the_last_that_fits():
 
 @pytest.mark.slow
 def test_cheapest_change_is_one_that_fits():
-    settings = Settings("cascade64", 8, "fp32", 2, 32, 64)
+    settings = Settings("cascade64", 3, "fp32", 2, 32, 64)
     plain = plan_network(settings)
     what, plan = cheapest_change(settings, needed_bytes(plain) - 1)
     assert what == "bf16"
