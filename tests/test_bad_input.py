@@ -1032,7 +1032,7 @@ DATA_SETS = [
         "a data set without patients",
         lambda root: None,
         "data set folder … holds no patient; expected <patient>/<patient>.nii.gz (or .nii, .nrrd, .nhdr, .mha, "
-        ".mhd, .hdr, or a DICOM folder) inside.",
+        ".mhd, .hdr, .hdr.gz, or a DICOM folder) inside.",
     ),
     Case(
         "fewer than 3 patients",
