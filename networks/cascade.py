@@ -273,8 +273,9 @@ class ProgressiveCascade(nn.Module):
         total = volume[:0]
         for i, output in enumerate(self.outputs):
             total = output(given[i]) if i == 0 else total + output(given[i])
-            if i < len(self.enlarge):
-                total = self.enlarge[i](total)
+            for k, enlarge in enumerate(self.enlarge):  # TorchScript takes no variable for an index
+                if k == i:
+                    total = enlarge(total)
         interval = self.interval
         return total if interval is None else interval(total, given)
 

@@ -348,6 +348,8 @@ def prepare(
         console.print(f"{summary.ready} patients in {dest}, {summary.made} made now, {summary.failed} failed")
         if summary.complete:
             console.print(f"{report or dest / 'series.csv'}  every series, and why it was used or left out")
+            if not summary.ready:
+                raise InputError(f"no patient of {source} could be made; see {report or dest / 'series.csv'}.")
     elif not check:
         raise InputError("give DEST, the data set to make, or --check to check the data set SOURCE.")
     if check:

@@ -840,6 +840,25 @@ def test_requests(command: Command, tmp_path: Path, case: Case) -> None:  # noqa
     assert snapshot(tmp_path) == before
 
 
+def no_chest(root: Path) -> list[object]:
+    write_nifti(root / "source" / "legs.nii.gz", whole_body()[:, :, :30])
+    return [root / "source", root / "set", "--centre", "lungs", *PREPARE]
+
+
+NOTHING_MADE = Case(
+    "--centre lungs for scans without lungs only", no_chest, "no patient of … could be made; see …/series.csv."
+)
+
+
+def test_nothing_made(command: Command, tmp_path: Path) -> None:  # noqa: F811
+    arguments = NOTHING_MADE.make(tmp_path)
+    before = snapshot(tmp_path / "source")
+    assert_refused(command("prepare", *arguments), NOTHING_MADE.says)
+    assert snapshot(tmp_path / "source") == before
+    (row,) = table(tmp_path / "set")
+    assert row["reason"] == "the CT shows no lungs to aim at; leave it out, or aim at the centre of its box"
+
+
 def test_a_named_pipe_in_the_tree_is_not_opened(command: Command, tmp_path: Path) -> None:  # noqa: F811
     source = sound_source(tmp_path)
     os.mkfifo(source / "pipe.dcm")
@@ -1013,7 +1032,7 @@ DATA_SETS = [
         "a data set without patients",
         lambda root: None,
         "data set folder … holds no patient; expected <patient>/<patient>.nii.gz (or .nii, .nrrd, .nhdr, .mha, "
-        ".mhd, .hdr, or a DICOM folder) inside.",
+        ".mhd, .hdr, .hdr.gz, or a DICOM folder) inside.",
     ),
     Case(
         "fewer than 3 patients",
@@ -1879,7 +1898,7 @@ def test_full_disks(
 
 SECTIONS = {
     "`drr2ct prepare SOURCE DEST`: what lies in SOURCE": [*SOURCES, NO_PERMISSION],
-    "`drr2ct prepare SOURCE DEST`: what is asked for": REQUESTS,
+    "`drr2ct prepare SOURCE DEST`: what is asked for": [*REQUESTS, NOTHING_MADE],
     "`drr2ct prepare DATASET --check`": SETS,
     "`drr2ct train DATASET`": DATA_SETS,
     "`drr2ct train DATASET`: what is said at the start": STARTS,

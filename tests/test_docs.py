@@ -133,10 +133,10 @@ def test_bundle_commands_name_keys_of_the_bundle() -> None:
     for page, line, whole in commands():
         if "monai.bundle run" not in line or not whole:
             continue
-        files, overrides = command_line([word for word in words_of(line) if not word.startswith("<")])
-        paths = [BUNDLE / name.removeprefix("bundles/biplanar_ct/") for name in files]
+        given = command_line([word for word in words_of(line) if not word.startswith("<")])
+        paths = [BUNDLE / name.removeprefix("bundles/biplanar_ct/") for name in given.config_files]
         assert paths and all(path.is_file() for path in paths), (page, line)
-        merged_config(paths, overrides)
+        merged_config(paths, given.overrides, given.tracking)
         seen += 1
     assert seen >= 5
 

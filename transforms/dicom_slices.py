@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _CODECS = "install pylibjpeg with pylibjpeg-libjpeg and pylibjpeg-openjpeg, or python-gdcm, or decompress the files"
 
 
+@runtime_checkable
 class Hash(Protocol):
     """One of ``hashlib``."""
 
@@ -103,6 +104,13 @@ def _slice_in_hu(path: str, digest: Hash | None) -> Float[np.ndarray, "rows colu
         raise InputError(f"slice {name} is damaged ({error}); copy the series again.") from error
 
 
+def tolerate_odd_values() -> None:
+    """Values that break a rule of the standard and can be read are no news, for every slice of an archive."""
+    import pydicom.config  # as in _slice_in_hu
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+
 def read_dicom(path: str | BytesIO, **arguments: Any) -> pydicom.FileDataset:
     """A DICOM file, also without preamble, meta header or transfer syntax, as old archives write it.
 
@@ -111,11 +119,9 @@ def read_dicom(path: str | BytesIO, **arguments: Any) -> pydicom.FileDataset:
         **arguments: of ``pydicom.dcmread``.
     """
     import pydicom  # as in _slice_in_hu
-    import pydicom.config
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    # values that break a rule of the standard and can be read are no news, for every slice of an archive
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    tolerate_odd_values()
     data = pydicom.dcmread(path, force=True, **arguments)
     if "TransferSyntaxUID" not in data.file_meta:
         implicit, little = data.original_encoding

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drr2ct.pipeline.data.candidate import AGAIN, VOLUME_SUFFIXES, Candidate
+from drr2ct.transforms.dicom_slices import tolerate_odd_values
 
 if TYPE_CHECKING:
     import pydicom
@@ -146,6 +147,7 @@ def read_header(path: str) -> Header | Candidate | None:
                 return _refused(path, f"an empty file; {AGAIN}")
             import pydicom  # not at the top: who trains on NIfTI files needs none
 
+            tolerate_odd_values()
             stream.seek(0)
             data: pydicom.Dataset
             try:
