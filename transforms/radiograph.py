@@ -50,6 +50,9 @@ from drr2ct.transforms.validation import InputError, existing_file
 
 FITS = ("detector", "pitch")
 
+FEWEST_PIXELS = 32
+"""Rows and columns that a film must have: with fewer, a pixel is wider than a rib."""
+
 
 class LoadRadiographsd(MapTransform):
     """Load the radiographs of a patient as line integrals (views, rows, columns), on the geometry's detector.
@@ -172,6 +175,10 @@ class LoadRadiographsd(MapTransform):
 
     def _load(self, files: str | Path | Sequence[str | Path]) -> tuple[MetaTensor, Bool[Tensor, "views rows columns"]]:
         films = self._decoded([files] if isinstance(files, (str, Path)) else list(files))
+        if self.fit == "pitch":
+            _check_pixels(films)
+        if self.check_order:
+            _check_different(films)
         films = check_identity(films, self.check_header)
         # each film on its own pixels, as stored
         films = [
@@ -206,7 +213,9 @@ class LoadRadiographsd(MapTransform):
         def falling() -> Film:
             return scaled(replace(decoded, pixels=replace(decoded.pixels, counts_fall=not decoded.pixels.counts_fall)))
 
-        return turn_by_looks(scaled(decoded), falling, self.fit == "detector", self.inverted, decide)
+        views = [] if self.statistics is None else zip(self.geometry.views, self.statistics["views"], strict=True)
+        others = [(view, usual) for view, usual in views if view != decoded.view]
+        return turn_by_looks(scaled(decoded), falling, self.fit == "detector", self.inverted, decide, others)
 
     def _decoded(self, paths: list[str | Path]) -> list[Film]:
         """One film for each view."""
@@ -250,6 +259,28 @@ class LoadRadiographsd(MapTransform):
         meta = {"filename_or_obj": paths, "assumptions": list(dict.fromkeys(notes)), "warnings": warnings}
         stack = torch.stack([extend_from_edge(film.image, film.covered) for film in films])
         return MetaTensor(stack, meta=meta), torch.stack([film.covered for film in films])
+
+
+def _check_pixels(films: Sequence[Film]) -> None:
+    """Refuse pictures that are too small to be a radiograph: icons, strips, single rows."""
+    for film in films:
+        if min(film.image.shape) < FEWEST_PIXELS and film.intensity != "line_integral":
+            shape = "×".join(map(str, film.image.shape))
+            raise InputError(
+                f"radiograph {film.path} has {shape} pixels, too few for a chest (at least {FEWEST_PIXELS} each way); "
+                "export it in full size."
+            )
+
+
+def _check_different(films: Sequence[Film]) -> None:
+    """Refuse one picture for two views, before anything else is said of it."""
+    for index, film in enumerate(films):
+        for other in films[:index]:
+            if film.image.shape == other.image.shape and torch.equal(film.image, other.image):
+                raise InputError(
+                    f"radiographs {other.path} and {film.path} are the same picture; give one file per view, or switch "
+                    "this check off (--set check_order=false)."
+                )
 
 
 def _read_stack(path: str | Path, views: int, reading: Reading) -> list[Pixels]:
