@@ -74,7 +74,6 @@ class WriteReconstructions:
 
     def _iteration_completed(self, evaluator: Engine) -> None:
         job = self.job
-        batch: Any = evaluator.state.batch
         ((patient, sample, covered, read, doubts),) = zip(
             batch_patients(evaluator.state.batch),
             engine_output(evaluator),
