@@ -162,6 +162,7 @@ class LoadRadiographsd(MapTransform):
         self.opposite_side = opposite_side
         self.inverted = inverted
         self.statistics = statistics
+        self.usual = [] if statistics is None else list(zip(geometry.views, statistics["views"], strict=True))
         self.orientation = orientation
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -175,10 +176,7 @@ class LoadRadiographsd(MapTransform):
 
     def _load(self, files: str | Path | Sequence[str | Path]) -> tuple[MetaTensor, Bool[Tensor, "views rows columns"]]:
         films = self._decoded([files] if isinstance(files, (str, Path)) else list(files))
-        if self.fit == "pitch":
-            _check_pixels(films)
-        if self.check_order:
-            _check_different(films)
+        _check_pictures(films, self.fit == "pitch", self.check_order)
         films = check_identity(films, self.check_header)
         # each film on its own pixels, as stored
         films = [
@@ -213,8 +211,7 @@ class LoadRadiographsd(MapTransform):
         def falling() -> Film:
             return scaled(replace(decoded, pixels=replace(decoded.pixels, counts_fall=not decoded.pixels.counts_fall)))
 
-        views = [] if self.statistics is None else zip(self.geometry.views, self.statistics["views"], strict=True)
-        others = [(view, usual) for view, usual in views if view != decoded.view]
+        others = [known for known in self.usual if known[0] != decoded.view]
         return turn_by_looks(scaled(decoded), falling, self.fit == "detector", self.inverted, decide, others)
 
     def _decoded(self, paths: list[str | Path]) -> list[Film]:
@@ -261,20 +258,16 @@ class LoadRadiographsd(MapTransform):
         return MetaTensor(stack, meta=meta), torch.stack([film.covered for film in films])
 
 
-def _check_pixels(films: Sequence[Film]) -> None:
-    """Refuse pictures that are too small to be a radiograph: icons, strips, single rows."""
+def _check_pictures(films: Sequence[Film], size: bool, different: bool) -> None:
+    """Refuse pictures that are too small to be a radiograph, and one for two views, before anything else is said."""
     for film in films:
-        if min(film.image.shape) < FEWEST_PIXELS and film.intensity != "line_integral":
+        if size and min(film.image.shape) < FEWEST_PIXELS and film.intensity != "line_integral":
             shape = "×".join(map(str, film.image.shape))
             raise InputError(
                 f"radiograph {film.path} has {shape} pixels, too few for a chest (at least {FEWEST_PIXELS} each way); "
                 "export it in full size."
             )
-
-
-def _check_different(films: Sequence[Film]) -> None:
-    """Refuse one picture for two views, before anything else is said of it."""
-    for index, film in enumerate(films):
+    for index, film in enumerate(films if different else []):
         for other in films[:index]:
             if film.image.shape == other.image.shape and torch.equal(film.image, other.image):
                 raise InputError(
