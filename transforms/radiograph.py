@@ -60,9 +60,8 @@ class LoadRadiographsd(MapTransform):
     The value under a key is a list of files in the order of ``geometry.views``, or one file: of a single view, or a
     NIfTI stack of all views (columns, rows, views). What was assumed about them is put into the sample under
     ``assumptions`` (one string, a sentence a line, so that it collates) and into the images' metadata (a list), and
-    what they cover of the detector under ``covered`` (views, rows, columns). The rest is not known, and holds the
-    nearest that is (:func:`~drr2ct.transforms.film_field.extend_from_edge`), as in the films that networks are trained
-    on.
+    what they cover of the detector under ``covered`` (views, rows, columns). The rest holds the nearest pixel that is
+    covered (:func:`~drr2ct.transforms.film_field.extend_from_edge`), as in training.
 
     ``fit="detector"`` is for images made for the geometry, such as stored DRRs: they are taken to cover the detector
     from edge to edge, and resampled (anti-aliased) if they have another size of the same aspect ratio.
@@ -161,8 +160,7 @@ class LoadRadiographsd(MapTransform):
         self.crop_collimation = crop_collimation
         self.opposite_side = opposite_side
         self.inverted = inverted
-        self.statistics = statistics
-        self.usual = [] if statistics is None else list(zip(geometry.views, statistics["views"], strict=True))
+        self.usual = [None] * count if statistics is None else statistics["views"]
         self.orientation = orientation
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -211,7 +209,8 @@ class LoadRadiographsd(MapTransform):
         def falling() -> Film:
             return scaled(replace(decoded, pixels=replace(decoded.pixels, counts_fall=not decoded.pixels.counts_fall)))
 
-        others = [known for known in self.usual if known[0] != decoded.view]
+        known = zip(self.geometry.views, self.usual, strict=True)
+        others = [(view, usual) for view, usual in known if usual is not None and view != decoded.view]
         return turn_by_looks(scaled(decoded), falling, self.fit == "detector", self.inverted, decide, others)
 
     def _decoded(self, paths: list[str | Path]) -> list[Film]:
@@ -226,7 +225,6 @@ class LoadRadiographsd(MapTransform):
             wanted = ", ".join(view.name for view in views)
             raise InputError(f"{len(paths)} radiographs ({_names(paths)}) for the {len(views)} views {wanted}.")
         everywhere = [torch.ones(pixels.values.shape, dtype=torch.bool) for pixels in decoded]
-        usual = self.statistics["views"] if self.statistics is not None else [None] * len(views)
         return [
             Film(
                 Path(path),
@@ -239,7 +237,7 @@ class LoadRadiographsd(MapTransform):
                 pixel_pitch_mm=pixels.metadata.get("pixel_spacing_mm"),
             )
             for path, view, stated, known, pixels, whole in zip(
-                paths, views, self.stated, usual, decoded, everywhere, strict=True
+                paths, views, self.stated, self.usual, decoded, everywhere, strict=True
             )
         ]
 
