@@ -9,6 +9,7 @@ console's tone curve, 8 bits, tilted by up to 6°, off the middle by up to 15 mm
 
 - how often each of the sixteen states (turns, mirrors, polarity) is recovered, refused, or wrong; of PA films the
   turn, as their sides are not decided by looks, and how often a mirrored one is warned of;
+- how much they look like their own view and like the other one, and how many are refused as the other one's;
 - by how much the row sums of two views differ: of one patient, 30 mm higher, of two patients; as line integrals and
   as pictures with 35 cm fields; and how well the lateral's height is found.
 """
@@ -31,7 +32,15 @@ from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.radiograph_agreement import compare_views
 from drr2ct.transforms.radiograph_intensity import match_quantiles, quantiles_for_field, radiograph_statistics
-from drr2ct.transforms.radiograph_orientation import STATES, Orientation, choose_orientation, orientation_scores
+from drr2ct.transforms.radiograph_orientation import (
+    LIKENESS,
+    OTHER_VIEW,
+    STATES,
+    SURE,
+    Orientation,
+    choose_orientation,
+    orientation_scores,
+)
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import LoadCT
 
@@ -80,11 +89,16 @@ def orientations(scans: dict[str, tuple[Tensor, Tensor, float]], rng: np.random.
     states = [Orientation(s.transposed, s.upside_down, s.mirrored, i) for i in (False, True) for s in STATES]
     results = {(view, state): Counter[str]() for view in (0, 1) for state in states}
     warned = Counter[tuple[str, bool]]()
+    likeness = []
     for left_out, (images, _, height) in scans.items():
         statistics = radiograph_statistics([{"image": x[0] / 6} for name, x in scans.items() if name != left_out])
         for view in (0, 1):
             picture = film(images[view], height, rng)
-            template = np.asarray(statistics["views"][view]["thumbnail"], dtype=np.float32)
+            templates = [np.asarray(of["thumbnail"], dtype=np.float32) for of in statistics["views"]]
+            template = templates[view]
+            likeness.append(
+                [max(orientation_scores(picture, t, 256 * PITCH).values()) for t in templates[:: 1 - 2 * view]]
+            )
             for state in states:
                 stored = stored_so_that(picture, state)
                 scores = orientation_scores(stored, template, 256 * PITCH)
@@ -106,6 +120,12 @@ def orientations(scans: dict[str, tuple[Tensor, Tensor, float]], rng: np.random.
             ", ".join(f"{count} {what}" for what, count in sorted(results[view, state].items())) for view in (0, 1)
         ]
         print(f"| {'as it should be' if state == Orientation() else f'must be {state}'} | {cells[0]} | {cells[1]} |")
+    own, other = np.array(likeness).T
+    spans = [f"{x.min():.2f} to {x.max():.2f}" for x in (own, other)]
+    print(f"likeness to the own view {spans[0]}, to the other {spans[1]}")
+    for kind, given, elsewhere in (("the right", own, other), ("the other", other, own)):
+        refused = (given <= SURE) & (elsewhere > np.maximum(given + OTHER_VIEW, LIKENESS))
+        print(f"given for {kind} view: {refused.sum()} of {len(refused)} refused as of the other one")
     for kind in ("as it is", "mirror image"):
         flagged, quiet = (warned[kind, answer] for answer in (True, False))
         print(f"PA, {kind}: warned of exchanged sides in {flagged} of {flagged + quiet}")

@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, HTJ2KLossless, JPEGLSLossless, generate_uid
+from pydicom.uid import MPEG2MPML, DeflatedExplicitVRLittleEndian, HTJ2KLossless, JPEGLSLossless, generate_uid
 
 from drr2ct.networks import create_network
 from drr2ct.pipeline.checkpoints.description import describe
@@ -40,7 +40,7 @@ from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from tests.bundle.conftest import SMALL, command  # noqa: F401  # a fixture
 from tests.files import chest, file_system, read_rows, write_nifti, write_with_itk
 from tests.pipeline.data.dicom_files import SHAPE, write_series
-from tests.transforms.films import statistics
+from tests.transforms.films import FIELD, line_integrals, statistics, toned
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"
 REFUSED, LEFT_OUT, USED = "refused", "left out", "used"
@@ -406,10 +406,10 @@ SOURCES = [
         LEFT_OUT,
     ),
     Case(
-        "compressed DICOM without a decoder for it",
+        "compressed DICOM that is damaged",
         series(change=compress),
-        "slice … is compressed (High-Throughput JPEG 2000 …) and cannot be decoded; install pylibjpeg with "
-        "pylibjpeg-libjpeg and pylibjpeg-openjpeg, or python-gdcm, or decompress the files",
+        "slice … is compressed (High-Throughput JPEG 2000 …) and cannot be decoded; copy the series again, or "
+        "decompress its files",
         LEFT_OUT,
     ),
     Case(
@@ -1291,13 +1291,20 @@ def as_pa(write: Callable[[Path, Sound], object], name: str, *more: object) -> C
     return make
 
 
-def as_noise(*more: object) -> Callable[[Sound], list[object]]:
-    """Noise for PA, and a checkpoint that holds the statistics of a training set's radiographs."""
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (90, 80)).astype(np.uint8)
+
+
+def lateral_film() -> np.ndarray:
+    return (255 * toned(line_integrals()[1][FIELD])).round().byte().numpy()
+
+
+def film_as_pa(made: Callable[[], np.ndarray], *more: object) -> Callable[[Sound], list[object]]:
+    """A picture for PA, and a checkpoint that holds the statistics of a training set's radiographs."""
 
     def make(sound: Sound) -> list[object]:
-        path, weights = sound.folder / "noise.png", sound.folder / "knows.pt"
-        noise = np.random.default_rng(0).integers(0, 255, (90, 80)).astype(np.uint8)
-        Image.fromarray(noise).save(path)
+        path, weights = sound.folder / "film.png", sound.folder / "knows.pt"
+        Image.fromarray(made()).save(path)
         content = read_checkpoint(sound.checkpoint)
         write_checkpoint(weights, {**content, "description": {**content["description"], "radiographs": statistics()}})
         return ["--pa", path, "--lateral", sound.lateral, "--checkpoint", weights, *more]
@@ -1496,10 +1503,10 @@ RADIOGRAPHS = [
         "DICOM file … is compressed (JPEG-LS …) and cannot be decoded: it is damaged or incomplete; export it again.",
     ),
     Case(
-        "a DICOM radiograph in high-throughput JPEG 2000, for which there is no decoder",
-        as_pa(lambda path, sound: dicom(path, counts(sound), syntax=HTJ2KLossless), "a.dcm"),
-        "DICOM file … is compressed (High-Throughput JPEG 2000 …) and cannot be decoded; install pylibjpeg and "
-        "pylibjpeg-openjpeg, or decompress the file.",
+        "a DICOM radiograph in a video codec, for which there is no decoder",
+        as_pa(lambda path, sound: dicom(path, counts(sound), syntax=MPEG2MPML), "a.dcm"),
+        "DICOM file … is compressed (MPEG2 …) and cannot be decoded, as there is no decoder for it; decompress the "
+        "file first.",
     ),
     Case(
         "counts of a DICOM file declared as line integrals",
@@ -1589,16 +1596,39 @@ RADIOGRAPHS = [
     ),
     Case(
         "a picture that is no chest, to a checkpoint that knows what chests look like",
-        as_noise(),
+        film_as_pa(noise),
         "radiograph … looks like no radiograph of view pa, whichever way it is turned (…; 0.4 is needed); check that "
         "it is that view of a chest, or say that it is right as it is (--orientation as-is).",
     ),
     Case(
         "the same, with --orientation as-is",
-        as_noise("--orientation", "as-is", "--set", "check_order=false"),
+        film_as_pa(noise, "--orientation", "as-is", "--set", "check_order=false"),
         "",
         USED,
         exists,
+    ),
+    Case(
+        "a lateral film given as PA, likewise",
+        film_as_pa(lateral_film),
+        "radiograph … was given for view pa and looks like view lat (…); check the order of the files, or say that it "
+        "is right as it is (--orientation as-is).",
+    ),
+    Case(
+        "one picture for both views",
+        lambda sound: ["--pa", sound.pa, "--lateral", sound.pa],
+        "radiographs … and … are the same picture; give one file per view, or switch this check off (--set "
+        "check_order=false).",
+    ),
+    Case(
+        "an icon of a film",
+        as_pa(lambda path, sound: Image.fromarray(noise()[:20, :20]).save(path), "a.png"),
+        "radiograph … has 20×20 pixels, too few for a chest (at least 32 each way); export it in full size.",
+    ),
+    Case(
+        "a strip of a film",
+        as_pa(lambda path, sound: Image.fromarray(np.repeat(noise(), 2, axis=0)[:, :40]).save(path), "a.png"),
+        "radiograph … shows 180×40 pixels, a strip and no whole film; give the film, or say how large its pixels are "
+        "(--pixel-spacing-mm).",
     ),
     Case(
         "an orientation that is none",

@@ -28,7 +28,12 @@ _EDGE = 0.08
 _LENGTH = 0.7
 """Over how much of its length there must be a step: the outline of a back is straight over half the image at most."""
 
-_ROUND = 1.35
+_BLACK = 0.2
+"""A border that may be air, likewise."""
+
+_BLURRED = 3  # pixels
+
+_ROUND = 1.4
 """Four times as deep below its outline a body is so much denser, at least: a round one twice, and consoles compress
 that. Beside a collimator a picture is at once as dense as further within."""
 
@@ -248,10 +253,11 @@ def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int
     A border is a straight run of rows or columns from an edge of the image, near-constant along and across, that ends
     with a step over most of its length, brighter or darker than the image. Text or a marker on it does no harm. Tilted
     and rounded collimation is not found; nor is a border that looks like much of what it touches, as a black one beside
-    air does. Air beside a straight outline of a body is none: density rises below an outline, and not beside a border.
+    air does. Air beside a straight outline of a body is none: a body gets denser below its outline, a picture beside a
+    border does not.
 
     Args:
-        values: a radiograph in any unit and polarity.
+        values: a radiograph in any unit; dense is high, as far as that is known.
     """
     low, high = np.percentile(values, (0.1, 99.9))
     if high <= low:
@@ -267,6 +273,13 @@ def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int
         left, right = left + _border(inside), right - _border(inside[::-1])
         if (top, bottom, left, right) == before:
             break
+    if scaled[0, 0] > 1 - _TONE and (top > 0 or bottom < scaled.shape[0]) and (left > 0 or right < scaled.shape[1]):
+        # a white frame goes all round, also where it ends at something that is as white as it is
+        white = scaled > 1 - _TONE
+        rows, columns = (~white[:, left:right].all(axis=1), ~white[top:bottom].all(axis=0))
+        top, left = max(top, int(rows.argmax())), max(left, int(columns.argmax()))
+        bottom = min(bottom, len(rows) - int(rows[::-1].argmax()))
+        right = min(right, len(columns) - int(columns[::-1].argmax()))
     return top, bottom, left, right
 
 
@@ -285,10 +298,11 @@ def _border(scaled: Float[np.ndarray, "lines samples"]) -> int:
     alive = np.abs(samples[count:] - level[0]).max(axis=0) > _EDGE
     if step.sum() < max(_LENGTH * alive.sum(), 1):
         return 0
-    depth = beyond - count
-    lines = [count + max(1, depth // 4), beyond, min(count + 4 * depth, len(samples) - 1)]
-    outer, middle, inner = (np.median(np.abs(samples[line, step] - level[0])) for line in lines)
-    if middle > _ROUND * outer and inner > _ROUND * middle:
+    near = max(_BLURRED, (beyond - count) // 4)
+    lines = [min(count + depth, len(samples) - 1) for depth in (near, 4 * near)]
+    black = level[0] < _BLACK
+    outer, inner = (np.median(np.abs(samples[line, step] - level[0])) for line in lines)
+    if black and inner > _ROUND * outer:
         return 0
     while count < beyond and np.median(np.abs(samples[count] - samples[beyond])[step]) > _TONE:
         count += 1

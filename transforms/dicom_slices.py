@@ -19,7 +19,7 @@ from drr2ct.transforms.validation import InputError
 if TYPE_CHECKING:
     import pydicom
 
-_CODECS = "install pylibjpeg with pylibjpeg-libjpeg and pylibjpeg-openjpeg, or python-gdcm, or decompress the files"
+_CODECS = "copy the series again, or decompress its files"
 
 
 @runtime_checkable

@@ -50,6 +50,9 @@ from drr2ct.transforms.validation import InputError, existing_file
 
 FITS = ("detector", "pitch")
 
+FEWEST_PIXELS = 32
+"""Rows and columns that a film must have: with fewer, a pixel is wider than a rib."""
+
 
 class LoadRadiographsd(MapTransform):
     """Load the radiographs of a patient as line integrals (views, rows, columns), on the geometry's detector.
@@ -57,9 +60,8 @@ class LoadRadiographsd(MapTransform):
     The value under a key is a list of files in the order of ``geometry.views``, or one file: of a single view, or a
     NIfTI stack of all views (columns, rows, views). What was assumed about them is put into the sample under
     ``assumptions`` (one string, a sentence a line, so that it collates) and into the images' metadata (a list), and
-    what they cover of the detector under ``covered`` (views, rows, columns). The rest is not known, and holds the
-    nearest that is (:func:`~drr2ct.transforms.film_field.extend_from_edge`), as in the films that networks are trained
-    on.
+    what they cover of the detector under ``covered`` (views, rows, columns). The rest holds the nearest pixel that is
+    covered (:func:`~drr2ct.transforms.film_field.extend_from_edge`), as in training.
 
     ``fit="detector"`` is for images made for the geometry, such as stored DRRs: they are taken to cover the detector
     from edge to edge, and resampled (anti-aliased) if they have another size of the same aspect ratio.
@@ -158,7 +160,7 @@ class LoadRadiographsd(MapTransform):
         self.crop_collimation = crop_collimation
         self.opposite_side = opposite_side
         self.inverted = inverted
-        self.statistics = statistics
+        self.usual = [None] * count if statistics is None else statistics["views"]
         self.orientation = orientation
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -172,6 +174,7 @@ class LoadRadiographsd(MapTransform):
 
     def _load(self, files: str | Path | Sequence[str | Path]) -> tuple[MetaTensor, Bool[Tensor, "views rows columns"]]:
         films = self._decoded([files] if isinstance(files, (str, Path)) else list(files))
+        _check_pictures(films, self.fit == "pitch", self.check_order)
         films = check_identity(films, self.check_header)
         # each film on its own pixels, as stored
         films = [
@@ -206,7 +209,9 @@ class LoadRadiographsd(MapTransform):
         def falling() -> Film:
             return scaled(replace(decoded, pixels=replace(decoded.pixels, counts_fall=not decoded.pixels.counts_fall)))
 
-        return turn_by_looks(scaled(decoded), falling, self.fit == "detector", self.inverted, decide)
+        known = zip(self.geometry.views, self.usual, strict=True)
+        others = [(view, usual) for view, usual in known if usual is not None and view != decoded.view]
+        return turn_by_looks(scaled(decoded), falling, self.fit == "detector", self.inverted, decide, others)
 
     def _decoded(self, paths: list[str | Path]) -> list[Film]:
         """One film for each view."""
@@ -220,7 +225,6 @@ class LoadRadiographsd(MapTransform):
             wanted = ", ".join(view.name for view in views)
             raise InputError(f"{len(paths)} radiographs ({_names(paths)}) for the {len(views)} views {wanted}.")
         everywhere = [torch.ones(pixels.values.shape, dtype=torch.bool) for pixels in decoded]
-        usual = self.statistics["views"] if self.statistics is not None else [None] * len(views)
         return [
             Film(
                 Path(path),
@@ -233,7 +237,7 @@ class LoadRadiographsd(MapTransform):
                 pixel_pitch_mm=pixels.metadata.get("pixel_spacing_mm"),
             )
             for path, view, stated, known, pixels, whole in zip(
-                paths, views, self.stated, usual, decoded, everywhere, strict=True
+                paths, views, self.stated, self.usual, decoded, everywhere, strict=True
             )
         ]
 
@@ -250,6 +254,24 @@ class LoadRadiographsd(MapTransform):
         meta = {"filename_or_obj": paths, "assumptions": list(dict.fromkeys(notes)), "warnings": warnings}
         stack = torch.stack([extend_from_edge(film.image, film.covered) for film in films])
         return MetaTensor(stack, meta=meta), torch.stack([film.covered for film in films])
+
+
+def _check_pictures(films: Sequence[Film], size: bool, different: bool) -> None:
+    """Refuse pictures that are too small to be a radiograph, and one for two views, before anything else is said."""
+    for film in films:
+        if size and min(film.image.shape) < FEWEST_PIXELS and film.intensity != "line_integral":
+            shape = "×".join(map(str, film.image.shape))
+            raise InputError(
+                f"radiograph {film.path} has {shape} pixels, too few for a chest (at least {FEWEST_PIXELS} each way); "
+                "export it in full size."
+            )
+    for index, film in enumerate(films if different else []):
+        for other in films[:index]:
+            if film.image.shape == other.image.shape and torch.equal(film.image, other.image):
+                raise InputError(
+                    f"radiographs {other.path} and {film.path} are the same picture; give one file per view, or switch "
+                    "this check off (--set check_order=false)."
+                )
 
 
 def _read_stack(path: str | Path, views: int, reading: Reading) -> list[Pixels]:

@@ -168,8 +168,8 @@ def _pixel_array(dataset: Dataset, path: Path) -> Num[np.ndarray, "rows columns"
         if stored is not None:
             return stored
         what = f"DICOM file {path} is compressed ({syntax.name}) and cannot be decoded"
-        if "High-Throughput" in syntax.name:
-            raise InputError(f"{what}; install pylibjpeg and pylibjpeg-openjpeg, or decompress the file.") from error
+        if not ("JPEG" in syntax.name or "RLE" in syntax.name) or "XL" in syntax.name:
+            raise InputError(f"{what}, as there is no decoder for it; decompress the file first.") from error
         raise InputError(f"{what}: it is damaged or incomplete; export it again.") from error
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,7 +27,9 @@ from drr2ct.transforms.validation import InputError
 def leave_collimation_out(film: Film) -> Film:
     """Nothing is covered where the picture shows a collimator; one in the header was followed in decoding."""
     rows, columns = film.pixels.values.shape
-    top, bottom, left, right = find_collimation(film.pixels.values)
+    pixels = film.pixels
+    air_is_high = not pixels.counts_fall if film.intensity == "transmission" else pixels.dark_is_high
+    top, bottom, left, right = find_collimation(-pixels.values.astype(np.float32) if air_is_high else pixels.values)
     if (top, bottom, left, right) == (0, rows, 0, columns):
         return film
     field = torch.zeros_like(film.covered)
@@ -95,8 +99,9 @@ def place_by_pitch(film: Film) -> Film:
     if states_pitch(facts, film.stated) or film.intensity == "line_integral":  # of this project: from edge to edge
         pixel_mm, notes = pixel_size_on_detector(facts, view, shape, film.stated)
     else:
-        edge, note = cassette_pixel_mm(shape, view, film.name)
-        pixel_mm, notes = (edge, edge), [note]
+        edge, note, whole = cassette_pixel_mm(shape, view, film.name)
+        pixel_mm, notes = (edge, edge), [note] if whole else []
+        film = film if whole else replace(film, warnings=(*film.warnings, note))
     if image.shape == view.detector_size and all(abs(mm / view.pixel_pitch_mm - 1) < 1e-5 for mm in pixel_mm):
         return film.saying(*notes, image=image, covered=covered)  # it is that detector already
     image, covered = resample_covered(lambda x: place_on_detector(x, view, pixel_mm), image, covered)

@@ -6,8 +6,9 @@ and nothing is where the user says that the film is right as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.detector import covered_rectangle, pixel_size_on_detector, resample_covered, states_pitch
+from drr2ct.transforms.geometry import View
 from drr2ct.transforms.radiograph_agreement import (
     agreement_note,
     agreement_warning,
@@ -27,6 +29,9 @@ from drr2ct.transforms.radiograph_film import Film
 from drr2ct.transforms.radiograph_intensity import QUANTILES, quantiles_for_field
 from drr2ct.transforms.radiograph_markers import fill, find_markers, marker_note
 from drr2ct.transforms.radiograph_orientation import (
+    LIKENESS,
+    OTHER_VIEW,
+    SURE,
     Orientation,
     choose_orientation,
     is_lateral,
@@ -51,7 +56,12 @@ def fill_burned_in(film: Film) -> Film:
 
 
 def turn_by_looks(
-    film: Film, falling: Callable[[], Film], edge_to_edge: bool, inverted: bool | None, decide: bool = True
+    film: Film,
+    falling: Callable[[], Film],
+    edge_to_edge: bool,
+    inverted: bool | None,
+    decide: bool = True,
+    others: Sequence[tuple[View, Mapping[str, Any]]] = (),
 ) -> Film:
     """Upright and dense-is-high, by what looks most like the training set's radiographs.
 
@@ -62,9 +72,10 @@ def turn_by_looks(
         edge_to_edge: the film covers the detector exactly.
         inverted: what the user says of a picture: dense is dark (True) or bright (False) in it.
         decide: False takes its turn as it is.
+        others: the geometry's other views, and what radiographs usually look like in them.
 
     Raises:
-        InputError: if it is not clear how the film has to be turned.
+        InputError: if it is not clear how the film has to be turned, or if it looks more like another view.
     """
     calibrated = film.intensity == "line_integral"
     sides = () if film.oriented or is_lateral(film.view) or calibrated else (side_note(film.name),)
@@ -80,6 +91,8 @@ def turn_by_looks(
     detector_mm = film.view.detector_size[0] * film.view.pixel_pitch_mm
     scores = orientation_scores(_seen(film), template, detector_mm, _pixel_mm(film, edge_to_edge))
     turnable = decide and not film.oriented
+    if turnable and not calibrated:
+        _check_view(film, max(scores.values()), others, edge_to_edge)
     if not turnable:
         scores = {state: score for state, score in scores.items() if state.as_stored}
     try:
@@ -102,6 +115,22 @@ def turn_by_looks(
         covered=best.turn(film.covered),
         pixel_pitch_mm=pitch[::-1] if pitch and best.transposed else pitch,
     )
+
+
+def _check_view(film: Film, own: float, others: Sequence[tuple[View, Mapping[str, Any]]], edge_to_edge: bool) -> None:
+    """Refuse a film that is another view's, turned however."""
+    if own > SURE:
+        return
+    for view, usual in others:
+        template = np.asarray(usual["thumbnail"], dtype=np.float32)
+        detector_mm = view.detector_size[0] * view.pixel_pitch_mm
+        score = max(orientation_scores(_seen(film), template, detector_mm, _pixel_mm(film, edge_to_edge)).values())
+        if score > max(own + OTHER_VIEW, LIKENESS):
+            raise InputError(
+                f"radiograph {film.path} was given for view {film.view.name} and looks like view {view.name} "
+                f"({score:.2f} against {own:.2f}); check the order of the files, or say that it is right as it is "
+                "(--orientation as-is)."
+            )
 
 
 def know_what_is_clipped(film: Film) -> Film:

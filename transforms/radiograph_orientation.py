@@ -37,6 +37,12 @@ LIKENESS = 0.4
 """What the best state must score for the picture to be taken for such a radiograph at all: noise has 0.2, real films
 more than 0.5."""
 
+SURE = 0.8
+"""A film that looks so much like its own view is not compared with others."""
+
+OTHER_VIEW = 0.05
+"""How much more a film must look like another view to be taken for one of that."""
+
 HEART_MARGIN = 0.03
 """How much better a frontal picture must score mirrored for a warning that its sides may be exchanged."""
 

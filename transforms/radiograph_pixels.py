@@ -108,7 +108,7 @@ def plain_range(values: np.ndarray, path: Path) -> tuple[float, float, int | Non
         raise InputError(f"radiograph {path} has pixels of type {values.dtype}; export 8 or 16 bits or float.")
     bits = 8 * values.dtype.itemsize - (values.dtype.kind == "i")
     if values.dtype.kind == "i" and values.min() < 0:
-        raise InputError(f"radiograph {path} has negative integers; export it as float line integrals.")
+        raise InputError(f"radiograph {path} has negative integers, as a CT has; give a radiograph, or float numbers.")
     return 0.0, float(2**bits - 1), bits
 
 

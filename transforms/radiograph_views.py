@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
@@ -45,7 +44,7 @@ def pa_score(image: Float[Tensor, "rows columns"]) -> float:
 
 
 def check_view_order(images: Float[Tensor, "views rows columns"], geometry: BiplanarGeometry, names: str) -> None:
-    """Refuse one image for two views, and a PA and a lateral chest image that were exchanged.
+    """Refuse a PA and a lateral chest image that were exchanged.
 
     Other pairs of angles are not checked for an exchange.
 
@@ -55,14 +54,8 @@ def check_view_order(images: Float[Tensor, "views rows columns"], geometry: Bipl
         names: the files, for the message.
 
     Raises:
-        InputError: if two images are the same, or the view declared lateral looks clearly more frontal than the one
-            declared PA.
+        InputError: if the view declared lateral looks clearly more frontal than the one declared PA.
     """
-    if any(torch.equal(one, other) for one, other in itertools.combinations(images, 2)):
-        raise InputError(
-            f"of radiographs {names}, two are the same picture; give one file per view, or switch this check off "
-            "(--set check_order=false)."
-        )
 
     def near(view: View, *angles: float) -> bool:
         return any(abs(math.remainder(view.gantry_angle_deg - a, 360)) < 20 for a in angles)

@@ -74,11 +74,10 @@ class WriteReconstructions:
 
     def _iteration_completed(self, evaluator: Engine) -> None:
         job = self.job
-        batch: Any = evaluator.state.batch
         ((patient, sample, covered, read, doubts),) = zip(
             batch_patients(evaluator.state.batch),
             engine_output(evaluator),
-            batch["covered"],
+            _of_each(evaluator, "covered"),
             _sentences(evaluator, "assumptions"),
             _sentences(evaluator, "warnings"),
             strict=True,
@@ -122,10 +121,15 @@ class WriteReconstructions:
             raise args[1]  # ignite swallows an exception that a handler has seen
 
 
+def _of_each(evaluator: Engine, name: str) -> Any:
+    """An item of the batch, which the engine may have decollated, per patient."""
+    batch: Any = evaluator.state.batch
+    return batch[name] if isinstance(batch, Mapping) else [sample[name] for sample in batch]
+
+
 def _sentences(evaluator: Engine, name: str) -> list[list[str]]:
     """What reading the batch's radiographs assumed or warns of, per patient."""
-    batch: Any = evaluator.state.batch
-    texts = batch[name] if isinstance(batch, Mapping) else [sample[name] for sample in batch]
+    texts = _of_each(evaluator, name)
     return [str(text).splitlines() for text in ([texts] if isinstance(texts, str) else texts)]
 
 

@@ -24,7 +24,7 @@ def item(tmp_path):
 def test_options_reach_the_loader_and_assumptions_the_sample(item):
     chain = files_to_samples(GEOMETRY, with_ct=False, fit="pitch", check_order=False, source_to_detector_mm=1500.0)
     sample = chain(item)
-    assert set(sample) == {"image", "patient", "assumptions", "warnings"}
+    assert set(sample) == {"image", "covered", "patient", "assumptions", "warnings"} and bool(sample["covered"].any())
     assert sample["image"].shape == (2, 24, 24) and type(sample["image"]) is torch.Tensor
     sentences = sample["assumptions"].split("\n")
     assert any("pa.nii.gz does not state where the patient stood" in sentence for sentence in sentences)

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from drr2ct.transforms.radiograph_agreement import (
     CALIBRATED_LIMIT,
+    Agreement,
     agreement_note,
     agreement_warning,
     compare_views,
@@ -78,3 +81,11 @@ def test_an_unknown_exposure_follows_from_the_other_view():
 def test_fields_that_share_too_little_are_not_compared():
     covered = covering([(30, 50), (80, 100)])
     assert compare_views(line_integrals() * covered, covered, GEOMETRY.views, True, movable=False) is None
+
+
+def test_pictures_that_disagree_more_than_matching_leaves_are_doubted():
+    found = Agreement(0.0, 1.0, 1.0, stored=0.16, difference=0.16, overlap=1.0)
+    assert "do not trust HU and sizes" in (agreement_warning(found, exposures_known=False) or "")
+    assert "HU" not in (agreement_warning(found, exposures_known=True) or "HU")
+    close = replace(found, difference=0.1)
+    assert agreement_warning(close, exposures_known=False) is None and agreement_warning(close, exposures_known=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import SimpleITK as sitk
 import torch
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.uid import DigitalXRayImageStorageForProcessing
+from pydicom.uid import DigitalXRayImageStorageForProcessing, HTJ2KLossless
 
 from drr2ct.transforms.detector import Acquisition, half_chest_mm, pixel_size_on_detector
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
 from drr2ct.transforms.radiograph import LoadRadiographsd
+from drr2ct.transforms.radiograph_dicom import decode_dicom
+from drr2ct.transforms.radiograph_pixels import Reading
 from drr2ct.transforms.radiograph_scale import DISPLAY_MAXIMUM, read_radiograph
 from drr2ct.transforms.validation import InputError
 from tests.transforms.test_radiograph import save_dicom
@@ -104,8 +107,10 @@ def test_padding_is_left_out_where_it_touches_the_border(tmp_path: Path) -> None
         PhotometricInterpretation="MONOCHROME1",
     )  # fmt: skip
     load = LoadRadiographsd("image", geometry, check_order=False, fit="pitch")
-    image = load({"image": path})["image"]
-    assert image[0, :, :10].abs().max() == 0  # though 0 is the densest of MONOCHROME1
+    loaded = load({"image": path})
+    image, covered = loaded["image"], loaded["covered"]
+    assert not covered[0, :, :10].any() and covered[0, :, 10:].all()
+    assert image[0, :, :10].equal(image[0, :, 10:11].expand(-1, 10))  # though 0 is the densest of MONOCHROME1
     assert image[0, 20, 30] == DISPLAY_MAXIMUM
     assert any("padding (value 0) over 20.0%" in note for note in image.meta["assumptions"])
 
@@ -126,9 +131,6 @@ def test_shutters_and_collimators(tmp_path: Path, kind: str, what: str) -> None:
     inside = (rows >= 5) & (rows <= 30) & (columns >= 11) & (columns <= 40)
     if what == "CIRCULAR":
         inside = (rows - 20) ** 2 + (columns - 25) ** 2 <= 144
-    from drr2ct.transforms.radiograph_dicom import decode_dicom
-    from drr2ct.transforms.radiograph_pixels import Reading
-
     path = save_dicom(tmp_path / "a.dcm", np.where(inside, RAMP, 60), 12, **shutter(kind, what))
     pixels = decode_dicom(path, Reading())
     assert pixels.covered is not None
@@ -272,6 +274,24 @@ def test_compressed_pixels_are_those_that_were_stored(tmp_path: Path, compressor
     source.save_as(tmp_path / "packed.dcm")
     direct = save_dicom(tmp_path / "plain16.dcm", RAMP, 16, RescaleSlope=2, RescaleIntercept=-3)
     torch.testing.assert_close(read_radiograph(tmp_path / "packed.dcm")[0], read_radiograph(direct)[0])
+
+
+def test_high_throughput_jpeg_2000_is_read_exactly(tmp_path: Path) -> None:
+    """A stream of OpenJPH, of the numbers below."""
+    stream = base64.b64decode(
+        "/0//UQApQAAAAAAUAAAAGAAAAAAAAAAAAAAAFAAAABgAAAAAAAAAAAABDwEB/1AACAACAAAACv9SAAwAAgABAAUEBEAB/1wAEyCIkJCQkJCQkJCQ"
+        "kJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAKQAAf+TwAAmP/oFB3QAwAATQAATAMz+Aod0APL8Aod0AMAAEsAAEwC9AMt0"
+        "AGn6AAI0AMAAE8AAFUDd/QMjwnUAUKFC/cAxgf62AMAAFbAABWjsbDY7m/3YL9fhC3cApCQSifT0CEYhAey4AMAALTgABaooiqIoiqIoiqLv+np6"
+        "enpwgnoASARBEARBEOT/UAI9hCB79hCB7L0A/9k="
+    )
+    stored = np.add.outer(np.arange(24) * 37, np.arange(20) * 53) % 4096
+    dataset = pydicom.dcmread(save_dicom(tmp_path / "a.dcm", stored, 12))
+    dataset.file_meta.TransferSyntaxUID = HTJ2KLossless
+    dataset.PixelData = encapsulate([stream])
+    dataset["PixelData"].VR = "OB"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+    dataset.save_as(tmp_path / "b.dcm")
+    np.testing.assert_array_equal(decode_dicom(tmp_path / "b.dcm", Reading()).values, stored)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from drr2ct.transforms.film_field import Field, RandFilmFieldd
 from drr2ct.transforms.radiograph import LoadRadiographsd
 from drr2ct.transforms.validation import InputError
 from tests.transforms.films import FIELD, GEOMETRY, PITCH, line_integrals, statistics, toned
@@ -31,6 +32,21 @@ def pair(tmp_path):
 
 def differ(a, b):
     return float((a["image"] - b["image"]).abs().mean())
+
+
+def test_the_network_is_given_what_training_gave_where_the_field_ends(tmp_path):
+    """A field is cut out of a film in training, and a film that shows only that is read: both are the same."""
+    tags = {"ImagerPixelSpacing": [PITCH, PITCH], "DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
+    counts = [np.rint(16000 * np.exp(-image[FIELD].numpy())) for image in line_integrals()]
+    files = [save_dicom(tmp_path / f"{i}.dcm", count, 14, **tags) for i, count in enumerate(counts)]
+    read = load(*files, intensity="transmission", unattenuated=16000)
+    field = Field((PITCH * (FIELD[0].stop - FIELD[0].start), PITCH * (FIELD[1].stop - FIELD[1].start)))
+    effect = RandFilmFieldd("image", GEOMETRY)
+    for index, view in enumerate(GEOMETRY.views):
+        trained_on = effect.apply(line_integrals()[index], view, field)
+        torch.testing.assert_close(read["image"][index].as_tensor(), trained_on, rtol=0.01, atol=0.02)
+        assert torch.equal(read["covered"][index], field.covered(view))
+    assert read["image"][0, 0, 64] > 1  # not air, though nothing was seen there
 
 
 def test_a_lateral_that_faces_right_is_mirrored_and_that_is_said(pair, tmp_path):
@@ -89,7 +105,7 @@ def test_a_white_frame_is_left_out(pair, tmp_path):
 def test_a_picture_without_pitch_is_a_cassette(pair):
     found = load(*pair)
     assert found["assumptions"].count("taken to be a cassette of 35×43 cm") == 2
-    columns = (found["image"][0] > 0).any(dim=0).nonzero()
+    columns = found["covered"][0].any(dim=0).nonzero()
     assert (columns[-1] - columns[0] + 1) * PITCH == pytest.approx(430, abs=3 * PITCH)  # the sample's field is wide
 
 
@@ -133,3 +149,32 @@ def test_noise_is_refused_with_its_scores(pair, tmp_path):
     noise = saved(tmp_path / "noise.png", torch.rand(80, 70, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(InputError, match=r"noise\.png.*\d\.\d\d.*--orientation as-is"):
         load(noise, pair[1])
+
+
+def test_a_film_of_another_view_is_named(pair, tmp_path):
+    again = saved(tmp_path / "again.png", toned(line_integrals()[0][FIELD], 0.9))
+    for files in (pair[::-1], (pair[1], pair[1]), (pair[0], again)):
+        with pytest.raises(InputError, match=r"looks like view|the same picture"):
+            load(*files)
+    assert differ(load(*pair, orientation="as-is"), load(*pair)) == 0
+
+
+def test_icons_and_strips_are_refused(pair, tmp_path):
+    icon = saved(tmp_path / "icon.png", toned(line_integrals()[0][FIELD])[::2, ::2])
+    with pytest.raises(InputError, match=r"28×40 pixels, too few for a chest"):
+        load(icon, pair[1])
+    part = saved(tmp_path / "part.png", toned(line_integrals()[0][FIELD])[:, :35])
+    assert "cannot be all of one" in load(part, pair[1], orientation="as-is")["warnings"]
+
+
+def test_as_is_wins_over_a_wrong_patient_orientation(pair, tmp_path):
+    """In every direction a header can be wrong: mirrored, upside down, transposed, of another view."""
+    tags = {"ImagerPixelSpacing": [PITCH, PITCH], "DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
+    pictures = [(toned(line_integrals()[i][FIELD]) * 4095).round().numpy() for i in (0, 1)]
+    plain = [save_dicom(tmp_path / f"{i}.dcm", picture, 12, **tags) for i, picture in enumerate(pictures)]
+    right = load(*plain, orientation="as-is")
+    for name, orientation in (("a", ["R", "F"]), ("b", ["L", "H"]), ("c", ["F", "L"]), ("d", ["A", "F"])):
+        wrong = save_dicom(tmp_path / f"{name}.dcm", pictures[0], 12, PatientOrientation=orientation, **tags)
+        stated = load(wrong, plain[1], orientation="as-is")
+        assert differ(stated, right) == 0
+        assert f"{name}.dcm is upright as it is stored, as stated." in stated["assumptions"].split("\n")

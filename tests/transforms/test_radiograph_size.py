@@ -1,6 +1,7 @@
 import pytest
 
 from drr2ct.transforms.radiograph_size import cassette, cassette_pixel_mm
+from drr2ct.transforms.validation import InputError
 from tests.transforms.films import GEOMETRY
 
 
@@ -10,9 +11,12 @@ from tests.transforms.films import GEOMETRY
 )
 def test_the_cassette_is_the_one_of_the_nearest_aspect(shape, sides):
     assert cassette(shape) == sides
-    edge, note = cassette_pixel_mm(shape, GEOMETRY.views[0], "pa.png")
-    assert edge * max(shape) == pytest.approx(430) and f"{sides[0]}×{sides[1]} cm" in note
+    edge, note, whole = cassette_pixel_mm(shape, GEOMETRY.views[0], "pa.png")
+    assert edge * max(shape) == pytest.approx(430) and f"{sides[0]}×{sides[1]} cm" in note and whole
 
 
-def test_a_strip_is_no_cassette_and_that_is_said():
-    assert "cannot be all of one" in cassette_pixel_mm((1000, 600), GEOMETRY.views[0], "pa.png")[1]
+def test_a_part_is_no_cassette_and_a_strip_is_refused():
+    _, note, whole = cassette_pixel_mm((1000, 600), GEOMETRY.views[0], "pa.png")
+    assert "cannot be all of one" in note and not whole
+    with pytest.raises(InputError, match=r"1000×300 pixels, a strip.*--pixel-spacing-mm"):
+        cassette_pixel_mm((1000, 300), GEOMETRY.views[0], "pa.png")
