@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from monai.data import MetaTensor
 from rich.console import Console
 from rich.table import Table
@@ -26,9 +28,9 @@ from drr2ct.pipeline.volumes.placing import place_on_grid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.nifti import open_nifti
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.radiograph_write import write_radiograph
-from drr2ct.transforms.volume import LoadCT
 
 FIGURES = ("psnr", "ssim", "mae_hu", "dice_lung", "dice_bone")
 
@@ -82,7 +84,8 @@ def _reconstruct(output: Path, weights: Path, description: dict[str, Any]) -> di
         write_radiograph(radiographs[-1], image, pitch_mm=view.pixel_pitch_mm)
     volume = output / "ct.nii.gz"
     reconstruct(weights, radiographs=radiographs, output=volume, patient=patient, preview=True, overwrite=True)
-    truth, made = place_on_grid(sample["label"], geometry), LoadCT()(volume)
+    truth, image = place_on_grid(sample["label"], geometry), open_nifti(volume)
+    made = MetaTensor(torch.from_numpy(np.asarray(image.dataobj, np.float32))[None], affine=image.affine)
     write_volume(output / "true_ct.nii.gz", truth)
     figures = ReconstructionMetric(FIGURES).compute(made, MetaTensor(truth.as_tensor(), affine=truth.affine))
     title = f"{patient}, a real patient whom the network has never seen: {figures['psnr']:.1f} dB PSNR"
