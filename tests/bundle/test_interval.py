@@ -70,7 +70,7 @@ def test_bounds_for_a_finished_network(dataset: Path, run: Path, tmp_path: Path)
     assert network(torch.rand(1, 2, 24, 24)).shape == (1, 3, 16, 16, 16)
     plain = head_only(dataset, finished, tmp_path / "plain", epochs=1)
     other = head_only(dataset, tmp_path / "first" / "checkpoints" / "last.pt", tmp_path / "again", epochs=1)
-    assert not torch.equal(plain["network"]["interval.widths.0.weight"], other["network"]["interval.widths.0.weight"])
+    assert not torch.equal(plain["network"]["interval.heads.0.0.weight"], other["network"]["interval.heads.0.0.weight"])
 
 
 def test_patients_of_the_first_training_stay_known(dataset: Path, run: Path, tmp_path: Path) -> None:
@@ -107,9 +107,10 @@ def test_bounds_grow_with_the_network() -> None:
     files = [bundle_file(TRAIN), bundle_file("configs/recipes/coarse_stages.yaml")]
     config = merged_config(files, {"network_def#interval": True, "network_name": "cascade64", "coarse_stages": 1})
     assert config["network_def"]["interval"] is True
-    geometry = network_config("cascade64").geometry
-    coarse = coarse_network("cascade64", 1, geometry.resized(size=32), interval=True)
-    whole = create_network("cascade64", interval=True)
-    transfer = transfer_matching(whole, coarse.state_dict())
-    assert "interval.widths.0.bias" in transfer.taken and not transfer.unused
-    assert {name for name, *_ in transfer.reshaped if name.startswith("interval")} == {"interval.widths.0.weight"}
+    geometry = network_config("cascade256").geometry
+    coarse = coarse_network("cascade256", 3, geometry.resized(size=128), interval=True)
+    transfer = transfer_matching(create_network("cascade256", interval=True), coarse.state_dict())
+    assert not transfer.unused and not transfer.reshaped, "a grown network contains the network that it was"
+    assert {name for name in transfer.taken if name.startswith("interval.heads.")} == {
+        name for name in coarse.state_dict() if name.startswith("interval.heads.")
+    }
