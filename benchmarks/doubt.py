@@ -80,7 +80,7 @@ def train(
     while (share := budget.share(used, steps)) < 1:
         image, label = next(batches)
         if recipe is not None:
-            image = recipe.film(image[0], image[0], derived_seed(seed, steps))[None]
+            image = recipe.film(image[0], image[0], derived_seed(0, steps))[None]
         began = budget.clock()
         for group in optimizer.param_groups:
             group["lr"] = annealed(NETWORK.learning_rate, share)
@@ -104,7 +104,7 @@ def trained_network(
     if path.exists():
         return load_network(path)
     set_determinism(seed, use_deterministic_algorithms=False)
-    plain = given or folder / "networks" / f"{group}_estimate.pt"
+    plain = given or path.with_name(f"{path.stem}_estimate.pt")
     about = {"training": items}
     if not plain.exists():
         network = NETWORK.build()
@@ -117,7 +117,7 @@ def trained_network(
     transfer_weights(network, plain)
     recipe = Recipe(RECIPE) if films else None
     batches = endless(items, folder, "within-patients", None, seed + 1)
-    train(network, interval_parameters(network), batches, budgets[1], recipe, seed)
+    train(network, interval_parameters(network), batches, budgets[1], recipe)
     description = describe(network, NETWORK.network, "cube", about, plain)
     write_checkpoint(path, {"network": network.state_dict(), "description": description})
     return network.eval()
@@ -332,8 +332,8 @@ def main() -> None:
         if finished is not None:
             judged = [{"patient": name, "label": str(cts[name])} for name in left_out]
             refuse_leakage(finished, read_checkpoint(finished)["description"], judged)
-        films, seed = arguments.films, arguments.seed
-        network = trained_network(arguments.output, group, items, finished, budgets, films, seed)
+        place = arguments.output / "networks" / f"{group}.pt"
+        network = trained_network(place, items, finished, budgets, arguments.films, arguments.seed)
         load = files_to_samples(GEOMETRY, keep_metadata=False)
         statistics = radiograph_statistics([load(dict(item)) for item in items])  # type: ignore[arg-type]
         for name, path in paths.items():
