@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cascades import GEOMETRY, INFERER, VARIANTS, Budget, descend, endless
+from cascades import GEOMETRY, INFERER, VARIANTS, Batches, Budget, descend, endless
 from film_training import CLEAN, RECIPE, Recipe, label_of, under_conditions
 from matplotlib.figure import Figure
 from monai.utils import set_determinism
@@ -67,10 +67,9 @@ Conditions = dict[str, PatientScores]
 def train(
     network: torch.nn.Module,
     parameters: Iterable[Tensor],
-    batches: Any,
+    batches: Batches,
     budget: Budget,
-    recipe: Recipe | None,
-    seed: int,
+    recipe: Recipe | None = None,
 ) -> None:
     """Train some of a network's parameters until the budget is used up; making samples is not counted."""
     loss = WeightedLoss(NETWORK.terms())
@@ -91,29 +90,24 @@ def train(
 
 
 def trained_network(
-    folder: Path,
-    group: int,
-    items: list[dict[str, Any]],
-    given: Path | None,
-    budgets: list[Budget],
-    films: bool,
-    seed: int,
+    path: Path, items: list[dict[str, Any]], given: Path | None, budgets: list[Budget], films: bool, seed: int
 ) -> ProgressiveCascade:
     """A group's network with bounds: read, or trained on everybody else; the head always on a finished estimate."""
-    path = folder / "networks" / f"{group}.pt"
     if path.exists():
         return load_network(path)
+    folder = path.parents[1]
     set_determinism(seed, use_deterministic_algorithms=False)
     plain = given or path.with_name(f"{path.stem}_estimate.pt")
     about = {"training": items}
     if not plain.exists():
         network = NETWORK.build()
-        train(
-            network, network.parameters(), endless(items, folder, "within-patients", None, seed), budgets[0], None, seed
-        )
+        batches = endless(items, folder, "within-patients", None, seed)
+        train(network, network.parameters(), batches, budgets[0])
         description = describe(network, NETWORK.network, "cube", about)
         write_checkpoint(plain, {"network": network.state_dict(), "description": description})
     network = frozen_with_interval(plain)
+    if network.config.geometry != GEOMETRY:
+        raise SystemExit(f"{plain} is of another geometry than this benchmark's.")
     transfer_weights(network, plain)
     recipe = Recipe(RECIPE) if films else None
     batches = endless(items, folder, "within-patients", None, seed + 1)
@@ -130,7 +124,7 @@ def write_scores(path: Path, network: ProgressiveCascade, ct: Path, statistics: 
         with torch.no_grad():
             output = INFERER(image[None], network)[0]
         scores = patient_scores(output, label, voxels=VOXELS)
-        found[label_of(condition)] = {key: torch.from_numpy(value).half() for key, value in vars(scores).items()}
+        found[label_of(condition)] = {key: torch.from_numpy(value).float() for key, value in vars(scores).items()}
     with replacing(path) as temporary:
         torch.save(found, temporary)
 
