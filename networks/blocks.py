@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from monai.networks.blocks import SubpixelUpsample, TransformerBlock
 from monai.networks.layers import get_act_layer
 from torch import Tensor, nn
@@ -16,6 +17,21 @@ OUTPUT_BIAS = 0.15
 def activation_layer(name: str) -> nn.Module:
     """The activation of that name (one of :data:`ACTIVATIONS`), in place where its gradient allows that."""
     return get_act_layer(name if name == "gelu" else (name, {"inplace": True}))
+
+
+class Upsample(nn.Module):
+    """Trilinear, by a whole factor."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = float(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, x, y, z) → scale times larger."""
+        if not x.is_cuda and x.dtype != torch.float32:
+            # a CPU's kernel for half precision is several times faster where channels are last
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+        return F.interpolate(x, scale_factor=self.scale, mode="trilinear", align_corners=False)
 
 
 def group_count(channels: int, at_most: int) -> int:

@@ -7,28 +7,20 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from drr2ct.networks.blocks import ResidualDenseBlock, VolumeTransformer, conv_norm_act, group_count, output_head
+from drr2ct.networks.blocks import (
+    ResidualDenseBlock,
+    Upsample,
+    VolumeTransformer,
+    conv_norm_act,
+    group_count,
+    output_head,
+)
 from drr2ct.networks.config import CascadeConfig, SkipConfig, StageConfig
 from drr2ct.networks.encoder import PyramidEncoder, StackedEncoder, pyramid_level
 from drr2ct.networks.interval import IntervalHead
 from drr2ct.networks.lifting import BackprojectionLift, BroadcastLift, ConfidenceLift
 from drr2ct.networks.recompute import recomputed, recording
 from drr2ct.transforms.validation import InputError
-
-
-class Upsample(nn.Module):
-    """Trilinear, by a whole factor."""
-
-    def __init__(self, scale: int) -> None:
-        super().__init__()
-        self.scale = float(scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, channels, x, y, z) → scale times larger."""
-        if not x.is_cuda and x.dtype != torch.float32:
-            # a CPU's kernel for half precision is several times faster where channels are last
-            x = x.contiguous(memory_format=torch.channels_last_3d)
-        return F.interpolate(x, scale_factor=self.scale, mode="trilinear", align_corners=False)
 
 
 class Fusion(nn.Module):
@@ -196,14 +188,12 @@ class ProgressiveCascade(nn.Module):
             # adds nothing, to begin with, to what the stages before give
             for parameter in output.parameters():
                 nn.init.zeros_(parameter)
-        self.enlarge = nn.ModuleList(
-            Upsample(stage.scale) if stage.scale > 1 else nn.Identity()
-            for stage in config.stages[self.first_output + 1 :]
-        )
+        scales = [*(stage.scale for stage in config.stages[self.first_output + 1 :]), 1]
+        self.enlarge = nn.ModuleList(Upsample(scale) if scale > 1 else nn.Identity() for scale in scales)
         # last, so that a seed gives all else the weights that it has without
         self.interval: IntervalHead | None = None
         if config.interval:
-            self.interval = IntervalHead((*widths, width), config.head_scale, list(self.enlarge), config.activation)
+            self.interval = IntervalHead([*widths, width], config.head_scale, scales, config.activation)
         if config.channels_last:
             formats = {4: torch.channels_last, 5: torch.channels_last_3d}
             for parameter in self.parameters():
@@ -271,11 +261,8 @@ class ProgressiveCascade(nn.Module):
             volume = self.skip_fusion(torch.cat(parts, dim=1))
         given[-1] = self._refined(volume)
         total = volume[:0]
-        for i, output in enumerate(self.outputs):
-            total = output(given[i]) if i == 0 else total + output(given[i])
-            for k, enlarge in enumerate(self.enlarge):  # TorchScript takes no variable for an index
-                if k == i:
-                    total = enlarge(total)
+        for i, (output, enlarge) in enumerate(zip(self.outputs, self.enlarge)):  # noqa: B905 (TorchScript)
+            total = enlarge(output(given[i]) if i == 0 else total + output(given[i]))
         interval = self.interval
         return total if interval is None else interval(total, given)
 

@@ -12,7 +12,7 @@ from monai.networks.blocks import SubpixelUpsample
 from monai.networks.utils import icnr_init
 from torch import Tensor, nn
 
-from drr2ct.networks.blocks import activation_layer
+from drr2ct.networks.blocks import Upsample, activation_layer
 from drr2ct.networks.recompute import recomputed, recording
 
 TAIL = 0.05
@@ -48,7 +48,7 @@ class IntervalHead(nn.Module):
     Args:
         channels: of the features of each of these stages.
         upscale: voxels of a stage's volume along each edge of a voxel of its features.
-        enlarge: from each but the last of these volumes to the size of the next; without weights.
+        scales: from the size of each stage's volume to that of the next; of the last, 1.
         activation: between the two convolutions.
     """
 
@@ -56,7 +56,7 @@ class IntervalHead(nn.Module):
     factors: Tensor
 
     def __init__(
-        self, channels: Sequence[int], upscale: int, enlarge: Sequence[nn.Module] = (), activation: str = "relu"
+        self, channels: Sequence[int], upscale: int, scales: Sequence[int] = (1,), activation: str = "relu"
     ) -> None:
         super().__init__()
         self.heads = nn.ModuleList()
@@ -69,7 +69,7 @@ class IntervalHead(nn.Module):
                 last.bias.zero_()
             shuffled = SubpixelUpsample(3, _HIDDEN, 2, upscale, conv_block=last, apply_pad_pool=False)
             self.heads.append(nn.Sequential(nn.Conv3d(width, _HIDDEN, 1), activation_layer(activation), shuffled))
-        self.enlarge = nn.ModuleList(enlarge)
+        self.enlarge = nn.ModuleList(Upsample(scale) if scale > 1 else nn.Identity() for scale in scales)
         self.unit = WIDTH_UNIT
         self.register_buffer("knots", torch.empty(KNOTS))
         self.register_buffer("factors", torch.empty(2, KNOTS))
@@ -92,10 +92,8 @@ class IntervalHead(nn.Module):
 
     def _summed(self, features: list[Tensor]) -> Tensor:
         total = features[0]
-        for i, head in enumerate(self.heads):
-            total = head(features[i]) if i == 0 else total + head(features[i])
-            if i < len(self.enlarge):
-                total = self.enlarge[i](total)
+        for i, (head, enlarge) in enumerate(zip(self.heads, self.enlarge)):  # noqa: B905 (TorchScript)
+            total = enlarge(head(features[i]) if i == 0 else total + head(features[i]))
         return F.softplus(total)
 
     def factor(self, widths: Tensor) -> Tensor:

@@ -193,9 +193,8 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "gradient": GradientDifferenceLoss,
     "spectral": SpectralLoss,
     "total_variation": TotalVariationLoss,
-    INTERVAL: IntervalLoss,
 }
-"""Terms that need no arguments, by name."""
+"""Terms that compare an estimate and need no arguments, by name."""
 
 
 class WeightedLoss(nn.Module):
@@ -245,8 +244,10 @@ class WeightedLoss(nn.Module):
 def _builtin(name: str) -> nn.Module:
     if name in LOSSES:
         return LOSSES[name]()
+    if name == INTERVAL:
+        return IntervalLoss()
     if name == "reprojection":
         raise InputError("loss reprojection needs a geometry; give (weight, ReprojectionLoss(geometry)).")
     near = difflib.get_close_matches(name, LOSSES, 1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise InputError(f"loss {name!r} is unknown; {hint}the losses are {', '.join(LOSSES)}, reprojection.")
+    raise InputError(f"loss {name!r} is unknown; {hint}the losses are {', '.join(LOSSES)}, reprojection, interval.")

@@ -55,12 +55,14 @@ def facts(checkpoint: str | Path, description: Mapping[str, Any], network: Progr
     """What a user of the exported file must know, in plain types."""
     geometry = network.config.geometry
     rows, columns = geometry.detector_size
+    channels = 3 if network.config.interval else 1
     return {
         "note": f"{DISCLAIMER}; two views cannot determine a volume, what they do not show is inferred",
         "name": description["name"],
         "input": {"name": "image", "shape": ["batch", len(geometry.views), rows, columns], "type": "float32"},
         "input_unit": f"line integrals divided by {LINE_INTEGRAL_SCALE:g}",
-        "output": {"name": "pred", "shape": ["batch", 1, *[geometry.grid.size] * 3], "type": "float32"},
+        "output": {"name": "pred", "shape": ["batch", channels, *[geometry.grid.size] * 3], "type": "float32"},
+        **({"output_channels": ["estimate", "lower bound", "upper bound"]} if channels > 1 else {}),
         "output_unit": f"0 to 1 over {HU_WINDOW[0]:g} to {HU_WINDOW[1]:g} HU, not clipped",
         "affine": geometry.grid.affine().tolist(),
         "geometry": geometry.to_dict(),

@@ -51,10 +51,12 @@ class PatientScores:
     Args:
         logarithm: of the predicted width, (2, voxels).
         score: how many widths the truth lies beyond the estimate, on the bound's side; (2, voxels).
+        truth: in HU; (voxels).
     """
 
     logarithm: np.ndarray
     score: np.ndarray
+    truth: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -73,22 +75,24 @@ UNCALIBRATED = Calibration(tuple(map(float, range(-KNOTS, 0))), ((1.0,) * KNOTS,
 
 
 @torch.no_grad()
-def patient_scores(output: torch.Tensor, label: torch.Tensor, seed: int = 0) -> PatientScores:
+def patient_scores(output: torch.Tensor, label: torch.Tensor, seed: int = 0, voxels: int = VOXELS) -> PatientScores:
     """How far off the bounds of one patient are.
 
     Args:
         output: (3, N, N, N) on the network's scale, of a head that is not calibrated.
         label: (1, N, N, N) likewise.
         seed: of the voxels that are drawn.
+        voxels: how many, at most.
     """
     output, label = plain(output).cpu(), plain(label).cpu()
     places = body_mask(to_hu(label))[0].flatten().nonzero()[:, 0]
-    if len(places) > VOXELS:
+    if len(places) > voxels:
         generator = torch.Generator().manual_seed(seed)
-        places = places[torch.randperm(len(places), generator=generator)[:VOXELS]]
+        places = places[torch.randperm(len(places), generator=generator)[:voxels]]
     estimate, low, high, truth = (volume.flatten()[places].numpy() for volume in (*output, label[0]))
     widths = np.maximum(np.stack([estimate - low, high - estimate]), np.finfo(np.float32).tiny)
-    return PatientScores(np.log(widths), np.stack([estimate - truth, truth - estimate]) / widths)
+    scores = np.stack([estimate - truth, truth - estimate]) / widths
+    return PatientScores(np.log(widths), scores, to_hu(torch.from_numpy(truth)).numpy())
 
 
 def weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:

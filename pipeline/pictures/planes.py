@@ -46,6 +46,8 @@ def planes_figure(volume: MetaTensor, title: str) -> Figure:
 
 def doubt_figure(doubt: MetaTensor) -> Figure:
     """Three planes of half of what lies between bounds, (1, I, J, K) in HU, with the colours' meaning."""
+    from matplotlib.figure import Figure  # see above
+
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
     row = figure.subplots(1, 3)
     for axes, (name, plane) in zip(row, mid_planes(doubt).items(), strict=True):

@@ -17,8 +17,6 @@ ERROR_RANGE = 600.0
 """HU of error shown in full blue or red."""
 ERROR_COLOURS = "RdBu_r"
 """Matplotlib's map from too little (blue) over none (white) to too much (red), of every difference."""
-
-
 DOUBT_RANGE = 400.0
 """± HU of doubt shown in full."""
 DOUBT_COLOURS = ("#000004", "#57106e", "#bc3754", "#f98e09", "#fcffa4")

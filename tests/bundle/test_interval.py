@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
 from drr2ct.networks import create_network, network_config
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.network_export import export_network, facts
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, merged_config, run_bundle
 from drr2ct.pipeline.training.recipes import coarse_network
 from drr2ct.pipeline.training.transfer import transfer_matching
-from tests.bundle.conftest import TRAIN, train
+from tests.bundle.conftest import TRAIN, assert_one_sentence, train
 from tests.bundle.test_resume import same
 
 RECIPE = bundle_file("configs/recipes/interval.yaml")
@@ -70,7 +74,7 @@ def test_bounds_for_a_finished_network(dataset: Path, run: Path, tmp_path: Path)
     assert network(torch.rand(1, 2, 24, 24)).shape == (1, 3, 16, 16, 16)
     plain = head_only(dataset, finished, tmp_path / "plain", epochs=1)
     other = head_only(dataset, tmp_path / "first" / "checkpoints" / "last.pt", tmp_path / "again", epochs=1)
-    assert not torch.equal(plain["network"]["interval.widths.0.weight"], other["network"]["interval.widths.0.weight"])
+    assert not torch.equal(plain["network"]["interval.heads.0.0.weight"], other["network"]["interval.heads.0.0.weight"])
 
 
 def test_patients_of_the_first_training_stay_known(dataset: Path, run: Path, tmp_path: Path) -> None:
@@ -107,9 +111,47 @@ def test_bounds_grow_with_the_network() -> None:
     files = [bundle_file(TRAIN), bundle_file("configs/recipes/coarse_stages.yaml")]
     config = merged_config(files, {"network_def#interval": True, "network_name": "cascade64", "coarse_stages": 1})
     assert config["network_def"]["interval"] is True
-    geometry = network_config("cascade64").geometry
-    coarse = coarse_network("cascade64", 1, geometry.resized(size=32), interval=True)
-    whole = create_network("cascade64", interval=True)
-    transfer = transfer_matching(whole, coarse.state_dict())
-    assert "interval.widths.0.bias" in transfer.taken and not transfer.unused
-    assert {name for name, *_ in transfer.reshaped if name.startswith("interval")} == {"interval.widths.0.weight"}
+    geometry = network_config("cascade256").geometry
+    coarse = coarse_network("cascade256", 3, geometry.resized(size=128), interval=True)
+    transfer = transfer_matching(create_network("cascade256", interval=True), coarse.state_dict())
+    assert not transfer.unused and not transfer.reshaped, "a grown network contains the network that it was"
+    assert {name for name in transfer.taken if name.startswith("interval.heads.")} == {
+        name for name in coarse.state_dict() if name.startswith("interval.heads.")
+    }
+
+
+def test_bounds_are_calibrated_judged_and_written(
+    command, dataset: Path, run: Path, doubting: Path, tmp_path: Path
+) -> None:
+    checkpoint, calibrated = doubting / "checkpoints" / "last.pt", tmp_path / "calibrated.pt"
+    arguments = ("calibrate", dataset, "--output", calibrated, "--checkpoint")
+    assert_one_sentence(command(*arguments, run / "checkpoints" / "last.pt"), "gives no bounds")
+    assert_one_sentence(command(*arguments, checkpoint, "--part", "training"), "was trained on 4 of the 4")
+    assert_one_sentence(command(*arguments[:3], tmp_path / "c.safetensors", "--checkpoint", checkpoint), ".pt file")
+    assert command(*arguments, checkpoint)[0] == 0
+    assert_one_sentence(command(*arguments, checkpoint), "exists")
+    made, before = read_checkpoint(calibrated), read_checkpoint(checkpoint)
+    changed = {name for name, value in made["network"].items() if not torch.equal(value, before["network"][name])}
+    assert changed == {"interval.knots", "interval.factors"}
+    entry = made["description"]["interval"]
+    assert entry["patients"] == before["description"]["patients"]["validation"] and entry["left_out"] is None
+    settings = {"dataset_dir": str(dataset), "checkpoint": str(calibrated), "precision": "fp32", "num_workers": 0}
+    output = tmp_path / "evaluation"
+    run_bundle([bundle_file("configs/evaluate.yaml")], {**settings, "output_dir": str(output)})
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["model"]["calibrated_on"] == 1
+    assert 0 < summary["figures"]["interval_coverage"]["mean"] <= 1
+    (patient,) = (row["patient"] for row in json.loads((output / "patients.json").read_text())["patients"])
+    bounds, ct = (nib.load(output / "predictions" / patient / f"{patient}_ct{end}.nii.gz") for end in ("_interval", ""))
+    assert bounds.shape == (*ct.shape, 2) and np.allclose(bounds.affine, ct.affine)
+    low, high = np.moveaxis(np.asarray(bounds.dataobj), -1, 0)
+    assert (
+        (low <= high).all() and (low <= np.asarray(ct.dataobj) + 1).all() and (np.asarray(ct.dataobj) <= high + 1).all()
+    )
+    with pytest.raises(Exception) as refused:
+        run_bundle(
+            [bundle_file("configs/evaluate.yaml")], {**settings, "output_dir": str(output), "part": "validation"}
+        )
+    assert "was calibrated on 1 of the 1 patients" in str(find_input_error(refused.value))
+    exported = export_network(calibrated, tmp_path / "network.pt2")
+    assert exported.difference <= 1e-3 and facts(calibrated, load_network(calibrated))["output"]["shape"][1] == 3

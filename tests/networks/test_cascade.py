@@ -21,8 +21,7 @@ from drr2ct.networks import (
     list_networks,
     network_config,
 )
-from drr2ct.networks.blocks import OUTPUT_BIAS
-from drr2ct.networks.cascade import Upsample
+from drr2ct.networks.blocks import OUTPUT_BIAS, Upsample
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
 

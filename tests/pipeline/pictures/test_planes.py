@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.image import AxesImage
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
-from drr2ct.pipeline.pictures.planes import comparison_figure, mid_planes
+from drr2ct.pipeline.pictures.planes import comparison_figure, doubt_figure, mid_planes
 from drr2ct.pipeline.pictures.radiographs import radiographs_figure
-from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW, ERROR_RANGE, grey
+from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW, DOUBT_COLOURS, DOUBT_RANGE, ERROR_RANGE, grey
 from drr2ct.transforms import BiplanarGeometry, VolumeGrid
 
 MIDDLE = 8
@@ -76,3 +77,14 @@ def test_radiographs_share_the_colours_on_their_own_scale() -> None:
 def test_grey_runs_from_black_to_white() -> None:
     levels = grey(np.array([[-5000.0, *DISPLAY_WINDOW, 5000.0]]), *DISPLAY_WINDOW)
     assert levels.tolist() == [[0, 0, 255, 255]]
+
+
+def test_doubt_in_colour_with_its_meaning() -> None:
+    doubt = MetaTensor(torch.zeros(1, 8, 8, 8), affine=torch.eye(4))
+    doubt[0, 3:5, 3:5, 3:5] = 900.0
+    figure = doubt_figure(doubt)
+    *planes, bar = figure.axes
+    assert len(planes) == 3 and bar.get_ylabel() == "± HU"
+    image = planes[0].images[0]
+    assert image.get_clim() == (0, DOUBT_RANGE) and image.get_array().max() == 900.0
+    assert to_hex(image.cmap(0.0)) == DOUBT_COLOURS[0] and to_hex(image.cmap(1.0)) == DOUBT_COLOURS[-1]
