@@ -111,6 +111,13 @@ const startViewer = async (words = {}) => {
     document.body.dataset.viewer = "ready";
   };
 
+  const fail = (error) => {
+    const reason = error.message ?? error;
+    status.textContent = words.failed
+      ? `${words.failed} (${reason})`
+      : `The interactive viewer needs WebGL 2, which this browser did not give (${reason}). The figures above show the same volumes.`;
+    document.body.dataset.viewer = "failed";
+  };
   try {
     // a page may show the prediction alone
     for (const name of ["truth", "prediction"].filter((name) => byId(`canvas-${name}`))) {
@@ -138,13 +145,6 @@ const startViewer = async (words = {}) => {
   } catch (error) {
     return { load: () => fail(error) };
   }
-  const fail = (error) => {
-    const reason = error.message ?? error;
-    status.textContent = words.failed
-      ? `${words.failed} (${reason})`
-      : `The interactive viewer needs WebGL 2, which this browser did not give (${reason}). The figures above show the same volumes.`;
-    document.body.dataset.viewer = "failed";
-  };
   return { load: (wanted) => load(wanted).catch(fail) };
 };
 
