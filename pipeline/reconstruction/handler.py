@@ -81,7 +81,7 @@ class WriteReconstructions:
         ((patient, sample, covered, read, doubts),) = zip(
             batch_patients(evaluator.state.batch),
             engine_output(evaluator),
-            batch["covered"],
+            batch["covered"] if isinstance(batch, Mapping) else [one["covered"] for one in batch],
             _sentences(evaluator, "assumptions"),
             _sentences(evaluator, "warnings"),
             strict=True,
