@@ -203,7 +203,10 @@ def reconstruct(
     ] = "auto",
     orientation: Annotated[
         str,
-        typer.Option(help="auto (by the header, else by looks), or as-is: upright as stored, whatever a header says."),
+        typer.Option(
+            help="auto (by the header, else by looks), or what to do with what is stored: as-is, mirrored, "
+            "upside-down, half-turn, clockwise, anticlockwise."
+        ),
     ] = "auto",
     pixel_spacing_mm: Annotated[float | None, typer.Option(help="At the detector; the file's by default.")] = None,
     source_to_detector_mm: Annotated[float | None, typer.Option(help="The file's by default.")] = None,
@@ -259,6 +262,30 @@ def reconstruct(
             **settings,
         },
     )
+
+
+@app.command()
+def serve(
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="A network of your own to choose, before those that are shipped; repeatable."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; another than this computer's own needs --token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="DRR2CT_TOKEN", help="Everybody has to give it; 16 characters or more."),
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep films and volumes in this folder; deleted at the end by default.")
+    ] = None,
+) -> None:
+    """Open a page in the browser: two X-rays in, a volume out, all on this computer."""
+    from drr2ct.pipeline.web.server import serve as run_serve
+
+    run_serve(checkpoint or (), host, port, token, keep, Console())
 
 
 @app.command()

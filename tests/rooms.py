@@ -20,6 +20,7 @@ ROOMS = (
     "pipeline.reconstruction",
     "pipeline.reports",
     "pipeline.training",
+    "pipeline.web",
     "pipeline",  # the faces: cli, demo
     "bundles",
 )

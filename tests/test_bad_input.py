@@ -1633,7 +1633,8 @@ RADIOGRAPHS = [
     Case(
         "an orientation that is none",
         lambda sound: ["--pa", sound.pa, "--lateral", sound.lateral, "--orientation", "sideways"],
-        "radiographs cannot have the orientation 'sideways'; give auto or as-is.",
+        "radiographs cannot have the orientation 'sideways'; give auto, as-is, mirrored, upside-down, half-turn, "
+        "clockwise, anticlockwise.",
     ),
     Case(
         "a patient's name that is a path",
@@ -1926,6 +1927,50 @@ def test_full_disks(
 # --------------------------------------------------------------------------- the page
 
 
+# --------------------------------------------------------------------------- serve
+
+SERVING = [
+    Case(
+        "another address than this computer's own, without a token",
+        lambda root: ["--host", "0.0.0.0"],
+        "--host 0.0.0.0 lets others in; give a --token that they need (16 characters or more).",
+    ),
+    Case(
+        "a token that can be guessed",
+        lambda root: ["--token", "secret"],
+        "the token is shorter than 16 characters, or not plain ASCII; make a longer one.",
+    ),
+    Case(
+        "a network that does not exist, to serve",
+        lambda root: ["--checkpoint", root / "network.pt"],
+        "checkpoint … does not exist; check the path.",
+    ),
+    Case(
+        "an address that is not this computer's",
+        lambda root: ["--host", "192.0.2.1", "--token", "0123456789abcdef"],
+        "192.0.2.1:0 cannot be used (…); choose another --host or --port.",
+    ),
+    Case(
+        "a folder to keep results that is a file",
+        lambda root: ["--keep", root / "weights.pt"],
+        "… cannot be written (…); choose another folder to keep.",
+    ),
+]
+
+
+@parametrize(SERVING)
+def test_serving(command: Command, tmp_path: Path, case: Case) -> None:  # noqa: F811
+    (tmp_path / "weights.pt").write_bytes(b"weights")
+    before = snapshot(tmp_path)
+    options = [*case.make(tmp_path), "--port", 0]
+    if "--checkpoint" not in options:
+        options += ["--checkpoint", tmp_path / "weights.pt"]
+    assert_refused(command("serve", *options), case.says)
+    assert snapshot(tmp_path) == before
+
+
+# --------------------------------------------------------------------------- the page
+
 SECTIONS = {
     "`drr2ct prepare SOURCE DEST`: what lies in SOURCE": [*SOURCES, NO_PERMISSION],
     "`drr2ct prepare SOURCE DEST`: what is asked for": [*REQUESTS, NOTHING_MADE],
@@ -1934,6 +1979,7 @@ SECTIONS = {
     "`drr2ct train DATASET`: what is said at the start": STARTS,
     "`drr2ct train DATASET --vary …`": VARIED,
     "`drr2ct reconstruct` and `drr2ct evaluate`": [*RADIOGRAPHS, INVERTED, OTHER_GEOMETRY, *JUDGED],
+    "`drr2ct serve`": SERVING,
     "Any command": [*EXISTING, *FULL],
 }
 

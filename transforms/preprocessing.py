@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from monai.transforms import (
@@ -27,7 +28,7 @@ from drr2ct.transforms.volume import LoadCTd, ResampleToGridd, WindowHUd
 def files_to_samples(
     geometry: BiplanarGeometry,
     mode: str = "cube",
-    intensity: str = "line_integral",
+    intensity: str | Sequence[str] = "line_integral",
     feet_first: bool = False,
     with_ct: bool = True,
     keep_metadata: bool = True,

@@ -41,6 +41,7 @@ from drr2ct.transforms.radiograph_looks import (
     bring_together,
     fill_burned_in,
     know_what_is_clipped,
+    turn_as_told,
     turn_by_looks,
 )
 from drr2ct.transforms.radiograph_pixels import Pixels, Reading
@@ -74,7 +75,8 @@ class LoadRadiographsd(MapTransform):
     Args:
         keys: keys of the file names.
         geometry: the views.
-        intensity: what the files' numbers mean; see ``read_radiograph``.
+        intensity: what the files' numbers mean; see ``read_radiograph``. One word, or one for each view, as of
+            ``window``, ``inverted`` and ``orientation``.
         unattenuated: I₀ for ``transmission``, a number or ``estimate``; see ``read_radiograph``.
         vertical_flip: the stored images come feet first; those that state their orientation are not turned by this.
         check_order: look at the images: refuse a PA and a lateral view that look exchanged
@@ -99,7 +101,8 @@ class LoadRadiographsd(MapTransform):
         check_header: refuse files whose headers speak of another view, body part, modality, or of two patients
             (:func:`~drr2ct.transforms.radiograph_identity.check_identity`); otherwise it is only said.
         orientation: ``auto``: as the header states it, else the turn that looks most like the training set's;
-            ``as-is``: upright as stored, whatever the header states.
+            ``as-is``: upright as stored, whatever the header states; or what has to be done to what is stored, one of
+            :data:`~drr2ct.transforms.radiograph_looks.TURNS`.
 
     Raises:
         InputError: as ``read_radiograph``, and for a wrong number of files, a size with another aspect ratio,
@@ -110,7 +113,7 @@ class LoadRadiographsd(MapTransform):
         self,
         keys: KeysCollection,
         geometry: BiplanarGeometry,
-        intensity: str = "auto",
+        intensity: str | Sequence[str] = "auto",
         unattenuated: float | str | None = None,
         vertical_flip: bool = False,
         check_order: bool = True,
@@ -121,26 +124,26 @@ class LoadRadiographsd(MapTransform):
         source_to_isocentre_mm: float | Sequence[float | None] | None = None,
         crop_collimation: bool = False,
         opposite_side: bool = False,
-        inverted: bool | None = None,
+        inverted: bool | Sequence[bool | None] | None = None,
         statistics: Mapping[str, Any] | None = None,
-        window: str = "auto",
+        window: str | Sequence[str] = "auto",
         colour: str = "refuse",
         check_header: bool = True,
-        orientation: str = "auto",
+        orientation: str | Sequence[str] = "auto",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if fit not in FITS:
             raise InputError(f"radiographs are fitted by {' or '.join(FITS)}, not by {fit!r}.")
-        if orientation not in ORIENTATIONS:
-            raise InputError(
-                f"radiographs cannot have the orientation {orientation!r}; give {' or '.join(ORIENTATIONS)}."
-            )
+        count = len(geometry.views)
+        self.orientations: list[str] = _for_views(orientation, count, "orientation")
+        for word in self.orientations:
+            if word not in ORIENTATIONS:
+                raise InputError(f"radiographs cannot have the orientation {word!r}; give {', '.join(ORIENTATIONS)}.")
         if statistics is not None and len(statistics["views"]) != len(geometry.views):
             raise InputError(
                 f"the training set's statistics are of {len(statistics['views'])} views, the geometry has "
                 f"{len(geometry.views)}; take both from the same checkpoint."
             )
-        count = len(geometry.views)
         self.stated = [
             Acquisition(*values)
             for values in zip(
@@ -151,7 +154,9 @@ class LoadRadiographsd(MapTransform):
             )
         ]
         self.geometry = geometry
-        self.reading = Reading(intensity, window, colour)
+        intensities: list[str] = _for_views(intensity, count, "intensity")
+        windows: list[str] = _for_views(window, count, "window")
+        self.readings = [Reading(*said, colour) for said in zip(intensities, windows, strict=True)]
         self.check_header = check_header
         self.unattenuated = unattenuated
         self.vertical_flip = vertical_flip
@@ -159,9 +164,8 @@ class LoadRadiographsd(MapTransform):
         self.fit = fit
         self.crop_collimation = crop_collimation
         self.opposite_side = opposite_side
-        self.inverted = inverted
+        self.inverted = _for_views(inverted, count, "inverted")
         self.usual = [None] * count if statistics is None else statistics["views"]
-        self.orientation = orientation
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The sample with its radiographs."""
@@ -183,7 +187,10 @@ class LoadRadiographsd(MapTransform):
             else film
             for film in films
         ]
-        films = [self._upright(film) for film in films]
+        films = [
+            self._upright(film, orientation, inverted)
+            for film, orientation, inverted in zip(films, self.orientations, self.inverted, strict=True)
+        ]
         # on the detector
         films = [place_by_pitch(film) for film in films] if self.fit == "pitch" else place_edge_to_edge(films)
         films = [match_with_usual(know_what_is_clipped(film)) for film in films]
@@ -191,17 +198,15 @@ class LoadRadiographsd(MapTransform):
             films = bring_together(films)
         return self._stacked(films)
 
-    def _upright(self, decoded: Film) -> Film:
+    def _upright(self, decoded: Film, orientation: str, inverted: bool | None) -> Film:
         """In line integrals, or a picture in which dense is bright, head up."""
-        decide = self.check_order and self.orientation == "auto"
+        decide = self.check_order and orientation == "auto"
 
         def scaled(film: Film) -> Film:
             film = scale(film, self.unattenuated)
             film = fill_burned_in(film) if self.check_order else film
-            if self.orientation == "as-is":
-                film = film.saying(f"{film.name} is upright as it is stored, as stated.")
-                if self.vertical_flip:
-                    film = film.saying(image=film.image.flip(0), covered=film.covered.flip(0))
+            if orientation != "auto":
+                film = turn_as_told(film, orientation, self.vertical_flip)
             else:
                 film = turn_as_stated(film, self.vertical_flip, self.opposite_side, self.check_header)
             return with_square_pixels(film) if self.fit == "pitch" else film
@@ -211,16 +216,16 @@ class LoadRadiographsd(MapTransform):
 
         known = zip(self.geometry.views, self.usual, strict=True)
         others = [(view, usual) for view, usual in known if usual is not None and view != decoded.view]
-        return turn_by_looks(scaled(decoded), falling, self.fit == "detector", self.inverted, decide, others)
+        return turn_by_looks(scaled(decoded), falling, self.fit == "detector", inverted, decide, others)
 
     def _decoded(self, paths: list[str | Path]) -> list[Film]:
         """One film for each view."""
         views = self.geometry.views
         if len(paths) == 1 and len(views) > 1:
-            decoded = _read_stack(paths[0], len(views), self.reading)
+            decoded = _read_stack(paths[0], len(views), self.readings[0])
             paths = paths * len(views)
         elif len(paths) == len(views):
-            decoded = [read_pixels(path, self.reading) for path in paths]
+            decoded = [read_pixels(path, reading) for path, reading in zip(paths, self.readings, strict=True)]
         else:
             wanted = ", ".join(view.name for view in views)
             raise InputError(f"{len(paths)} radiographs ({_names(paths)}) for the {len(views)} views {wanted}.")
@@ -281,9 +286,9 @@ def _read_stack(path: str | Path, views: int, reading: Reading) -> list[Pixels]:
     return [replace(pixels, values=values) for values in pixels.values]
 
 
-def _for_views(value: float | Sequence[float | None] | None, count: int, name: str) -> list[float | None]:
+def _for_views(value: Any, count: int, name: str) -> list[Any]:
     """One value for each view."""
-    values = [value] * count if value is None or isinstance(value, (int, float)) else list(value)
+    values = [value] * count if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
     if len(values) != count:
         raise InputError(f"{name} has {len(values)} values for {count} views; give one, or one for each view.")
     return values

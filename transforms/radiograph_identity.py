@@ -127,7 +127,7 @@ def check_view_position(
     Raises:
         InputError: if they contradict each other by more than :data:`VIEW_TOLERANCE_DEG`, and ``strict``.
     """
-    position = _position(metadata)
+    position = view_kind(metadata)
     stated = str(metadata.get("view_position", ""))
     if position in ("oblique", "decubitus"):
         article = "an" if position == "oblique" else "a"
@@ -156,8 +156,12 @@ def check_view_position(
     )
 
 
-def _position(metadata: Mapping[str, Any]) -> str:
-    """PA, AP, LL, RL, LAT, oblique or decubitus, of what people write for them; empty if it is something else."""
+def view_kind(metadata: Mapping[str, Any]) -> str:
+    """PA, AP, LL, RL, LAT, oblique or decubitus, of what people write for them; empty if it is something else.
+
+    Args:
+        metadata: of :func:`~drr2ct.transforms.radiograph_scale.read_radiograph`.
+    """
     words = re.sub(r"[^A-Z]+", " ", str(metadata.get("view_position") or "").upper()).split()
     text = " ".join(words)
     if any(word in _DECUBITUS for word in words) or "DECUB" in text:
@@ -211,13 +215,13 @@ def turn_upright(
         except InputError as objection:
             notes.append(f"{str(objection).split(';', maxsplit=1)[0]}; used all the same, as stated.")
     stated_position = str(metadata.get("view_position", ""))
-    if stated_position and not _position(metadata):
+    if stated_position and not view_kind(metadata):
         notes.append(f"{name} has the View Position {stated_position}, which is not known: taken to be {view.name}.")
     if any(word in stated_position.upper() for word in ("SUPINE", "LYING", "RECUMBENT")):
         notes.append(f"{name} was taken lying ({stated_position}); networks are trained as their CTs were taken.")
     if opposite:
         notes.append(
-            f"{name} is {_POSITIONS[_position(metadata)][0]}, used for view {view.name} from the opposite side: what "
+            f"{name} is {_POSITIONS[view_kind(metadata)][0]}, used for view {view.name} from the opposite side: what "
             "is near the detector and what is far from it are magnified the other way round."
         )
     directions = [_direction(letters) for letters in metadata.get("patient_orientation", ())]

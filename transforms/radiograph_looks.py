@@ -42,8 +42,18 @@ from drr2ct.transforms.radiograph_saturation import NOTED, censored_difference, 
 from drr2ct.transforms.radiograph_scale import DISPLAY_MAXIMUM
 from drr2ct.transforms.validation import InputError
 
-ORIENTATIONS = ("auto", "as-is")
-"""``auto``: by the header, else by looks; ``as-is``: the user says that files are upright, whatever a header states."""
+TURNS = {
+    "as-is": Orientation(),
+    "mirrored": Orientation(mirrored=True),
+    "upside-down": Orientation(upside_down=True),
+    "half-turn": Orientation(upside_down=True, mirrored=True),
+    "clockwise": Orientation(transposed=True, mirrored=True),
+    "anticlockwise": Orientation(transposed=True, upside_down=True),
+}
+"""What the user says has to be done to a stored picture, whatever a header states: nothing, or one of these."""
+
+ORIENTATIONS = ("auto", *TURNS)
+"""``auto``: by the header, else by looks; or one of :data:`TURNS`."""
 
 
 def fill_burned_in(film: Film) -> Film:
@@ -53,6 +63,25 @@ def fill_burned_in(film: Film) -> Film:
     mask = find_markers(film.image) & film.covered
     note = marker_note(mask, film.name)
     return film if note is None else film.saying(note, image=fill(film.image, mask))
+
+
+def turn_as_told(film: Film, orientation: str, feet_first: bool) -> Film:
+    """Upright, by what the user says.
+
+    Args:
+        film: on its own pixels, as stored.
+        orientation: one of :data:`TURNS`.
+        feet_first: row 0 is caudal once that is done.
+    """
+    turn, pitch = TURNS[orientation], film.pixel_pitch_mm
+    flips = [0] if feet_first else []
+    done = "is upright as it is stored" if turn.as_stored else f"was {turn}"
+    return film.saying(
+        f"{film.name} {done}, as stated.",
+        image=turn.turn(film.image).flip(flips),
+        covered=turn.turn(film.covered).flip(flips),
+        pixel_pitch_mm=pitch[::-1] if pitch and turn.transposed else pitch,
+    )
 
 
 def turn_by_looks(

@@ -59,10 +59,12 @@ class WriteReconstructions:
         self._began = self._last = time.monotonic()
         self._task = self._progress.add_task("reading", total=float(len(job.pending)), count="")
         self._progress.start()
+        job.watch("reading")
         self._hooks = _on_parts(network, self._part_done)
 
     def _part_done(self, share: float) -> None:
         self._progress.update(self._task, completed=self._position() + share)
+        self.job.watch("network", share)
 
     def _position(self) -> int:
         """Patients behind us, failed ones included."""
@@ -71,6 +73,7 @@ class WriteReconstructions:
     def _loaded(self, evaluator: Engine) -> None:
         (patient,) = batch_patients(evaluator.state.batch)
         self._progress.update(self._task, completed=self._position(), description=patient)
+        self.job.watch("network")
 
     def _iteration_completed(self, evaluator: Engine) -> None:
         job = self.job
@@ -83,9 +86,11 @@ class WriteReconstructions:
             strict=True,
         )
         try:
+            job.watch("comparing")
             image = sample["image"].detach().cpu().as_subclass(Tensor)
             result = make_result(job, patient, sample["pred"], image, covered, read, doubts)
             self._tell(result)
+            job.watch("writing")
             made = write_result(job, result, self.precision)
         except InputError as mistake:
             if job.alone or isinstance(mistake.__cause__, OSError):  # the disk fails the next patient too

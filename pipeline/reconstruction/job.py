@@ -36,6 +36,10 @@ of a network with bounds also, as ``doubt``, half of what lies between them on t
 It is given to a job, since pages are made of what is reconstructed and not the other way round."""
 
 
+StageWatcher = Callable[[str, float], Any]
+"""Is told of a stage (``reading``, ``network``, ``comparing``, ``writing``), and how much of it is done."""
+
+
 @dataclass
 class ReconstructionJob:
     """What is to be reconstructed, where it goes, and what is finished already.
@@ -60,6 +64,7 @@ class ReconstructionJob:
         overwrite: replace what is there.
         settings: what else the volume depends on, such as how radiographs are read; for the record and its key.
         console: where progress and assumptions are printed.
+        watcher: is told how far each patient is.
 
     Raises:
         InputError: if the settings contradict each other, or something else is in the way.
@@ -80,6 +85,7 @@ class ReconstructionJob:
     overwrite: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     console: Console = field(default_factory=Console)
+    watcher: StageWatcher | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -131,6 +137,11 @@ class ReconstructionJob:
         """Note that a patient of several could not be reconstructed, and say so."""
         self.failures[patient] = str(mistake)
         self.say(f"{patient}: not reconstructed: {mistake}")
+
+    def watch(self, stage: str, share: float = 0.0) -> None:
+        """Tell who watches how far the patient is."""
+        if self.watcher is not None:
+            self.watcher(stage, share)
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""

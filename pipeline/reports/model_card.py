@@ -17,7 +17,7 @@ from drr2ct.pipeline.evaluation.similarity import WINDOWS
 from drr2ct.pipeline.planning.tables import TableText
 from drr2ct.pipeline.reconstruction.record import file_sha256
 from drr2ct.pipeline.reports.measured import KEPT_FIGURES, Measured, mean_of
-from drr2ct.pipeline.reports.page import read_asset
+from drr2ct.pipeline.reports.parts import read_asset
 from drr2ct.pipeline.reports.wording import figure_name, value_text, window_text
 from drr2ct.pipeline.running.console import duration_text
 from drr2ct.transforms.geometry import BiplanarGeometry

@@ -5,26 +5,20 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import json
-import re
-import urllib.parse
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from jinja2 import Environment
 from markupsafe import Markup
 from monai.data import MetaTensor
 
 from drr2ct.pipeline.pictures.scales import DOUBT_COLOURS, DOUBT_RANGE
+from drr2ct.pipeline.reports.parts import VIEWER_WINDOWS, read_asset, templates, viewer_module
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.nifti import compressed
-from drr2ct.transforms.validation import InputError
 
-VIEWER_WINDOWS = (("Lung", -1000, 200), ("Soft tissue", -160, 240), ("Bone", -450, 1050))
-"""Name, and HU shown as black and white."""
 VIEWER_STEP_HU = 10.0
 """The viewer holds 8 bits per voxel, from air on in steps of this."""
 DOUBT_STEP_HU = 5.0
@@ -39,9 +33,10 @@ def write_page(path: str | Path, template: str, **values: Any) -> Path:
         template: name of its file.
         **values: for the template, which also has ``css`` and ``version``.
     """
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(read_asset(template)).render(
-        css=Markup(read_asset("style.css")), version=importlib.metadata.version("drr2ct"), **values
+    page = (
+        templates()
+        .get_template(template)
+        .render(css=Markup(read_asset("style.css")), version=importlib.metadata.version("drr2ct"), **values)
     )
     path = Path(path)
     with replacing(path) as temporary:
@@ -58,11 +53,11 @@ def viewer_values(pairs: Sequence[Mapping[str, Any]], grid_size: int) -> dict[st
         grid_size: voxels along each axis.
 
     Raises:
-        InputError: see :func:`niivue_module`.
+        InputError: see :func:`~drr2ct.pipeline.reports.parts.viewer_module`.
     """
     return {
         "data": Markup(json.dumps(pairs).replace("<", "\\u003c")),
-        "script": Markup(niivue_module() + "\n" + read_asset("viewer.js")),
+        "script": Markup(viewer_module()),
         "windows": VIEWER_WINDOWS,
         "doubt": {"range": DOUBT_RANGE, "colours": DOUBT_COLOURS} if any("doubt" in pair for pair in pairs) else None,
         "step": 1 / grid_size,
@@ -92,29 +87,3 @@ def _encoded(volume: MetaTensor, low: float, step: float, window: tuple[float, f
     image.header.set_xyzt_units("mm")
     image.header["cal_min"], image.header["cal_max"] = window
     return base64.b64encode(compressed(image.to_bytes())).decode()
-
-
-def niivue_module() -> str:
-    """NiiVue as one JavaScript module: ipyniivue carries it for the pages that NiiVue itself saves.
-
-    Raises:
-        InputError: if ipyniivue is not installed, or holds it no longer.
-    """
-    try:
-        package = importlib.metadata.distribution("ipyniivue")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise InputError("the report's viewer needs the package ipyniivue; pip install ipyniivue.") from error
-    widget = Path(str(package.locate_file("ipyniivue/static/widget.js"))).read_text(encoding="utf-8")
-    # the only literal of that length that is percent-encoded source
-    found = re.search(r"=\s*\"([a-z]+%20[\w%.!~*'()-]{1000000,})\"", widget)
-    module = urllib.parse.unquote(found.group(1)) if found else ""
-    if "Niivue" not in module[-2000:] or "</script" in module:
-        raise InputError(
-            f"ipyniivue {package.version} carries no NiiVue page module; install the version pinned in constraints.txt."
-        )
-    return module
-
-
-def read_asset(name: str) -> str:
-    """Text of a file of ``assets``."""
-    return (files("drr2ct.pipeline.reports") / "assets" / name).read_text(encoding="utf-8")

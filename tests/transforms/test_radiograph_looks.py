@@ -65,6 +65,34 @@ def test_a_lateral_that_faces_right_is_mirrored_and_that_is_said(pair, tmp_path)
     assert differ(load(pair[0], upside_down, pixel_spacing_mm=PITCH), right) < 1e-3
 
 
+STORED = {  # what was done to a film that has to be undone by the word
+    "mirrored": lambda x: x.flip(1),
+    "upside-down": lambda x: x.flip(0),
+    "half-turn": lambda x: x.flip((0, 1)),
+    "clockwise": lambda x: torch.rot90(x, 1),
+    "anticlockwise": lambda x: torch.rot90(x, -1),
+}
+
+
+@pytest.mark.parametrize("word", STORED)
+def test_a_turn_that_is_stated_is_done_to_that_view_alone(pair, tmp_path, word):
+    right = load(*pair, pixel_spacing_mm=PITCH)
+    turned = saved(tmp_path / "turned.png", STORED[word](toned(line_integrals()[1][FIELD])))
+    found = load(pair[0], turned, pixel_spacing_mm=PITCH, orientation=["as-is", word])
+    assert differ(found, right) < 1e-3
+    assert "turned.png was" in found["assumptions"] and "as stated" in found["assumptions"]
+
+
+def test_each_view_can_be_read_in_its_own_way(pair, tmp_path):
+    right = load(*pair, pixel_spacing_mm=PITCH)
+    negative = saved(tmp_path / "negative.png", 1 - toned(line_integrals()[0][FIELD]))
+    own = {"intensity": ["display", "auto"], "window": ["none", "auto"], "orientation": ["as-is", "auto"]}
+    found = load(negative, pair[1], pixel_spacing_mm=PITCH, inverted=[True, None], **own)
+    assert differ(found, right) < 0.02
+    with pytest.raises(InputError, match="orientation has 3 values for 2 views"):
+        load(*pair, orientation=["auto"] * 3)
+
+
 def test_a_header_wins_over_looks_and_as_is_over_a_header(tmp_path):
     pa, lateral = (np.rint(12000 * np.exp(-image[FIELD].numpy())) for image in line_integrals())
     tags = {"ImagerPixelSpacing": [PITCH, PITCH], "PixelIntensityRelationship": "LIN"}

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from PIL import Image
 from rich.console import Console
 
 from drr2ct.networks import create_network
@@ -34,6 +33,7 @@ from drr2ct.pipeline.reports.wording import NOT_MEASURED, figure_name
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
+from tests.browsers import open_browser, picture_of, pixels_of
 from tests.files import chest, write_nifti
 
 SIZE = 32
@@ -290,29 +290,9 @@ def test_bad_input_is_one_sentence(tmp_path: Path):
         write_report([run], console=Console(quiet=True))
 
 
-def _browser(width: int, profile: Path):
-    """Headless Chromium with WebGL in software."""
-    binary, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    flags = "headless no-sandbox disable-gpu enable-unsafe-swiftshader disable-quic no-first-run disable-sync"
-    flags += f" disable-background-networking disable-component-update user-data-dir={profile}"
-    for flag in flags.split():
-        options.add_argument(f"--{flag}")
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")  # no network: there is no host but the page's file
-    size = {"width": width, "height": 900, "pixelRatio": 1.0}
-    options.add_experimental_option("mobileEmulation", {"deviceMetrics": size})
-    return webdriver.Chrome(options=options, service=Service(driver))
-
-
 def rendered_share(screenshot: str) -> float:
     """Share of the volume rendering's tile, at the bottom right, that is grey: neither background nor crosshair."""
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(screenshot))).convert("RGB")).astype(int)
+    pixels = pixels_of(screenshot)
     tile = pixels[pixels.shape[0] // 2 :, pixels.shape[1] // 2 :]
     return float(((np.ptp(tile, axis=-1) < 12) & (tile.mean(axis=-1) > 40)).mean())
 
@@ -320,7 +300,7 @@ def rendered_share(screenshot: str) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_viewer_moves_in_a_browser(report: Path, tmp_path: Path, width: int):
-    browser = _browser(width, tmp_path / "profile")
+    browser = open_browser(width, tmp_path / "profile")
     try:
         from selenium.webdriver.support.ui import WebDriverWait
 
@@ -332,17 +312,9 @@ def test_viewer_moves_in_a_browser(report: Path, tmp_path: Path, width: int):
         # nothing sticks out to the side
         assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
 
-        def picture(name: str) -> str:
-            # not WebDriver's own element screenshot: it waits for a frame that a page at rest does not draw
-            script = """const r = document.getElementById(arguments[0]).getBoundingClientRect();
-                return {x: r.x + scrollX, y: r.y + scrollY, width: r.width, height: r.height, scale: 1};"""
-            clip = browser.execute_script(script, name)
-            shot = {"clip": clip, "captureBeyondViewport": True}
-            return browser.execute_cdp_cmd("Page.captureScreenshot", shot)["data"]
-
         def pictures() -> list[str]:
             time.sleep(0.5)  # until the next frame is on the screen; software rendering is slow
-            return [picture(f"canvas-{name}") for name in ("truth", "prediction")]
+            return [picture_of(browser, f"#canvas-{name}") for name in ("truth", "prediction")]
 
         before = pictures()
         assert pictures() == before  # it changes only when it is told to
