@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 _CODECS = "copy the series again, or decompress its files"
 
 
-@runtime_checkable
-class Hash(Protocol):
-    """One of ``hashlib``."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take in more bytes."""
-
-
 def same_pixels(first: str, second: str) -> bool:
     """Whether two DICOM files show the same."""
     try:
@@ -38,7 +30,7 @@ def same_pixels(first: str, second: str) -> bool:
         return False
 
 
-def read_slices(files: Sequence[str], digest: Hash | None = None) -> MetaTensor:
+def read_slices(files: Sequence[str], take: Callable[[bytes], object] | None = None) -> MetaTensor:
     """Slices of one CT series as a volume.
 
     Rescale slope and intercept are applied to each by its own header. Pixel Padding Value becomes air where it lies
@@ -46,7 +38,7 @@ def read_slices(files: Sequence[str], digest: Hash | None = None) -> MetaTensor:
 
     Args:
         files: DICOM files in the order of the stack; one orientation, matrix and pixel spacing.
-        digest: is fed the files' bytes, in order.
+        take: is given the bytes of each file, in order.
 
     Returns:
         (1, I, J, K) in HU, float32, with the RAS+ affine.
@@ -61,7 +53,7 @@ def read_slices(files: Sequence[str], digest: Hash | None = None) -> MetaTensor:
     rows, columns = int(first.Rows), int(first.Columns)
     stack = np.empty((len(files), rows, columns), dtype=np.float32)
     for target, path in zip(stack, files, strict=True):
-        target[:] = _slice_in_hu(path, digest)
+        target[:] = _slice_in_hu(path, take)
     orientation = np.array(first.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     down, right = (float(v) for v in first.PixelSpacing)
     origin, end = (np.array(data.ImagePositionPatient, dtype=np.float64) for data in (first, last))
@@ -74,14 +66,14 @@ def read_slices(files: Sequence[str], digest: Hash | None = None) -> MetaTensor:
     return MetaTensor(torch.from_numpy(stack.transpose(2, 1, 0))[None], affine=torch.from_numpy(affine))
 
 
-def _slice_in_hu(path: str, digest: Hash | None) -> Float[np.ndarray, "rows columns"]:
+def _slice_in_hu(path: str, take: Callable[[bytes], object] | None) -> Float[np.ndarray, "rows columns"]:
     from pydicom.pixels import get_decoder  # not at the top: who trains on NIfTI files needs no pydicom
 
     name, codec = Path(path).name, ""
     try:
         content = Path(path).read_bytes()
-        if digest is not None:
-            digest.update(content)
+        if take is not None:
+            take(content)
         data = read_dicom(BytesIO(content))
         syntax = data.file_meta.TransferSyntaxUID
         codec = syntax.name if syntax.is_compressed else ""

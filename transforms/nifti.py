@@ -9,7 +9,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
 from jaxtyping import Float
 from nibabel.filebasedimages import ImageFileError
 
@@ -57,6 +56,8 @@ def save_nifti(path: Path, image: Any) -> None:
 
 def compressed(content: bytes) -> bytes:
     """In gzip's format, the same bytes for the same content."""
+    from isal import igzip  # not at the top: who trains on a GPU elsewhere writes no volumes
+
     return igzip.compress(content, 2, mtime=0)
 
 

@@ -15,12 +15,13 @@ tried; only the chosen one is read. The rules, in order:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from monai.data import MetaTensor
 
-from drr2ct.transforms.dicom_slices import Hash, read_slices
+from drr2ct.transforms.dicom_slices import read_slices
 from drr2ct.transforms.volume import LoadCT, bounding_box_centre, check_ct
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".hdr.gz")
@@ -106,12 +107,12 @@ def preference(candidate: Candidate) -> tuple[object, ...]:
     )
 
 
-def read_candidate(candidate: Candidate, digest: Hash | None = None) -> MetaTensor:
+def read_candidate(candidate: Candidate, take: Callable[[bytes], object] | None = None) -> MetaTensor:
     """The volume of a usable candidate, in HU.
 
     Args:
         candidate: of which the files are read, once.
-        digest: is fed the files' bytes, in order.
+        take: is given the bytes of each file, in order, such as the update of a hash.
 
     Returns:
         (1, I, J, K) float32 with the RAS+ affine and the isocentre in ``meta["isocentre"]``.
@@ -120,11 +121,11 @@ def read_candidate(candidate: Candidate, digest: Hash | None = None) -> MetaTens
         InputError: if the pixels cannot be read or are no CT in HU; see :func:`drr2ct.transforms.volume.check_ct`.
     """
     if not candidate.dicom:
-        if digest is not None:
+        if take is not None:
             for path in candidate.files:
-                digest.update(Path(path).read_bytes())
+                take(Path(path).read_bytes())
         return LoadCT()(candidate.files[0])
-    image = read_slices(candidate.files, digest)
+    image = read_slices(candidate.files, take)
     check_ct(image, "the series")
     image.meta["isocentre"] = [float(v) for v in bounding_box_centre(image)]
     return image

@@ -162,7 +162,7 @@ def _write_patient(
         clock = now
 
     digest = hashlib.sha256()
-    ct = read_candidate(candidate, digest)
+    ct = read_candidate(candidate, digest.update)
     lap("read")
     notes = list(candidate.notes)
     values = ct.as_tensor()

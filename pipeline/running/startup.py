@@ -100,6 +100,7 @@ class _Sparing(Loader):
             raise AttributeError(f"module 'monai' has no attribute {name!r}")
 
         module.__getattr__ = part  # type: ignore[method-assign]
+        importlib.import_module("monai.apps")  # MONAI's own first: begun elsewhere, its imports run in circles
 
 
 class _Waiting(Loader):

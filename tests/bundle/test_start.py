@@ -74,7 +74,7 @@ def test_a_reconstruction_imports_what_it_uses(tmp_path: Path) -> None:
     imported = set(found["modules"]) - set(found["waiting"])
     assert "itk.rtkJosephForwardProjectionImageFilterPython" in imported, "RTK projects"
     assert not imported & set(WAITING), "these wait until they are used"
-    for name in ("nanodrr", "torchio", "sympy", "torch.distributed.fsdp", "matplotlib.figure", "pandas", "tensorboard"):
+    for name in ("nanodrr", "torchio", "sympy", "torch.distributed.fsdp", "matplotlib.figure", "pandas"):
         assert name not in imported
     assert not [name for name in imported if name.startswith(("drr2ct.pipeline.training", "monai.apps.detection"))]
     rtk = [name for name in imported if name.startswith("itk._rtk")]

@@ -122,7 +122,7 @@ def test_a_series_is_read_in_hu_with_its_affine(tmp_path_factory: pytest.TempPat
     (candidate,) = find_candidates(root)
     assert not candidate.reason
     digest = hashlib.sha256()
-    ct = read_candidate(candidate, digest)
+    ct = read_candidate(candidate, digest.update)
     assert digest.hexdigest() == hashlib.sha256(b"".join(Path(f).read_bytes() for f in candidate.files)).hexdigest()
     # stored in steps of 2 HU
     np.testing.assert_allclose(ct[0].numpy(), values.clip(-1024), atol=2)

@@ -1,0 +1,147 @@
+"""Seconds of whole commands, of this checkout and of another in turn: what a change has made faster, as ratios.
+
+python benchmarks/speed.py [--against CHECKOUT] [--network cascade64] [--repetitions 3] [--json FILE]
+
+Each command runs in a process of its own, of both checkouts alternately, so that what else the machine does falls on
+both. Processor time (of all threads, user and system) says most on a machine that is shared; the smallest of the
+repetitions counts. The first line is what a user first sees, also of an error. Weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from drr2ct.transforms.files import write_json
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+PACKAGES = ("bundles", "networks", "pipeline", "transforms")
+
+START = "import sys; sys.argv[0] = 'drr2ct'; from drr2ct.pipeline.cli import main; main()"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command, once: seconds."""
+
+    wall: float
+    processor: float
+    first_line: float
+
+
+def run_once(arguments: list[str], namespace: Path, folder: Path) -> Run:
+    """Run ``drr2ct …`` of a checkout.
+
+    Raises:
+        RuntimeError: if it crashes.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(namespace), "COLUMNS": "120"}
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    text = process.stdout.readline()
+    first_line = time.perf_counter() - began
+    text += process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in (0, 2) or "Traceback" in text:
+        raise RuntimeError(text)
+    return Run(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, first_line)
+
+
+def namespace_of(checkout: Path, folder: Path) -> Path:
+    """A folder for ``PYTHONPATH``, by which ``drr2ct`` is a checkout's packages, without installing it."""
+    place = folder / "drr2ct"
+    place.mkdir(parents=True)
+    for name in PACKAGES:
+        (place / name).symlink_to(checkout.resolve() / name, target_is_directory=True)
+    return folder
+
+
+def write_inputs(folder: Path, name: str) -> list[str]:
+    """A checkpoint and two radiographs; the options of ``drr2ct reconstruct`` for them."""
+    import torch
+
+    from drr2ct.networks import create_network
+    from drr2ct.pipeline.checkpoints.description import describe
+    from drr2ct.pipeline.checkpoints.files import write_checkpoint
+    from drr2ct.transforms.radiograph_write import write_radiograph
+
+    network = create_network(name)
+    content = {"network": network.state_dict(), "description": describe(network, name, "cube", {"training": []})}
+    write_checkpoint(folder / "checkpoint.pt", content)
+    options = ["--checkpoint", str(folder / "checkpoint.pt")]
+    for option, view in zip(("--pa", "--lateral"), network.config.geometry.views, strict=True):
+        path = folder / f"{view.name}.nii.gz"
+        write_radiograph(path, 6 * torch.rand(view.detector_size))
+        options += [option, str(path)]
+    return options
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--against", type=Path, help="another checkout of the repository")
+    parser.add_argument("--network", default="cascade64", help="that reconstructs")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        checkouts = {"this": namespace_of(CHECKOUT, folder / "this")}
+        if arguments.against is not None:
+            checkouts = {"other": namespace_of(arguments.against, folder / "other"), **checkouts}
+        inputs = write_inputs(folder, arguments.network)
+        commands = {
+            "--help": ["--help"],
+            "reconstruct --help": ["reconstruct", "--help"],
+            "a wrong argument": ["reconstruct", "--nonsense"],
+            "a file that is not there": ["reconstruct", "--checkpoint", "no.pt", "--output", "ct.nii.gz", *inputs[2:]],
+            f"reconstruct, {arguments.network}": ["reconstruct", *inputs, "--output", "ct.nii.gz", "--overwrite"],
+        }
+        found: dict[str, dict[str, list[Run]]] = {name: {which: [] for which in checkouts} for name in commands}
+        with console.status("measuring"):
+            for _ in range(arguments.repetitions):
+                for name, command in commands.items():
+                    for which, namespace in checkouts.items():
+                        found[name][which].append(run_once(command, namespace, folder))
+    load = os.getloadavg()[0]
+    table = Table(title=f"seconds, the smallest of {arguments.repetitions} (load of the machine {load:.1f})")
+    table.add_column("command")
+    kinds = ("processor", "wall", "first_line")
+    for kind in kinds:
+        for heading in [*checkouts, "ratio"] if len(checkouts) > 1 else checkouts:
+            table.add_column(f"{kind.replace('_', ' ')}, {heading}", justify="right")
+    for name, runs in found.items():
+        cells = []
+        for kind in kinds:
+            least = [min(getattr(run, kind) for run in runs[which]) for which in checkouts]
+            cells += [f"{value:.2f}" for value in least]
+            if len(least) > 1:
+                cells.append(f"{least[1] / least[0]:.2f}")
+        table.add_row(name, *cells)
+    console.print(table)
+    if arguments.json:
+        plain = {name: {w: [asdict(run) for run in r] for w, r in runs.items()} for name, runs in found.items()}
+        write_json(arguments.json, {"load": load, "commands": plain})
+
+
+if __name__ == "__main__":
+    main()
