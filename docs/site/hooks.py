@@ -69,7 +69,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _outside(depth: int) -> re.Pattern[str]:
-    """Links that leave docs/, from a page so many folders deep: the repository has what they name, the site does not."""
+    """Links that leave docs/, from a page so many folders deep: the site does not have what they name."""
     return re.compile(rf"\]\((?:\.\./){{{depth + 1}}}((?!\.\./)[^)#]+)(#[^)]*)?\)")
 
 
