@@ -3,9 +3,9 @@
 python benchmarks/gpu.py [--json gpu.json]
 python benchmarks/gpu.py --device cpu --size 32 --networks cascade64    # the same on a CPU, small
 
-It runs from a checkout, nothing installed: Python, torch, MONAI, NumPy and what MONAI's bundles need (nibabel,
-pytorch-ignite, PyYAML, fire, tensorboard), jaxtyping and, for DRRs, nanodrr with roma and platformdirs. None of ITK,
-RTK, SimpleITK or pydicom is needed, nor a network. What is missing is named beside the part that needs it.
+It runs from a checkout, nothing installed: Python, torch, MONAI, NumPy, jaxtyping; for DRRs, nanodrr with roma and
+platformdirs; for trainings, what MONAI's bundles need (docs/gpu.md). None of ITK, RTK, SimpleITK or pydicom is needed,
+nor a network. What is missing is named beside the part that needs it.
 
 Parts, each in a process of its own, so that one that fails takes nothing with it:
 

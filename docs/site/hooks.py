@@ -16,8 +16,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("transforms", "networks", "pipeline")
-_OUTSIDE = re.compile(r"\]\((?:\.\./)+((?:benchmarks|bundles|pipeline)/[^)#]+)\)")
-"""A link out of docs/, which works on a page of the repository but has no place in the site."""
+_RELATIVE = re.compile(r"!?\[([^\]]*)\]\((?![a-z]+:|#)[^)]+\)")
 _FETCHED = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*(?:src|href)=["']?((?:https?:)?//[^"'> ]+)""")
 
 
@@ -44,7 +43,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, f"reference/{title}.md", content=page))
     notebook = ROOT / "docs" / "tutorial.ipynb"
     files.append(File.generated(config, "tutorial.md", content=notebook_as_page(json.loads(notebook.read_text()))))
-    outside = {path for page in Path(config.docs_dir).rglob("*.md") for path in _OUTSIDE.findall(page.read_text())}
+    texts = {page: page.read_text(encoding="utf-8") for page in Path(config.docs_dir).rglob("*.md")}
+    depths = {page: len(page.relative_to(config.docs_dir).parts) - 1 for page in texts}
+    outside = {found[1] for page, text in texts.items() for found in _outside(depths[page]).finditer(text)}
     for path in sorted(outside):
         if (ROOT / path).is_file():
             place, source = f"elsewhere/{path}", str(ROOT / path)
@@ -61,8 +62,15 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead links that leave docs/ to where ``on_files`` has put what they name."""
-    up = "../" * page.file.src_uri.count("/")
-    return _OUTSIDE.sub(rf"]({up}elsewhere/\1)", markdown)
+    if page.file.src_uri.startswith("elsewhere/"):  # what stands beside it there is not here
+        return _RELATIVE.sub(r"\1", markdown)
+    depth = page.file.src_uri.count("/")
+    return _outside(depth).sub(lambda found: f"]({'../' * depth}elsewhere/{found[1]}{found[2] or ''})", markdown)
+
+
+def _outside(depth: int) -> re.Pattern[str]:
+    """Links that leave docs/, from a page so many folders deep: the site does not have what they name."""
+    return re.compile(rf"\]\((?:\.\./){{{depth + 1}}}((?!\.\./)[^)#]+)(#[^)]*)?\)")
 
 
 @functools.cache
