@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -119,12 +118,12 @@ class IntervalMetric(RegressionMetric):
 
     def __call__(self, y_pred: Any, y: Any = None, **kwargs: Any) -> Tensor:
         """Compute and keep the figures of a batch: (B, figures)."""
-        rows = self._compute_metric(y_pred, y)
+        rows = torch.cat([self._compute_metric(p[None], t[None]) for p, t in zip(y_pred, y, strict=True)])
         self.extend(rows)
         return rows
 
     @torch.no_grad()
-    def _compute_metric(self, y_pred: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+    def _compute_metric(self, y_pred: Tensor, y: Tensor) -> Tensor:
         rows = []
         for output, truth in zip(y_pred, y, strict=True):
             if not has_bounds(output):
