@@ -196,7 +196,7 @@ class LoadRadiographsd(MapTransform):
         films = [match_with_usual(know_what_is_clipped(film)) for film in films]
         if self.check_order and self.fit == "pitch":
             films = bring_together(films)
-        return self._stacked(films)
+        return _stacked(films, self.geometry, central=self.fit == "pitch", look=self.check_order)
 
     def _upright(self, decoded: Film, orientation: str, inverted: bool | None) -> Film:
         """In line integrals, or a picture in which dense is bright, head up."""
@@ -246,19 +246,22 @@ class LoadRadiographsd(MapTransform):
             )
         ]
 
-    def _stacked(self, films: Sequence[Film]) -> tuple[MetaTensor, Bool[Tensor, "views rows columns"]]:
-        """All views on the detector, looked at together, with what was assumed; and what they cover of it."""
-        paths = [str(film.path) for film in films]
-        notes = [note for film in films for note in film.notes]
-        if self.fit == "pitch":
-            notes.append("The central ray is taken to meet the middle of each radiograph.")
-        if self.check_order:
-            seen = torch.stack([film.image for film in films])
-            check_view_order(seen, self.geometry, _names(list(dict.fromkeys(paths))))
-        warnings = list(dict.fromkeys(warning for film in films for warning in film.warnings))
-        meta = {"filename_or_obj": paths, "assumptions": list(dict.fromkeys(notes)), "warnings": warnings}
-        stack = torch.stack([extend_from_edge(film.image, film.covered) for film in films])
-        return MetaTensor(stack, meta=meta), torch.stack([film.covered for film in films])
+
+def _stacked(
+    films: Sequence[Film], geometry: BiplanarGeometry, central: bool, look: bool
+) -> tuple[MetaTensor, Bool[Tensor, "views rows columns"]]:
+    """All views on the detector, looked at together, with what was assumed; and what they cover of it."""
+    paths = [str(film.path) for film in films]
+    notes = [note for film in films for note in film.notes]
+    if central:
+        notes.append("The central ray is taken to meet the middle of each radiograph.")
+    if look:
+        seen = torch.stack([film.image for film in films])
+        check_view_order(seen, geometry, _names(list(dict.fromkeys(paths))))
+    warnings = list(dict.fromkeys(warning for film in films for warning in film.warnings))
+    meta = {"filename_or_obj": paths, "assumptions": list(dict.fromkeys(notes)), "warnings": warnings}
+    stack = torch.stack([extend_from_edge(film.image, film.covered) for film in films])
+    return MetaTensor(stack, meta=meta), torch.stack([film.covered for film in films])
 
 
 def _check_pictures(films: Sequence[Film], size: bool, different: bool) -> None:

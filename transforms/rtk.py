@@ -75,6 +75,9 @@ def joseph_projection(
     caster.SetNumberOfWorkUnits(threads)
     caster.Update()
     output = caster.GetOutput()
+    # RTK's library and ITK's count modifications apart, so that looking at the output may ask for it once more; its
+    # input is gone by then, since the filter works in place
+    output.DisconnectPipeline()
     columns, rows, _ = output.GetBufferedRegion().GetSize()
     # GetArrayFromImage would load ITK's images of vectors, to ask whether this is one
     seen = np.frombuffer(classes.buffer._GetArrayViewFromImage(output), dtype=np.float32)

@@ -231,7 +231,9 @@ def test_radiographs_that_cannot_be_used(command, run: Path, radiographs: list[P
     assert_one_sentence(reconstruct(pa, small, "--set", "fit=detector"), "same size")
     wide = tmp_path / "wide.png"
     write_radiograph(wide, torch.rand(12, 24))
-    assert_one_sentence(reconstruct(wide, wide, "--set", "fit=detector"), "12×24")
+    other = tmp_path / "other.png"
+    write_radiograph(other, torch.rand(12, 24))
+    assert_one_sentence(reconstruct(wide, other, "--set", "fit=detector"), "12×24")
     cut = tmp_path / "cut.png"
     cut.write_bytes(pa.read_bytes()[:100])
     assert_one_sentence(reconstruct(cut, lateral), "cut.png")

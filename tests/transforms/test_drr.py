@@ -1,6 +1,7 @@
 import math
 from pathlib import Path
 
+import itk
 import numpy as np
 import pytest
 import torch
@@ -312,3 +313,14 @@ def test_thick_planes_cast_the_same_shadow(angles: tuple[float, float]) -> None:
         assert float((thick - thin).abs().mean() / thin.mean()) < 0.01, "blobs as small as two pixels"
         assert abs(float(thick.mean() / thin.mean()) - 1) < 0.002
         assert not torch.equal(thick, thin)
+
+
+def test_however_much_itk_has_counted() -> None:
+    """RTK's library counts modifications apart from ITK's: the output was asked for again after its input had gone."""
+    ct = MetaTensor(torch.full((1, 8, 8, 8), -500.0), affine=torch.diag(torch.tensor([20.0, 20, 20, 1])).double())
+    geometry = BiplanarGeometry.from_angles(VolumeGrid(8), detector_size=12)
+    before = render_drr(ct, geometry)
+    image = itk.image_view_from_array(np.zeros((2, 2, 2), dtype=np.float32))
+    for _ in range(200_000):
+        image.Modified()
+    assert torch.equal(render_drr(ct, geometry), before)
