@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from drr2ct.networks import CascadeConfig, ProgressiveCascade, create_network
-from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.files import NO_WEIGHTS, read_checkpoint
 from drr2ct.transforms.validation import InputError
 
 
@@ -39,17 +39,19 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> Progre
     return network.eval()
 
 
-def load_weights(network: torch.nn.Module, path: str | Path, content: Mapping[str, Any] | None = None) -> None:
+def load_weights(network: torch.nn.Module, path: str | Path | None, content: Mapping[str, Any] | None = None) -> None:
     """Put a checkpoint's weights into a network of the same configuration.
 
     Args:
         network: of the configuration that the checkpoint describes.
-        path: of the checkpoint.
+        path: of the checkpoint; None if none was given and none is shipped.
         content: of the checkpoint, if it was read already.
 
     Raises:
-        InputError: as :func:`read_checkpoint`, or if the checkpoint is of another network.
+        InputError: as :func:`read_checkpoint`, without a path, or if the checkpoint is of another network.
     """
+    if path is None:
+        raise InputError(NO_WEIGHTS)
     content = read_checkpoint(path) if content is None else content
     try:
         network.load_state_dict(content["network"])

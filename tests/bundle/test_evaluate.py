@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, run_bundle
+from drr2ct.pipeline.volumes import files
 from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.pipeline.volumes.placing import place_on_grid
 from drr2ct.transforms import files_to_samples, render_drr, write_radiograph
@@ -158,11 +159,11 @@ def test_one_bright_voxel_per_octant_is_found_there_by_other_libraries(tmp_path:
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(image: object, path: Path) -> None:
+    def fail(path: Path, image: object) -> None:
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(nib, "save", fail)
+    monkeypatch.setattr(files, "save_nifti", fail)
     with pytest.raises(OSError, match="No space"):
         write_volume(tmp_path / "v.nii.gz", MetaTensor(torch.zeros(1, 4, 4, 4)))
     assert not list(tmp_path.iterdir())

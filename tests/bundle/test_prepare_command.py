@@ -22,7 +22,9 @@ AFFINE = np.array([[-10.0, 0, 0, 160], [0, -11, 0, 170], [0, 0, 12, 40], [0, 0, 
 @pytest.mark.slow
 def test_prepare_makes_a_data_set_and_checks_it(command, tmp_path: Path) -> None:
     for i in range(3):
-        write_nifti(tmp_path / "source" / f"n{i}" / f"n{i}.nii.gz", chest(seed=i), AFFINE)
+        ct = chest(seed=i)
+        ct[18 * (i % 2) : 18 * (i % 2) + 18, 8:24, 14 * (i // 2) : 14 * (i // 2) + 14] = 20  # an effusion of its own
+        write_nifti(tmp_path / "source" / f"n{i}" / f"n{i}.nii.gz", ct, AFFINE)
     write_dicom_series(tmp_path / "source" / "d" / "study" / "series", chest(seed=9).round(), AFFINE)
     key = tmp_path / "key"
     key.write_text("a secret of the hospital, 32 bytes")

@@ -364,10 +364,10 @@ def test_the_next_candidate_is_used_whatever_is_wrong_with_the_best(
     write_series(tmp_path / "source" / "b", chest(SHAPE)[::-1, ::-1, :12], series="2")
     read = job_module.read_candidate
 
-    def fails(candidate: job_module.Candidate) -> object:
+    def fails(candidate: job_module.Candidate, *digest: object) -> object:
         if candidate.slices == SHAPE[2]:
             raise TypeError("something else")
-        return read(candidate)
+        return read(candidate, *digest)
 
     monkeypatch.setattr(job_module, "read_candidate", fails)
     assert run(tmp_path / "source", tmp_path / "set").ready == 1

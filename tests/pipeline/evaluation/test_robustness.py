@@ -41,7 +41,11 @@ class FromTheMean(torch.nn.Module):
 def measured(tmp_path, monkeypatch):
     for seed in range(3):
         write_nifti(tmp_path / "cts" / f"p{seed}" / f"p{seed}.nii.gz", chest(seed=seed))
-    content = {"description": {"mode": "cube", "patients": {"training": ["p9"]}}}
+    config = {"geometry": GEOMETRY.to_dict()}
+    content = {
+        "description": {"name": "mean", "mode": "cube", "config": config, "patients": {"training": ["p9"]}},
+        "network": {},
+    }
     network = FromTheMean()
     monkeypatch.setattr(robustness, "load_network", lambda path, device: network)
     monkeypatch.setattr(robustness, "read_checkpoint", lambda path: content)

@@ -37,7 +37,7 @@ def test_doubt_over_the_picture_with_a_legend_and_a_number_at_the_cross_hair(tmp
     with_doubt = write_preview(tmp_path / "a.html", volume, given, GEOMETRY, RECORD, doubt=doubt).read_text()
     without = write_preview(tmp_path / "b.html", volume, given, GEOMETRY, RECORD).read_text()
     body = with_doubt.split("<script")[0]
-    assert 'id="doubt-opacity"' in body and 'id="doubt-value"' in body and ", ".join(DOUBT_COLOURS) in body
+    assert 'id="doubt-opacity"' in body and 'id="doubt-value"' in body and ",".join(DOUBT_COLOURS) in body
     assert "± 400 HU and more" in body and "the 5 on which they are calibrated" in body
     assert "doubt-opacity" not in without.split("<script")[0]
     (data,) = json.loads(re.search(r'id="viewer-data">(.*?)</script>', with_doubt, re.S)[1])
