@@ -154,4 +154,7 @@ def test_bounds_are_calibrated_judged_and_written(
         )
     assert "was calibrated on 1 of the 1 patients" in str(find_input_error(refused.value))
     exported = export_network(calibrated, tmp_path / "network.pt2")
-    assert exported.difference <= 1e-3 and facts(calibrated, load_network(calibrated))["output"]["shape"][1] == 3
+    assert (
+        exported.difference <= 1e-3
+        and facts(calibrated, made["description"], load_network(calibrated))["output"]["shape"][1] == 3
+    )
