@@ -513,6 +513,13 @@ SOURCES = [
         LEFT_OUT,
     ),
     Case(
+        "a CT upside down in its numbers (air 0, tissue −1000)",
+        volume(-1000 - chest(VOLUME)),
+        "the CT holds values far below air (down to …) that were not filled in, so it is inverted or wrongly scaled; "
+        "export it in Hounsfield units",
+        LEFT_OUT,
+    ),
+    Case(
         "stored values (HU + 1024) with a padding of −2000 outside the circle",
         volume(padded(chest(VOLUME) + 1024)),
         "the CT holds stored values, not Hounsfield units (median …, and no air at −1000 within the scan); "
@@ -1085,7 +1092,7 @@ DATA_SETS = [
     Case(
         "voxels of 900 mm (wrong units) in training",
         every_ct(lambda path: write_nifti(path, chest(VOLUME), np.diag([900.0, 900, 900, 1]))),
-        "patient … cannot be read (CT … has voxels of [900. 900. 900.] mm; no CT has that; check the units of its "
+        "patient … cannot be read (CT … has voxels of 900×900×900 mm; no CT has that; check the units of its "
         "header); repair or remove it, or set on_bad_sample to skip.",
     ),
 ]

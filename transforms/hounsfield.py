@@ -18,6 +18,9 @@ _SHIFTED_TISSUE = (850.0, 1250.0)
 """Where fat, water and muscle lie if 1000 or 1024 was not subtracted; in HU only some of the bone does."""
 _MIN_AIR = 0.01
 _MIN_SHIFTED = 0.1
+_FAR_BELOW_AIR = -1300.0
+_MAX_FAR_BELOW = 0.002
+_MOST_FILLINGS = 20
 _SAMPLES = 2_000_000
 
 
@@ -35,6 +38,13 @@ def wrong_numbers(values: Tensor) -> str:
     """
     flat = values.flatten()
     sample = flat[:: max(1, flat.numel() // _SAMPLES)]
+    far = sample[sample < _FAR_BELOW_AIR]
+    # what is filled in has one value or two, and streaks of metal are few
+    if far.numel() > _MAX_FAR_BELOW * sample.numel() and far.unique().numel() > _MOST_FILLINGS:
+        return (
+            f"holds values far below air (down to {float(far.min()):g}) that were not filled in, so it is inverted or "
+            "wrongly scaled; export it in Hounsfield units"
+        )
     measured = sample[sample >= _PADDING_BELOW]
     lowest = measured.min() if measured.numel() else None
     if lowest is not None:

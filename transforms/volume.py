@@ -223,7 +223,8 @@ def check_ct(image: MetaTensor, what: str) -> None:
             f"{what} has an affine that maps no volume (spacing {spacing.round(3)} mm); repair its header."
         )
     if max(spacing) > _MAX_SPACING_MM or min(spacing) < _MIN_SPACING_MM:
-        raise InputError(f"{what} has voxels of {spacing.round(2)} mm; no CT has that; check the units of its header.")
+        edges = "×".join(f"{edge:.3g}" for edge in spacing)
+        raise InputError(f"{what} has voxels of {edges} mm; no CT has that; check the units of its header.")
 
 
 def bounding_box_centre(image: MetaTensor) -> Float[np.ndarray, 3]:
