@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
@@ -86,13 +85,6 @@ class Stage(nn.Module):
         return x if self.fuse_before else recomputed(self.fusion, x, maps)
 
 
-def _averaged(x: Tensor, times: int) -> Tensor:
-    """Radiographs halved so often, by 2×2 averages; an odd last row or column is averaged over the pixels it has."""
-    for _ in range(times):
-        x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
-    return x
-
-
 class ProgressiveCascade(nn.Module):
     """Radiographs in, one CT volume out, grown from a learned volume by stages that each take the X-rays in.
 
@@ -120,9 +112,6 @@ class ProgressiveCascade(nn.Module):
         levels = tuple(pyramid_level(config.geometry, size) for size in sizes)
         # counted from the first stage that has one: a network grown by further stages finds its heads by their names
         self.first_output = len(config.stages) - config.output_stages
-        # how often the radiographs are halved for each stage's encoder, to fit the volume that the stage gives
-        halved = config.radiograph_levels
-        self.halved = halved[self.first_output]
         if geometric:
             self.encoder: nn.Module = self._pyramid(range(self.first_output + 1), levels)
         else:
@@ -132,7 +121,6 @@ class ProgressiveCascade(nn.Module):
         self.fine_encoders = nn.ModuleList(
             self._pyramid([i], levels) for i in range(self.first_output + 1, len(config.stages))
         )
-        self.fine_halved = list(halved[self.first_output + 1 :])
         # scaled so that its share in the first convolution is neither lost nor dominant
         self.volume = nn.Parameter(0.1 * torch.randn(1, config.volume_channels, *[config.volume_size] * 3))
 
@@ -201,14 +189,15 @@ class ProgressiveCascade(nn.Module):
                     parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
 
     def _pyramid(self, stages: Sequence[int], levels: tuple[int, ...]) -> PyramidEncoder:
-        """An encoder for these stages, of radiographs that are halved as often as the last of them wants."""
-        config = self.config
+        """An encoder for these stages, of radiographs halved to fit the volume that the last of them gives."""
+        config, first = self.config, self.config.radiograph_levels[stages[-1]]
         return PyramidEncoder(
             config.encoder_channels,
-            tuple(max(levels[i] - config.radiograph_levels[stages[-1]], 0) for i in stages),
+            tuple(max(levels[i] - first, 0) for i in stages),
             tuple(config.stages[i].lift_channels + config.confidence for i in stages),
             max(config.encoder_norm_groups),
             config.activation,
+            first,
         )
 
     def _grow(self, width: int, stage: StageConfig) -> nn.Module:
@@ -242,9 +231,9 @@ class ProgressiveCascade(nn.Module):
         if not torch.jit.is_scripting():  # noqa: SIM102
             if not torch.jit.is_tracing():
                 x = self._checked(x)
-        maps: list[Tensor] = self.encoder(_averaged(x, self.halved))
-        for i, encoder in enumerate(self.fine_encoders):
-            maps.append(encoder(_averaged(x, self.fine_halved[i]))[0])
+        maps: list[Tensor] = self.encoder(x)
+        for encoder in self.fine_encoders:
+            maps.append(encoder(x)[0])  # noqa: PERF401 (TorchScript)
         volume = self.volume.expand(x.shape[0], -1, -1, -1, -1)
         kept: list[Tensor] = []
         given: list[Tensor] = []

@@ -27,6 +27,11 @@ def pyramid_level(geometry: BiplanarGeometry, size: int) -> int:
     return min(max(round(sum(octaves) / len(octaves)), 0), max(most - 1, 0))
 
 
+def halved(x: Tensor) -> Tensor:
+    """2×2 averages; an odd last row or column is averaged over the pixels it has."""
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+
+
 class StackedEncoder(nn.Module):
     """X-ray encoder of the ``direct*`` cascades: the views are the channels of one image, halved by each layer.
 
@@ -71,6 +76,7 @@ class PyramidEncoder(nn.Module):
         outputs: for every stage, the number of channels that it is given.
         norm_groups: most groups of a normalisation.
         activation: after each layer.
+        first: how often radiographs are halved before the first level.
     """
 
     def __init__(
@@ -80,8 +86,10 @@ class PyramidEncoder(nn.Module):
         outputs: tuple[int, ...],
         norm_groups: int,
         activation: str,
+        first: int = 0,
     ) -> None:
         super().__init__()
+        self.first = first
         self.levels = list(levels)
         self.finest = min(levels)
         widths = [channels[min(i, len(channels) - 1)] for i in range(max(levels) + 1)]
@@ -98,16 +106,16 @@ class PyramidEncoder(nn.Module):
         self.output = nn.ModuleList(nn.Conv2d(shared, width, 3, padding=1) for width in outputs)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(batch, views, H, W) → per stage (batch, views, channels, h, w) with h = ⌈H / 2^level⌉."""
+        """(batch, views, H, W) → per stage (batch, views, channels, h, w) with h = ⌈H / 2^(first + level)⌉."""
         batch, views = x.shape[0], x.shape[1]
         radiograph = x.flatten(0, 1).unsqueeze(1)
+        for _ in range(self.first):
+            radiograph = halved(radiograph)
         features = radiograph
         maps: list[Tensor] = []
         for i, down in enumerate(self.down):
             if i > 0:
-                # an odd last row or column is averaged over the pixels it has
-                features = F.avg_pool2d(features, 2, ceil_mode=True, count_include_pad=False)
-                radiograph = F.avg_pool2d(radiograph, 2, ceil_mode=True, count_include_pad=False)
+                features, radiograph = halved(features), halved(radiograph)
             features = down(features)
             if i >= self.finest:
                 maps.append(torch.cat([features, radiograph.to(features.dtype)], dim=1))

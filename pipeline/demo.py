@@ -116,7 +116,8 @@ def train_one(output: Path, settings: DemoSettings, console: Console) -> dict[st
     console.print(
         f"[bold]2/4[/] training cascade64 for {settings.train_seconds:.0f} s, on another variation each time → {run}"
     )
-    configs = [bundle_file(f"configs/{name}.yaml") for name in ("train", "networks/cascade64", "vary", "demo")]
+    names = ("train", "networks/cascade64", "vary", "recipes/time_budget", "demo")
+    configs = [bundle_file(f"configs/{name}.yaml") for name in names]
     common = {"dataset_dir": str(data), "seed": settings.seed}
     training = {
         "train_seconds": settings.train_seconds,

@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from monai.data import MetaTensor
 from rich.console import Console
 from rich.table import Table
@@ -23,12 +21,11 @@ from drr2ct.pipeline.pictures.overview import overview_figure
 from drr2ct.pipeline.reconstruction import reconstruct
 from drr2ct.pipeline.reports.wording import figure_name, value_text
 from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
-from drr2ct.pipeline.volumes.files import write_volume
+from drr2ct.pipeline.volumes.files import read_volume, write_volume
 from drr2ct.pipeline.volumes.placing import place_on_grid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.nifti import open_nifti
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.radiograph_write import write_radiograph
 
@@ -84,8 +81,7 @@ def _reconstruct(output: Path, weights: Path, description: dict[str, Any]) -> di
         write_radiograph(radiographs[-1], image, pitch_mm=view.pixel_pitch_mm)
     volume = output / "ct.nii.gz"
     reconstruct(weights, radiographs=radiographs, output=volume, patient=patient, preview=True, overwrite=True)
-    truth, image = place_on_grid(sample["label"], geometry), open_nifti(volume)
-    made = MetaTensor(torch.from_numpy(np.asarray(image.dataobj, np.float32))[None], affine=image.affine)
+    truth, made = place_on_grid(sample["label"], geometry), read_volume(volume)
     write_volume(output / "true_ct.nii.gz", truth)
     figures = ReconstructionMetric(FIGURES).compute(made, MetaTensor(truth.as_tensor(), affine=truth.affine))
     title = f"{patient}, a real patient whom the network has never seen: {figures['psnr']:.1f} dB PSNR"

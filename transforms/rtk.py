@@ -37,7 +37,7 @@ def image(
         origin: of the first voxel, mm.
         direction: unit vectors of the image's axes, in columns.
     """
-    classes = _classes()
+    classes = load()
     made = classes.buffer.GetImageViewFromArray(array)
     made.SetSpacing([float(x) for x in spacing])
     made.SetOrigin([float(x) for x in origin])
@@ -64,7 +64,7 @@ def joseph_projection(
         angle_deg: of the gantry.
         threads: that it may use.
     """
-    classes = _classes()
+    classes = load()
     circle = classes.circle.New()
     angle = angle_deg if abs(angle_deg) > 1e-12 else 0.0  # a subnormal one crashes RTK
     circle.AddProjection(source_to_isocentre_mm, source_to_detector_mm, angle)
@@ -93,8 +93,8 @@ class _Classes(NamedTuple):
 
 
 @functools.cache
-def _classes() -> _Classes:
-    """What is used of ITK and RTK, imported at the first call."""
+def load() -> _Classes:
+    """What is used of ITK and RTK, imported at the first call, which is that of the first projection or earlier."""
     import itk  # one of three projectors that a process may need
 
     collects = gc.isenabled()

@@ -112,7 +112,7 @@ def read_candidate(candidate: Candidate, take: Callable[[bytes], object] | None 
 
     Args:
         candidate: of which the files are read, once.
-        take: is given the bytes of each file, in order, such as the update of a hash.
+        take: is given the bytes of all files, in order, such as the update of a hash.
 
     Returns:
         (1, I, J, K) float32 with the RAS+ affine and the isocentre in ``meta["isocentre"]``.
@@ -123,7 +123,9 @@ def read_candidate(candidate: Candidate, take: Callable[[bytes], object] | None 
     if not candidate.dicom:
         if take is not None:
             for path in candidate.files:
-                take(Path(path).read_bytes())
+                with Path(path).open("rb") as stream:
+                    while block := stream.read(2**20):
+                        take(block)
         return LoadCT()(candidate.files[0])
     image = read_slices(candidate.files, take)
     check_ct(image, "the series")

@@ -19,7 +19,7 @@ from typing import Any
 from monai.data import MetaTensor
 
 from drr2ct.pipeline.data.datalist import PARTS, write_datalist
-from drr2ct.pipeline.data.patients import recorded_isocentre
+from drr2ct.pipeline.data.patients import recorded_aim
 from drr2ct.pipeline.running.workers import begin_worker
 from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
@@ -93,8 +93,8 @@ def write_cohort(
         copy = root / name / source.name
         with replacing(copy) as temporary:
             shutil.copyfile(source, temporary)
-        aimed = {} if (isocentre := recorded_isocentre(source)) is None else {"isocentre": isocentre}
-        parts["training"].append({"patient": name, "label": str(copy), "source": source.name, **aimed})
+        aim = recorded_aim(source)
+        parts["training"].append({"patient": name, "label": str(copy), "source": source.name, **aim})
     for part, name, source, seed in patients:
         volume, radiographs = _files(root / name, plan.geometry)
         parts[part].append(
@@ -155,8 +155,6 @@ def _load_source(path: Path, geometry: BiplanarGeometry) -> dict[str, Any]:
     """What is kept of the source CT; and kept, because one worker varies it many times."""
     if (path, geometry) not in _SOURCES:
         _SOURCES.clear()
-        item: dict[str, Any] = {"label": str(path), "patient": path.name}
-        if (isocentre := recorded_isocentre(path)) is not None:
-            item["isocentre"] = isocentre
+        item: dict[str, Any] = {"label": str(path), "patient": path.name, **recorded_aim(path)}
         _SOURCES[path, geometry] = files_to_kept(geometry)(item)
     return _SOURCES[path, geometry]

@@ -26,7 +26,7 @@ from drr2ct.pipeline.data.patients import (
     RADIOGRAPH_SUFFIXES,
     check_isocentre,
     find_patients,
-    recorded_isocentre,
+    recorded_aim,
     series_of,
 )
 from drr2ct.transforms.files import write_json
@@ -241,8 +241,8 @@ def load_parts(
         raise InputError(f"data list {listing} is not a MONAI data list in JSON ({error}); write it again.") from error
     _check_datalist(listing, parts, len(views))
     for item in (item for items in parts.values() for item in items):
-        if "isocentre" not in item and (isocentre := recorded_isocentre(item["label"])) is not None:
-            item["isocentre"] = isocentre
+        if "isocentre" not in item:
+            item |= recorded_aim(item["label"])
         if "slices" not in item and Path(item["label"]).is_dir():
             item["slices"] = series_of(item["label"])
     home: dict[str, tuple[str, str]] = {}

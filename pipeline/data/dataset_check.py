@@ -7,7 +7,6 @@ neither on brightness nor on exact distances. A set whose turned images fit bett
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -45,7 +44,6 @@ MARGIN = 0.02
 """By how much a turned image must fit better before the set is called turned."""
 SCALE_TOLERANCE = 0.1
 
-_OF_TURNS = re.compile(rf"\S+( and \S+ are| is) stored ({'|'.join(TURNS)}|exchanged)")
 _SIZE = 128
 _MAX_SHIFT = 12
 _SHEET_PATIENTS = 24
@@ -58,6 +56,7 @@ class PatientCheck:
     Args:
         patient: name.
         problems: what is wrong, one phrase each; empty if nothing is.
+        of_turns: those of the problems that say how a view is stored.
         turns: how each view is stored, a key of :data:`TURNS` or "exchanged"; empty without stored radiographs.
         correlation: of each view with its rendering, as best turned.
         notes: what is no problem but should be known.
@@ -70,6 +69,7 @@ class PatientCheck:
     turns: tuple[str, ...] = ()
     correlation: tuple[float, ...] = ()
     preview: tuple[np.ndarray, ...] = ()
+    of_turns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seen: Seen | None = None
 
@@ -176,10 +176,11 @@ def _check_pictures(
     fits = [[{turn: _match(s, truth) for turn, s in turns.items()} for truth in truths] for turns in spectra]
     if exchanged := _exchanged([[max(fit.values()) for fit in row] for row in fits]):
         first, second = (geometry.views[i].name for i in exchanged)
-        problems.append(f"{first} and {second} are stored exchanged")
+        exchange = f"{first} and {second} are stored exchanged"
         preview = (coronal, *stored.numpy())
-        return PatientCheck(patient, tuple(problems), ("exchanged",) * len(stored), preview=preview)
-    turns, correlations = [], []
+        each = ("exchanged",) * len(stored)
+        return PatientCheck(patient, (*problems, exchange), each, preview=preview, of_turns=(exchange,))
+    turns, correlations, of_turns = [], [], []
     for index, (view, image, truth) in enumerate(zip(geometry.views, stored, rendered, strict=True)):
         scores = fits[index][index]
         best = max(scores, key=lambda turn: scores[turn])
@@ -189,14 +190,16 @@ def _check_pictures(
         if scores[turn] < MIN_CORRELATION:
             problems.append(f"{view.name} does not show this CT (correlation {scores[turn]:.2f})")
         elif turn != "upright":
-            problems.append(
+            of_turns.append(
                 f"{view.name} is stored {turn} (correlation {scores[turn]:.2f}, as it is {scores['upright']:.2f})"
             )
+            problems.append(of_turns[-1])
         elif intensity == "line_integral":
             ratio = float(image.sum() / truth.sum())
             if abs(ratio - 1) > SCALE_TOLERANCE:
                 problems.append(f"{view.name} is {ratio:.2f} times the rendered line integrals")
-    return PatientCheck(patient, tuple(problems), tuple(turns), tuple(correlations), (coronal, *stored.numpy()))
+    preview = (coronal, *stored.numpy())
+    return PatientCheck(patient, tuple(problems), tuple(turns), tuple(correlations), preview, tuple(of_turns))
 
 
 def _exchanged(fits: Sequence[Sequence[float]]) -> tuple[int, int] | None:
@@ -263,7 +266,7 @@ def conclusions(checks: Sequence[PatientCheck]) -> list[str]:
         sentences.append(
             f"{count['exchanged']} of {images} patients have two radiographs that are exchanged: rename their files."
         )
-    others = sum(any(not _OF_TURNS.match(problem) for problem in check.problems) for check in checks)
+    others = sum(len(check.problems) > len(check.of_turns) for check in checks)
     if others:
         sentences.append(f"{others} of {len(checks)} patients have other problems; see check.csv.")
     return sentences

@@ -149,9 +149,7 @@ def _by_patient(root: Path, folder: str, inside: Sequence[Candidate]) -> dict[st
 
 
 def _item(patient: str, best: Candidate, folder: Path, views: Sequence[str]) -> dict[str, Any]:
-    item: dict[str, Any] = {"patient": patient, "label": str(best.source)}
-    if (isocentre := recorded_isocentre(best.source)) is not None:
-        item["isocentre"] = isocentre
+    item: dict[str, Any] = {"patient": patient, "label": str(best.source), **recorded_aim(best.source)}
     if best.dicom:
         item["slices"] = list(best.files)
     radiographs = find_radiographs(folder, views)
@@ -178,6 +176,16 @@ def recorded_isocentre(ct: str | Path) -> list[float] | None:
     """
     isocentre = record_beside(ct).get("isocentre")
     return None if isocentre is None else check_isocentre(isocentre, f"the record beside {ct}")
+
+
+def recorded_aim(ct: str | Path) -> dict[str, list[float]]:
+    """:func:`recorded_isocentre` as an item of a data list has it: its entry ``isocentre``, or nothing.
+
+    Raises:
+        InputError: as :func:`recorded_isocentre`.
+    """
+    isocentre = recorded_isocentre(ct)
+    return {} if isocentre is None else {"isocentre": isocentre}
 
 
 def check_isocentre(isocentre: Any, where: str) -> list[float]:

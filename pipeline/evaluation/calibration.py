@@ -33,6 +33,7 @@ from drr2ct.pipeline.data.identity import ct_fingerprints
 from drr2ct.pipeline.evaluation.intervals import LEVEL, plain
 from drr2ct.pipeline.evaluation.protocol import refuse_leakage
 from drr2ct.pipeline.evaluation.structures import body_mask
+from drr2ct.pipeline.running.faults import refuse_missing_device
 from drr2ct.transforms.files import refuse_to_replace
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.validation import InputError
@@ -203,8 +204,7 @@ def run_calibration(
     if output.suffix == RELEASE_SUFFIX or not output.suffix:
         raise InputError(f"a calibrated checkpoint is a .pt file, not {output}; drr2ct inspect --export makes others.")
     refuse_to_replace(output, overwrite)
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise InputError(f"device {device!r} is not to be had here; choose cpu, or cuda on a machine with a GPU.")
+    refuse_missing_device(device)
     network = load_network(checkpoint, device)
     head = interval_head(network, checkpoint)
     content = read_checkpoint(checkpoint)

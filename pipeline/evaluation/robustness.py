@@ -31,10 +31,10 @@ from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from drr2ct.pipeline.evaluation.protocol import FORMAT, by_patient, model_facts, patient_records, refuse_leakage
 from drr2ct.pipeline.evaluation.readable import name_left_out, read_steps, unreadable
 from drr2ct.pipeline.evaluation.statistics import compare_paired
+from drr2ct.pipeline.running.faults import refuse_missing_device
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.preprocessing import files_to_samples
-from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import to_hu
 
 ROBUSTNESS_FIGURES = ("psnr", "ssim", "mae_hu", "psnr_body")
@@ -62,8 +62,7 @@ def run_robustness(
         InputError: for unusable input, if a patient was trained on, or if none can be read; others that cannot are
             named in ``left_out.csv``.
     """
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise InputError(f"device {device!r} is not to be had here; choose cpu, or cuda on a machine with a GPU.")
+    refuse_missing_device(device)
     network = load_network(checkpoint, device)
     content = read_checkpoint(checkpoint)
     description = content["description"]

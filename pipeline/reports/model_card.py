@@ -23,8 +23,10 @@ from drr2ct.pipeline.running.console import duration_text
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError, existing_file
 
-BASELINES = {"mean_volume": "mean of the training CTs", "nearest_patient": "nearest training patient"} | {
-    "backprojection": "back-projection"
+BASELINES = {
+    "mean_volume": "mean of the training CTs",
+    "nearest_patient": "nearest training patient",
+    "backprojection": "back-projection",
 }
 _GROUP_TITLES = {"validation": "Validation patients", "unseen": "Unseen patients"}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
+import torch
+
 from drr2ct.transforms.validation import InputError
 
 _NO_GPU = (
@@ -30,6 +32,16 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 class MachineFaultError(InputError):
     """The machine, not the input, is at fault; the message says what to do."""
+
+
+def refuse_missing_device(device: str) -> None:
+    """Refuse a device that PyTorch cannot compute on here.
+
+    Raises:
+        InputError: for anything but ``cpu`` and, with a GPU, ``cuda``.
+    """
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise InputError(f"device {device!r} is not to be had here; choose cpu, or cuda on a machine with a GPU.")
 
 
 def explain_fault(error: BaseException | None) -> InputError | None:

@@ -7,13 +7,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+import torch
 from jaxtyping import Int16
 from monai.data import MetaTensor
 from monai.data.utils import orientation_ras_lps
 
 from drr2ct.pipeline.running.provenance import DISCLAIMER
 from drr2ct.transforms.files import replacing
-from drr2ct.transforms.nifti import save_nifti
+from drr2ct.transforms.nifti import open_nifti, save_nifti
 from drr2ct.transforms.validation import InputError
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -69,6 +70,15 @@ def write_volume(path: str | Path, volume: MetaTensor) -> Path:
     with replacing(path) as temporary:
         sitk.WriteImage(itk_image, str(temporary), useCompression=True)
     return path
+
+
+def read_volume(path: str | Path) -> MetaTensor:
+    """A NIfTI volume that :func:`write_volume` wrote, (1, I, J, K) in HU.
+
+    ``LoadCT`` would refuse voxels as large as a coarse network's, and what no CT looks like.
+    """
+    image = open_nifti(Path(path))
+    return MetaTensor(torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32))[None], affine=image.affine)
 
 
 def stored_values(volume: MetaTensor) -> Int16[np.ndarray, "i j k *volumes"]:

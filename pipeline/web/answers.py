@@ -24,24 +24,19 @@ class NoCaseError(InputError):
     """The case is not, or no longer, there."""
 
 
+_STATUS = {TooMuchError: 413, TooSlowError: 408, BusyError: 429, WorkerDiedError: 503, NoCaseError: 404}
+"""Mistakes that are not of the content (422)."""
+
+
 def in_words(endpoint: Endpoint) -> Endpoint:
     """What goes wrong is one sentence and a status; the server goes on."""
 
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except TooMuchError as error:
-            return refusal(413, str(error))
-        except TooSlowError as error:
-            return refusal(408, str(error))
-        except BusyError as error:
-            return refusal(429, str(error))
-        except WorkerDiedError as error:
-            return refusal(503, str(error))
-        except NoCaseError as error:
-            return refusal(404, str(error))
         except InputError as error:
-            return refusal(422, str(error))
+            status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 422)
+            return refusal(status, str(error))
         except ClientDisconnect:
             return Response(status_code=499)
         except OSError as error:

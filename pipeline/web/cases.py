@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-BUSY = ("reading", "waiting", "running")
+PENDING = ("waiting", "running")
+"""States in which a reconstruction is going to be made, or is made."""
+BUSY = ("reading", *PENDING)
 """States in which something goes on, or is going to."""
 OVER = ("done", "failed", "cancelled")
 """States after a reconstruction."""
@@ -74,6 +76,10 @@ class Case:
     began: float | None = None
     ended: float | None = None
     version: int = 0
+
+    def given_films(self) -> list[dict[str, str]]:
+        """The films as tasks take them."""
+        return [{"stored": film.stored, "shown": film.shown} for film in self.films]
 
     def public(self) -> dict[str, Any]:
         """What the page is told."""

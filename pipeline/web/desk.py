@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drr2ct.pipeline.web.cases import BUSY, OVER, Case, copied, remove_folder
+from drr2ct.pipeline.web.cases import BUSY, OVER, PENDING, Case, copied, remove_folder
 from drr2ct.pipeline.web.processes import run_task
 from drr2ct.transforms.validation import InputError
 
@@ -125,7 +125,7 @@ async def start_reading(desk: Desk, case: Case) -> None:
 
 async def _read(desk: Desk, case: Case) -> None:
     arguments = {
-        "films": [{"stored": film.stored, "shown": film.shown} for film in case.films],
+        "films": case.given_films(),
         "checkpoint": desk.network(case.network)["path"],
         "order": case.order,
         "settings": case.options,
@@ -136,6 +136,16 @@ async def _read(desk: Desk, case: Case) -> None:
         desk.touch(case, state=found["state"], reading=found, sentence=found["sentence"])
     except InputError as error:
         desk.touch(case, state="refused", sentence=str(error))
+
+
+def refuse_while_pending(case: Case) -> None:
+    """Nothing is changed of what a reconstruction is made of.
+
+    Raises:
+        BusyError: while a case is reconstructed, or waits for it.
+    """
+    if case.state in PENDING:
+        raise BusyError("these X-rays are being reconstructed; cancel that first, or wait for the end.")
 
 
 async def change(
@@ -149,8 +159,7 @@ async def change(
     Raises:
         BusyError: while it is reconstructed.
     """
-    if case.state in ("waiting", "running"):
-        raise BusyError("these X-rays are being reconstructed; cancel that first, or wait for the end.")
+    refuse_while_pending(case)
     if case.state in OVER:
         case = copied(case, desk.root)
         await desk.add(case)
@@ -170,12 +179,12 @@ def enqueue(desk: Desk, case: Case) -> Case:
         BusyError: if too many wait.
         InputError: if its films are not ready.
     """
-    if case.state in ("waiting", "running", "done"):
+    if case.state in (*PENDING, "done"):
         return case
     if case.state not in ("ready", "cancelled", "failed"):
         raise InputError(case.sentence or "the X-rays are not ready: two are needed, and both have to be readable.")
     for other in desk.cases.values():
-        if other is not case and other.state in ("waiting", "running", "done") and other.same_work(case):
+        if other is not case and other.state in (*PENDING, "done") and other.same_work(case):
             return other
     if len(desk.queue) >= MOST_WAITING:
         raise BusyError(f"{len(desk.queue)} reconstructions are waiting; give this one again when some are done.")
@@ -199,7 +208,7 @@ async def run_queue(desk: Desk) -> None:
 async def _reconstruct(desk: Desk, case: Case) -> None:
     network = desk.network(case.network)
     arguments = {
-        "films": [{"stored": film.stored, "shown": film.shown} for film in case.films],
+        "films": case.given_films(),
         "checkpoint": network["path"],
         "order": (case.reading or {})["order"],
         "settings": case.options,
@@ -217,7 +226,7 @@ async def _reconstruct(desk: Desk, case: Case) -> None:
 
 async def cancel(desk: Desk, case: Case) -> None:
     """End a reconstruction that waits or runs; its process is gone when this returns."""
-    if case.state not in ("waiting", "running"):
+    if case.state not in PENDING:
         return
     await desk.stop(case)
     desk.touch(case, state="cancelled", ended=time.time())

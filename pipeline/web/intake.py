@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from drr2ct.pipeline.web.answers import case_of, desk_of
 from drr2ct.pipeline.web.cases import BUSY, Case, FilmFile, new_case, remove_folder
-from drr2ct.pipeline.web.desk import READ_SECONDS, BusyError, Desk, start_reading
+from drr2ct.pipeline.web.desk import READ_SECONDS, BusyError, Desk, refuse_while_pending, start_reading
 from drr2ct.pipeline.web.options import checked_options, checked_patient
 from drr2ct.pipeline.web.processes import run_task
 from drr2ct.pipeline.web.uploads import receive_form, shown_name, store, stored_suffix
@@ -86,8 +86,7 @@ async def add_case(request: Request) -> Response:
 async def add_films(request: Request) -> Response:
     """Further files: where one is missing they are added, otherwise they take the others' place."""
     desk, case = desk_of(request), case_of(request)
-    if case.state in ("waiting", "running"):
-        raise BusyError("these X-rays are being reconstructed; cancel that first, or wait for the end.")
+    refuse_while_pending(case)
     form = await received(request)
     try:
         files = [upload for _, upload in _files(form)]

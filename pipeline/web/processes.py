@@ -20,18 +20,7 @@ from typing import Any
 from drr2ct.transforms.validation import InputError
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [
-        "__main__",
-        "drr2ct.pipeline.web.tasks",
-        # what inference.yaml and rendering import when they are used
-        "monai.engines",
-        "drr2ct.pipeline.reconstruction.handler",
-        "drr2ct.pipeline.reports.preview",
-        "itk.rtkJosephForwardProjectionImageFilterPython",
-        "itk.rtkThreeDCircularProjectionGeometryPython",
-    ]
-)
+_context.set_forkserver_preload(["__main__", "drr2ct.pipeline.web.preloaded"])
 
 LOG = "log.txt"
 """What a process prints, in its folder."""

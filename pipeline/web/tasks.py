@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pydicom
 import torch
 from matplotlib import colormaps
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
 from monai.transforms import Orientation
 from PIL import Image
 
@@ -30,7 +28,7 @@ from drr2ct.pipeline.reconstruction import reconstruct as run_reconstruct
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, merged_config
 from drr2ct.pipeline.running.faults import causes, disk_is_full, explain_fault
 from drr2ct.pipeline.volumes.dicom_output import write_dicom_series
-from drr2ct.pipeline.volumes.files import write_volume
+from drr2ct.pipeline.volumes.files import read_volume, write_volume
 from drr2ct.pipeline.web.decisions import refusal, sorted_sentences
 from drr2ct.pipeline.web.views import find_order
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
@@ -169,14 +167,11 @@ def read(
             found[about[0]] |= {"error": sentence, "remedies": remedies}
             return answer
         return answer | {"sentence": sentence, "remedies": remedies}
-    said, pair = sorted_sentences(
-        sample["assumptions"].splitlines(), [stored[i] for i in order], [shown[i] for i in order]
-    )
+    names = [stored[i] for i in order], [shown[i] for i in order]
+    said, pair = sorted_sentences(sample["assumptions"].splitlines(), *names)
     for index, sentences in zip(order, said, strict=True):
         found[index]["said"] = sentences
-    warned, doubts = sorted_sentences(
-        sample["warnings"].splitlines(), [stored[i] for i in order], [shown[i] for i in order]
-    )
+    warned, doubts = sorted_sentences(sample["warnings"].splitlines(), *names)
     for index, sentences in zip(order, warned, strict=True):
         found[index]["warnings"] = [text for texts in sentences.values() for text in texts]
     images = (sample["image"] * LINE_INTEGRAL_SCALE).numpy()
@@ -240,7 +235,7 @@ def reconstruct(
 
 def convert(tell: Tell, kind: str, patient: str, network: str) -> None:
     """``ct.nrrd``, or a DICOM series in ``ct_dicom.zip``, of the volume that lies here."""
-    volume = _made()
+    volume = read_volume(VOLUME)
     if kind == "nrrd":
         turned: Any = Orientation("LPS", labels=None)(volume)
         write_volume("ct.nrrd", turned)
@@ -320,19 +315,13 @@ def _draw_as_given(pixels: Pixels, path: Path) -> None:
 def _draw_beside(geometry: BiplanarGeometry) -> None:
     """Of each view, the given radiograph is there already; the volume's own, and the difference."""
     given = np.load("used.npy")
-    own = render_drr(_made(), geometry).cpu().numpy()
+    own = render_drr(read_volume(VOLUME), geometry).cpu().numpy()
     for number, (seen, made) in enumerate(zip(given, own, strict=True)):
         top = _white(seen)
         limit = _DIFFERENCE * top
         _save_png(grey(made, 0.0, top), Path(f"own-{number}.png"))
         shown = colormaps[ERROR_COLOURS](np.clip((made - seen + limit) / (2 * limit), 0, 1), bytes=True)
         _save_png(shown[..., :3], Path(f"difference-{number}.png"))
-
-
-def _made() -> MetaTensor:
-    """The volume that was written here; ``LoadCT`` would refuse voxels as large as a coarse network's."""
-    image: Any = nib.load(VOLUME)
-    return MetaTensor(torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32))[None], affine=image.affine)
 
 
 def _white(image: np.ndarray) -> float:
