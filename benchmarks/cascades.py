@@ -63,7 +63,7 @@ from drr2ct.transforms import files_to_samples
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_kept
-from drr2ct.transforms.variation import WIDE, Variation
+from drr2ct.transforms.varied.variation import WIDE, Variation
 
 GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(GRID_SIZE), detector_size=DETECTOR_SIZE)
 INFERER = AutocastInferer("cpu", choose_precision(torch.device("cpu")))

@@ -51,7 +51,7 @@ from drr2ct.pipeline.training.time_budget import annealed
 from drr2ct.pipeline.training.transfer import transfer_weights
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.preprocessing import files_to_samples
-from drr2ct.transforms.radiograph_intensity import radiograph_statistics
+from drr2ct.transforms.radiographs.intensity import radiograph_statistics
 from drr2ct.transforms.volume import HU_WINDOW
 
 NETWORK = VARIANTS["cascade64"]

@@ -29,11 +29,11 @@ from drr2ct.pipeline.demo import DETECTOR_SIZE, GRID_SIZE
 from drr2ct.pipeline.running.console import wide_console
 from drr2ct.transforms import BiplanarGeometry, LoadCT, RenderDRR, VolumeGrid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
-from drr2ct.transforms.film import smoothed
-from drr2ct.transforms.film_console import Console, console_picture, read_back
-from drr2ct.transforms.film_scatter import BODY_LINE_INTEGRAL
-from drr2ct.transforms.film_tone import tone_basis
-from drr2ct.transforms.radiograph_intensity import radiograph_quantiles
+from drr2ct.transforms.films.console import Console, console_picture, read_back
+from drr2ct.transforms.films.scatter import BODY_LINE_INTEGRAL
+from drr2ct.transforms.films.shared import smoothed
+from drr2ct.transforms.films.tone import tone_basis
+from drr2ct.transforms.radiographs.intensity import radiograph_quantiles
 
 GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(GRID_SIZE), detector_size=DETECTOR_SIZE)
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)

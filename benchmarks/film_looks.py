@@ -30,9 +30,9 @@ from torch import Tensor
 
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.radiograph_agreement import compare_views
-from drr2ct.transforms.radiograph_intensity import match_quantiles, quantiles_for_field, radiograph_statistics
-from drr2ct.transforms.radiograph_orientation import (
+from drr2ct.transforms.radiographs.agreement import compare_views
+from drr2ct.transforms.radiographs.intensity import match_quantiles, quantiles_for_field, radiograph_statistics
+from drr2ct.transforms.radiographs.orientation import (
     LIKENESS,
     OTHER_VIEW,
     STATES,

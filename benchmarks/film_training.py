@@ -53,10 +53,10 @@ from drr2ct.pipeline.running.console import wide_console
 from drr2ct.pipeline.training.time_budget import annealed
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import replacing, write_json
-from drr2ct.transforms.film_pose import RandRenderFilmsd
+from drr2ct.transforms.films.pose import RandRenderFilmsd
 from drr2ct.transforms.preprocessing import files_to_kept, files_to_samples, kept_to_samples
-from drr2ct.transforms.radiograph_intensity import radiograph_statistics
-from drr2ct.transforms.variation import WIDE
+from drr2ct.transforms.radiographs.intensity import radiograph_statistics
+from drr2ct.transforms.varied.variation import WIDE
 from drr2ct.transforms.volume import LoadCTd
 
 ARMS = ("plain", "films")

@@ -29,7 +29,7 @@ from scipy import ndimage
 
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.radiograph import LoadRadiographsd
+from drr2ct.transforms.radiographs.loading import LoadRadiographsd
 from drr2ct.transforms.validation import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

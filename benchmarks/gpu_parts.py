@@ -306,7 +306,7 @@ def make_patients(folder: Path, count: int) -> None:
     """CTs and stored radiographs, so that nothing is rendered while training."""
     import nibabel as nib
 
-    from drr2ct.transforms.radiograph_write import write_radiograph
+    from drr2ct.transforms.radiographs.write import write_radiograph
 
     geometry = BiplanarGeometry.from_angles(VolumeGrid(SMALL["size"]), detector_size=SMALL["detector_size"])
     geometry.save(folder / "geometry.json")

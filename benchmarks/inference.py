@@ -70,7 +70,7 @@ def measured_apart(name: str, precision: str, threads: int) -> dict[str, float]:
     from drr2ct.networks import create_network
     from drr2ct.pipeline.checkpoints.description import describe
     from drr2ct.pipeline.checkpoints.files import write_checkpoint
-    from drr2ct.transforms.radiograph_write import write_radiograph
+    from drr2ct.transforms.radiographs.write import write_radiograph
 
     network = create_network(name, channels_last=precision == "bf16")
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ from drr2ct.pipeline.evaluation.protocol import (
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
-from drr2ct.transforms.variation import WIDE
+from drr2ct.transforms.varied.variation import WIDE
 
 
 def run_fold(patient: str, cts: dict[str, Path], folder: Path, arguments: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ from drr2ct.pipeline.data.cache import AugmentedDataset, CachedDataset, decoded,
 from drr2ct.pipeline.planning.fitting import parse_rate
 from drr2ct.pipeline.planning.plan import Settings, plan_network
 from drr2ct.pipeline.running.bundle import bundle_file
-from drr2ct.transforms.film_noise import RandQuantumNoised
+from drr2ct.transforms.films.noise import RandQuantumNoised
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_kept, files_to_samples, kept_to_samples
 

@@ -34,7 +34,7 @@ import psutil
 from drr2ct.pipeline.data.sample.cts import sample_ct
 from drr2ct.transforms.drr import RenderDRR
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.radiograph_write import write_radiograph
+from drr2ct.transforms.radiographs.write import write_radiograph
 from drr2ct.transforms.volume import LoadCT
 
 SLACK_MIB = 40

@@ -82,7 +82,7 @@ def write_inputs(folder: Path, name: str) -> list[str]:
     from drr2ct.networks import create_network
     from drr2ct.pipeline.checkpoints.description import describe
     from drr2ct.pipeline.checkpoints.files import write_checkpoint
-    from drr2ct.transforms.radiograph_write import write_radiograph
+    from drr2ct.transforms.radiographs.write import write_radiograph
 
     network = create_network(name)
     content = {"network": network.state_dict(), "description": describe(network, name, "cube", {"training": []})}

@@ -34,7 +34,7 @@ from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_kept, files_to_samples, kept_to_samples
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.variation import Variation
+from drr2ct.transforms.varied.variation import Variation
 from drr2ct.transforms.volume import LoadCT
 
 GRID_SIZE = 64

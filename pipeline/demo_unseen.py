@@ -27,7 +27,7 @@ from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.preprocessing import files_to_samples
-from drr2ct.transforms.radiograph_write import write_radiograph
+from drr2ct.transforms.radiographs.write import write_radiograph
 
 FIGURES = ("psnr", "ssim", "mae_hu", "dice_lung", "dice_bone")
 

@@ -14,6 +14,9 @@ LONG_FILES = {"pipeline/cli.py": "one command after the other: arguments and the
 
 LIMIT = 400
 
+TRANSFORMS = ("transforms.radiographs", "transforms.films", "transforms.varied", "transforms.preprocessing")
+"""Parts of the transforms' room in their order, above its single files."""
+
 FILES = source_files()
 
 
@@ -21,6 +24,18 @@ FILES = source_files()
 def test_imports_go_down(module: str) -> None:
     for other in imports_of(FILES[module], set(FILES)):
         assert room_of(other) <= room_of(module), f"{module} imports {other}, which is above it"
+
+
+def part_of(module: str) -> int:
+    """How high a module of the transforms stands."""
+    inner = module.removeprefix("drr2ct.") + "."
+    return next((i for i, part in enumerate(TRANSFORMS, start=1) if inner.startswith(f"{part}.")), 0)
+
+
+@pytest.mark.parametrize("module", [name for name in FILES if name.startswith("drr2ct.transforms.")])
+def test_imports_go_down_within_the_transforms(module: str) -> None:
+    for other in imports_of(FILES[module], set(FILES)):
+        assert part_of(other) <= part_of(module), f"{module} imports {other}, which is above it"
 
 
 def test_no_circle() -> None:

@@ -40,7 +40,7 @@ from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from tests.bundle.conftest import SMALL, command  # noqa: F401  # a fixture
 from tests.files import chest, file_system, read_rows, write_nifti, write_with_itk
 from tests.pipeline.data.dicom_files import SHAPE, write_series
-from tests.transforms.films import FIELD, line_integrals, statistics, toned
+from tests.transforms.drawn_films import FIELD, line_integrals, statistics, toned
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"
 REFUSED, LEFT_OUT, USED = "refused", "left out", "used"

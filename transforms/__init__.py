@@ -7,9 +7,9 @@ if TYPE_CHECKING:
     from drr2ct.transforms.drr import RenderDRR, RenderDRRd, project_volume, render_drr
     from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
     from drr2ct.transforms.preprocessing import files_to_samples
-    from drr2ct.transforms.radiograph import LoadRadiographsd
-    from drr2ct.transforms.radiograph_scale import read_radiograph
-    from drr2ct.transforms.radiograph_write import write_radiograph
+    from drr2ct.transforms.radiographs.loading import LoadRadiographsd
+    from drr2ct.transforms.radiographs.scale import read_radiograph
+    from drr2ct.transforms.radiographs.write import write_radiograph
     from drr2ct.transforms.validation import InputError
     from drr2ct.transforms.volume import LoadCT, LoadCTd, ResampleToGrid, ResampleToGridd, WindowHUd
 
@@ -37,9 +37,9 @@ _MODULES = (
     "validation",
     "geometry",
     "drr",
-    "radiograph",
-    "radiograph_scale",
-    "radiograph_write",
+    "radiographs.loading",
+    "radiographs.scale",
+    "radiographs.write",
     "volume",
     "preprocessing",
 )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Real
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from drr2ct.transforms.geometry import View
@@ -81,7 +82,7 @@ def pixel_size_on_detector(
     geometry's own SDD / SID.
 
     Args:
-        metadata: of :func:`~drr2ct.transforms.radiograph_scale.read_radiograph`.
+        metadata: of :func:`~drr2ct.transforms.radiographs.scale.read_radiograph`.
         view: whose detector is meant.
         shape: rows and columns of the image.
         stated: takes precedence over the file's header.
@@ -307,3 +308,30 @@ def _border(scaled: Float[np.ndarray, "lines samples"]) -> int:
     while count < beyond and np.median(np.abs(samples[count] - samples[beyond])[step]) > _TONE:
         count += 1
     return count
+
+
+def extend_from_edge(
+    image: Float[Tensor, "rows columns"], covered: Bool[Tensor, "rows columns"]
+) -> Float[Tensor, "rows columns"]:
+    """What is not covered takes the value of the nearest pixel that is.
+
+    Args:
+        image: of any unit.
+        covered: what the film shows.
+
+    Raises:
+        InputError: if nothing is covered.
+    """
+    if not covered.any():
+        raise InputError("a field that covers no pixel of the detector shows nothing; enlarge or move it.")
+    covered = covered.to(image.device)
+    box = covered_rectangle(covered)
+    if covered[box].all():  # an upright rectangle: the nearest pixel is found along each axis on its own
+        along = [
+            torch.arange(count, device=image.device).clamp(part.start, part.stop - 1)
+            for count, part in zip(image.shape, box, strict=True)
+        ]
+        return image[along[0][:, None], along[1]]
+    nearest = distance_transform_edt(~covered.cpu().numpy(), return_distances=False, return_indices=True)
+    down, across = torch.from_numpy(nearest.astype(np.int64)).to(image.device)
+    return image[down, across]

@@ -17,11 +17,11 @@ from monai.transforms import (
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import RenderDRRd
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.kept import KeepCTd, kept_spacing_mm
-from drr2ct.transforms.onto_grid import OntoGridd
-from drr2ct.transforms.radiograph import LoadRadiographsd
-from drr2ct.transforms.variation import WIDE, Variation
-from drr2ct.transforms.varied_scan import Anatomies, RandVaryd
+from drr2ct.transforms.radiographs.loading import LoadRadiographsd
+from drr2ct.transforms.varied.kept import KeepCTd, kept_spacing_mm
+from drr2ct.transforms.varied.onto_grid import OntoGridd
+from drr2ct.transforms.varied.scan import Anatomies, RandVaryd
+from drr2ct.transforms.varied.variation import WIDE, Variation
 from drr2ct.transforms.volume import LoadCTd, ResampleToGridd, WindowHUd
 
 

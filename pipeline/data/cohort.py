@@ -26,9 +26,9 @@ from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.preprocessing import files_to_kept, kept_to_samples
-from drr2ct.transforms.radiograph_write import write_radiograph
+from drr2ct.transforms.radiographs.write import write_radiograph
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.variation import Variation
+from drr2ct.transforms.varied.variation import Variation
 from drr2ct.transforms.volume import to_hu
 
 

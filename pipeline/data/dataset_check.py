@@ -33,7 +33,7 @@ from drr2ct.pipeline.running.progress import tracked
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.files import write_csv
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.radiograph import LoadRadiographsd
+from drr2ct.transforms.radiographs.loading import LoadRadiographsd
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import LoadCT
 

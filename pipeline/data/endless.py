@@ -23,7 +23,8 @@ from drr2ct.pipeline.running.progress import tracked
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.preprocessing import kept_to_samples
-from drr2ct.transforms.registration import (
+from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.varied.registration import (
     Registered,
     RegisteredPatients,
     RegistrationSettings,
@@ -31,8 +32,7 @@ from drr2ct.transforms.registration import (
     register,
     to_compare,
 )
-from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.variation import TOWARDS, WIDE, Variation
+from drr2ct.transforms.varied.variation import TOWARDS, WIDE, Variation
 
 WAYS = {"within-patients": WIDE, "between-patients": TOWARDS}
 """How training patients can be varied, beside not at all."""

@@ -16,16 +16,17 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from drr2ct.pipeline.evaluation.similarity import SMALLEST_GRID
-from drr2ct.transforms.film_blur import apply_detector_blur, apply_motion_blur
-from drr2ct.transforms.film_console import Console, apply_compression, console_picture, read_back
-from drr2ct.transforms.film_field import Field, extend_from_edge
-from drr2ct.transforms.film_marker import Marker, apply_marker
-from drr2ct.transforms.film_noise import apply_quantum_noise
-from drr2ct.transforms.film_pose import FilmPose, at_distances, is_nominal, moved, render_films, rigid, tilted
-from drr2ct.transforms.film_scatter import apply_scatter
-from drr2ct.transforms.film_tone import apply_exposure, apply_tone_curve
+from drr2ct.transforms.detector import extend_from_edge
+from drr2ct.transforms.films.blur import apply_detector_blur, apply_motion_blur
+from drr2ct.transforms.films.console import Console, apply_compression, console_picture, read_back
+from drr2ct.transforms.films.field import Field
+from drr2ct.transforms.films.marker import Marker, apply_marker
+from drr2ct.transforms.films.noise import apply_quantum_noise
+from drr2ct.transforms.films.pose import FilmPose, at_distances, is_nominal, moved, render_films, rigid, tilted
+from drr2ct.transforms.films.scatter import apply_scatter
+from drr2ct.transforms.films.tone import apply_exposure, apply_tone_curve
 from drr2ct.transforms.geometry import BiplanarGeometry, View
-from drr2ct.transforms.radiograph_intensity import quantiles_for_field
+from drr2ct.transforms.radiographs.intensity import quantiles_for_field
 
 Radiographs = Float[Tensor, "views h w"]
 

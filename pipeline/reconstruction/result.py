@@ -18,7 +18,7 @@ from drr2ct.pipeline.evaluation.reprojection import reprojection_verdict
 from drr2ct.pipeline.reconstruction.job import ReconstructionJob
 from drr2ct.pipeline.volumes.placing import half_width, place_bounds, place_like, place_on_grid, place_resized
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
-from drr2ct.transforms.radiograph_intensity import distribution_warning
+from drr2ct.transforms.radiographs.intensity import distribution_warning
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from drr2ct.pipeline.running.distributed import any_process, is_main_process, wa
 from drr2ct.pipeline.training.interrupt import Interruption
 from drr2ct.pipeline.training.reprojection import NoteReprojection
 from drr2ct.pipeline.training.state import TrainingState, accumulating
-from drr2ct.transforms.radiograph_intensity import radiograph_statistics
+from drr2ct.transforms.radiographs.intensity import radiograph_statistics
 from drr2ct.transforms.validation import InputError
 
 LAST = "last.pt"

@@ -36,9 +36,9 @@ from drr2ct.transforms.drr import RenderDRR, render_drr
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.quiet import quiet_libraries
-from drr2ct.transforms.radiograph_files import decode
-from drr2ct.transforms.radiograph_pixels import Pixels, Reading
-from drr2ct.transforms.radiograph_write import write_radiograph
+from drr2ct.transforms.radiographs.files import decode
+from drr2ct.transforms.radiographs.pixels import Pixels, Reading
+from drr2ct.transforms.radiographs.write import write_radiograph
 from drr2ct.transforms.validation import InputError, existing_file
 from drr2ct.transforms.volume import LoadCT
 

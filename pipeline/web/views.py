@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.radiograph_identity import view_kind
-from drr2ct.transforms.radiograph_orientation import is_lateral, orientation_scores
-from drr2ct.transforms.radiograph_pixels import Pixels
-from drr2ct.transforms.radiograph_views import pa_score
+from drr2ct.transforms.radiographs.identity import view_kind
+from drr2ct.transforms.radiographs.orientation import is_lateral, orientation_scores
+from drr2ct.transforms.radiographs.pixels import Pixels
+from drr2ct.transforms.radiographs.views import pa_score
 
 _FRONTAL = {"pa", "ap", "frontal", "front", "posteroanterior", "anteroposterior"}
 _LATERAL = {"lat", "lateral", "ll", "rl", "side", "seitlich", "profile", "profil"}

@@ -12,7 +12,7 @@ import torch
 
 from drr2ct.pipeline.data.datalist import PARTS, load_datalist
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
-from drr2ct.transforms.radiograph_scale import read_radiograph
+from drr2ct.transforms.radiographs.scale import read_radiograph
 from tests.bundle.conftest import assert_one_sentence
 from tests.files import chest, write_dicom_series, write_nifti
 

@@ -16,7 +16,7 @@ from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, merged_config, run_bundle
 from drr2ct.pipeline.training.recipes import train_growing
-from drr2ct.transforms import film_pose
+from drr2ct.transforms.films import pose as film_pose
 from tests.bundle.conftest import SMALL, TRAIN
 from tests.files import read_rows
 

@@ -18,7 +18,7 @@ from drr2ct.pipeline.training.epoch_csv import CSV_COLUMNS
 from drr2ct.pipeline.training.numerics import NonFiniteLossError
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.preprocessing import files_to_samples
-from drr2ct.transforms.radiograph_intensity import radiograph_statistics
+from drr2ct.transforms.radiographs.intensity import radiograph_statistics
 from tests.bundle.conftest import TRAIN, train
 from tests.files import read_rows
 

@@ -13,7 +13,7 @@ from monai.transforms import Compose, LoadImage
 from drr2ct.transforms.attenuation import MU_WATER
 from drr2ct.transforms.drr import RenderDRR, RenderDRRd, project_volume, render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
-from drr2ct.transforms.radiograph_views import check_view_order
+from drr2ct.transforms.radiographs.views import check_view_order
 from drr2ct.transforms.validation import InputError
 
 SAMPLE = Path(__file__).parents[2] / "pipeline/data/sample/lidc-idri-0001/lidc-idri-0001.nii.gz"

@@ -6,8 +6,8 @@ from monai.data import list_data_collate
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_samples
-from drr2ct.transforms.radiograph import LoadRadiographsd
-from drr2ct.transforms.radiograph_write import write_radiograph
+from drr2ct.transforms.radiographs.loading import LoadRadiographsd
+from drr2ct.transforms.radiographs.write import write_radiograph
 from drr2ct.transforms.validation import InputError
 
 GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(16), detector_size=24)

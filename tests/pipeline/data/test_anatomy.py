@@ -10,8 +10,8 @@ from monai.transforms import Compose, Orientation, Spacing
 
 from drr2ct.pipeline.data.anatomy import SAME_ANATOMY, anatomy_of, decode_anatomy, encode_anatomy, twins
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
-from drr2ct.transforms.kept import KeepCTd
-from drr2ct.transforms.varied_scan import RandVaryd
+from drr2ct.transforms.varied.kept import KeepCTd
+from drr2ct.transforms.varied.scan import RandVaryd
 from tests.files import chest
 
 AFFINE = np.array([[8.0, 0, 0, -140], [0, 8, 0, -120], [0, 0, 8, 900], [0, 0, 0, 1]])

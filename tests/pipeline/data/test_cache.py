@@ -18,7 +18,7 @@ from monai.transforms import Compose, Invertd, RandShiftIntensityd
 from drr2ct.pipeline.data import cache
 from drr2ct.pipeline.data.cache import AugmentedDataset, CachedDataset, decoded, encoded, fingerprint
 from drr2ct.pipeline.data.loading import PatientLoader, SeededSamples
-from drr2ct.transforms.film_noise import RandQuantumNoised
+from drr2ct.transforms.films.noise import RandQuantumNoised
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_kept, files_to_samples, kept_to_samples
 from drr2ct.transforms.validation import InputError

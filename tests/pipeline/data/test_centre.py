@@ -21,13 +21,13 @@ from drr2ct.pipeline.data.survey import report_on
 from drr2ct.transforms import LoadCT, files_to_samples, render_drr
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
-from drr2ct.transforms.kept import Scan
 from drr2ct.transforms.lungs import find_lungs
 from drr2ct.transforms.preprocessing import files_to_kept, kept_to_samples
-from drr2ct.transforms.radiograph_scale import read_radiograph
+from drr2ct.transforms.radiographs.scale import read_radiograph
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.variation import WIDE, Draw, Variation
-from drr2ct.transforms.varied_scan import Varier
+from drr2ct.transforms.varied.kept import Scan
+from drr2ct.transforms.varied.scan import Varier
+from drr2ct.transforms.varied.variation import WIDE, Draw, Variation
 from drr2ct.transforms.volume import bounding_box_centre
 from tests.files import chest, read_rows, write_nifti
 

@@ -11,7 +11,7 @@ from PIL import Image
 from drr2ct.pipeline.data.dataset_check import check_dataset, conclusions, detail_correlation, write_check
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
-from drr2ct.transforms.radiograph_write import write_radiograph
+from drr2ct.transforms.radiographs.write import write_radiograph
 from drr2ct.transforms.volume import LoadCT
 from tests.files import chest, write_nifti
 

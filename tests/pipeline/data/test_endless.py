@@ -19,9 +19,9 @@ from drr2ct.pipeline.data.endless import endless_variations, registered_patients
 from drr2ct.transforms import volume
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_kept
-from drr2ct.transforms.registration import RegisteredPatients, RegistrationSettings
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.varied_scan import RandVaryd
+from drr2ct.transforms.varied.registration import RegisteredPatients, RegistrationSettings
+from drr2ct.transforms.varied.scan import RandVaryd
 from tests.files import chest, write_nifti
 
 GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(16), detector_size=24)

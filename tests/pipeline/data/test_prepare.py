@@ -25,7 +25,7 @@ from drr2ct.pipeline.data.datalist import PARTS, load_datalist
 from drr2ct.pipeline.data.prepare import Summary, prepare
 from drr2ct.pipeline.data.settings import PrepareSettings
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
-from drr2ct.transforms.radiograph_scale import DISPLAY_MAXIMUM, PNG_COUNTS, read_radiograph
+from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM, PNG_COUNTS, read_radiograph
 from drr2ct.transforms.validation import InputError
 from tests.files import chest, read_rows, write_nifti
 from tests.pipeline.data.dicom_files import SHAPE, write_series

@@ -8,7 +8,7 @@ from monai.data import MetaTensor
 from drr2ct.pipeline.evaluation.conditions import Condition, conditions, degrade, is_of_pose, rendered
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import render_drr
-from drr2ct.transforms.radiograph_intensity import radiograph_statistics
+from drr2ct.transforms.radiographs.intensity import radiograph_statistics
 from tests.transforms.phantoms import GEOMETRY, GRID, phantom, phantom_radiographs
 
 LINES = torch.full((2, 64, 64), 3.0)

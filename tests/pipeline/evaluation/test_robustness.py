@@ -13,7 +13,7 @@ from drr2ct.pipeline.evaluation.robustness import run_robustness
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
-from drr2ct.transforms.radiograph_intensity import radiograph_statistics
+from drr2ct.transforms.radiographs.intensity import radiograph_statistics
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import LoadCT
 from tests.files import chest, write_nifti

@@ -28,8 +28,8 @@ from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.data.sample.cts import sample_ct
 from drr2ct.transforms.preprocessing import files_to_samples
-from drr2ct.transforms.radiograph_write import write_radiograph
-from tests.transforms.films import FIELD, GEOMETRY, PITCH, line_integrals, statistics, toned
+from drr2ct.transforms.radiographs.write import write_radiograph
+from tests.transforms.drawn_films import FIELD, GEOMETRY, PITCH, line_integrals, statistics, toned
 
 SMALL = GEOMETRY.resized(size=16)
 

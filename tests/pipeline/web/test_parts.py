@@ -19,9 +19,9 @@ from drr2ct.pipeline.web.decisions import refusal, sorted_sentences
 from drr2ct.pipeline.web.options import checked_options, checked_patient, file_stem
 from drr2ct.pipeline.web.page import LANGUAGES, choose_language, words
 from drr2ct.pipeline.web.views import find_order
-from drr2ct.transforms.radiograph_pixels import Pixels
+from drr2ct.transforms.radiographs.pixels import Pixels
 from drr2ct.transforms.validation import InputError
-from tests.transforms.films import FIELD, GEOMETRY, line_integrals, statistics, toned
+from tests.transforms.drawn_films import FIELD, GEOMETRY, line_integrals, statistics, toned
 
 ASSETS = Path(uploads.__file__).parent / "assets"
 

@@ -155,7 +155,7 @@ def test_films_lie_under_names_of_ours_for_their_owner_alone(server: Server, don
 
 
 def test_a_name_in_a_header_is_shown_to_who_asks_only(server: Server, tmp_path: Path):
-    from tests.transforms.test_radiograph import save_dicom
+    from tests.transforms.radiographs.test_loading import save_dicom
 
     pixels = np.random.default_rng(0).integers(0, 4095, (32, 32))
     path = save_dicom(tmp_path / "pa.dcm", pixels, 12, PatientName="Secret^Jane", PatientID="4711")

@@ -1,0 +1,208 @@
+"""Films as people have them, through the loader: what is decided, said, and can be overruled."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from drr2ct.transforms.films.field import Field, RandFilmFieldd
+from drr2ct.transforms.radiographs.loading import LoadRadiographsd
+from drr2ct.transforms.validation import InputError
+from tests.transforms.drawn_films import FIELD, GEOMETRY, PITCH, line_integrals, statistics, toned
+from tests.transforms.radiographs.test_loading import save_dicom
+
+KNOWN = {"statistics": statistics(), "fit": "pitch"}
+
+
+def load(pa, lateral, **options):
+    return LoadRadiographsd("image", GEOMETRY, **{**KNOWN, **options})({"image": [pa, lateral]})
+
+
+def saved(path: Path, picture: torch.Tensor) -> Path:
+    Image.fromarray((picture * 255).round().byte().numpy()).save(path)
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return [saved(tmp_path / f"{name}.png", toned(line_integrals()[i][FIELD])) for i, name in enumerate(("pa", "lat"))]
+
+
+def differ(a, b):
+    return float((a["image"] - b["image"]).abs().mean())
+
+
+def test_the_network_is_given_what_training_gave_where_the_field_ends(tmp_path):
+    """A field is cut out of a film in training, and a film that shows only that is read: both are the same."""
+    tags = {"ImagerPixelSpacing": [PITCH, PITCH], "DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
+    counts = [np.rint(16000 * np.exp(-image[FIELD].numpy())) for image in line_integrals()]
+    files = [save_dicom(tmp_path / f"{i}.dcm", count, 14, **tags) for i, count in enumerate(counts)]
+    read = load(*files, intensity="transmission", unattenuated=16000)
+    field = Field((PITCH * (FIELD[0].stop - FIELD[0].start), PITCH * (FIELD[1].stop - FIELD[1].start)))
+    effect = RandFilmFieldd("image", GEOMETRY)
+    for index, view in enumerate(GEOMETRY.views):
+        trained_on = effect.apply(line_integrals()[index], view, field)
+        torch.testing.assert_close(read["image"][index].as_tensor(), trained_on, rtol=0.01, atol=0.02)
+        assert torch.equal(read["covered"][index], field.covered(view))
+    assert read["image"][0, 0, 64] > 1  # not air, though nothing was seen there
+
+
+def test_a_lateral_that_faces_right_is_mirrored_and_that_is_said(pair, tmp_path):
+    right = load(*pair, pixel_spacing_mm=PITCH)
+    picture = toned(line_integrals()[1][FIELD])
+    facing = saved(tmp_path / "facing.png", picture.flip(1))
+    found = load(pair[0], facing, pixel_spacing_mm=PITCH)
+    assert differ(found, right) < 1e-3
+    assert "facing.png faced right: mirrored" in found["assumptions"]
+    assert "pa.png: the marker is not read: the patient's right is taken to be on the image's left." in (
+        found["assumptions"].split("\n")
+    )
+    stated = load(pair[0], facing, pixel_spacing_mm=PITCH, orientation="as-is")
+    assert differ(stated, right) > 0.1 and "faced right" not in stated["assumptions"]
+    upside_down = saved(tmp_path / "turned.png", picture.flip((0, 1)))
+    assert differ(load(pair[0], upside_down, pixel_spacing_mm=PITCH), right) < 1e-3
+
+
+STORED = {  # what was done to a film that has to be undone by the word
+    "mirrored": lambda x: x.flip(1),
+    "upside-down": lambda x: x.flip(0),
+    "half-turn": lambda x: x.flip((0, 1)),
+    "clockwise": lambda x: torch.rot90(x, 1),
+    "anticlockwise": lambda x: torch.rot90(x, -1),
+}
+
+
+@pytest.mark.parametrize("word", STORED)
+def test_a_turn_that_is_stated_is_done_to_that_view_alone(pair, tmp_path, word):
+    right = load(*pair, pixel_spacing_mm=PITCH)
+    turned = saved(tmp_path / "turned.png", STORED[word](toned(line_integrals()[1][FIELD])))
+    found = load(pair[0], turned, pixel_spacing_mm=PITCH, orientation=["as-is", word])
+    assert differ(found, right) < 1e-3
+    assert "turned.png was" in found["assumptions"] and "as stated" in found["assumptions"]
+
+
+def test_each_view_can_be_read_in_its_own_way(pair, tmp_path):
+    right = load(*pair, pixel_spacing_mm=PITCH)
+    negative = saved(tmp_path / "negative.png", 1 - toned(line_integrals()[0][FIELD]))
+    own = {"intensity": ["display", "auto"], "window": ["none", "auto"], "orientation": ["as-is", "auto"]}
+    found = load(negative, pair[1], pixel_spacing_mm=PITCH, inverted=[True, None], **own)
+    assert differ(found, right) < 0.02
+    with pytest.raises(InputError, match="orientation has 3 values for 2 views"):
+        load(*pair, orientation=["auto"] * 3)
+
+
+def test_a_header_wins_over_looks_and_as_is_over_a_header(tmp_path):
+    pa, lateral = (np.rint(12000 * np.exp(-image[FIELD].numpy())) for image in line_integrals())
+    tags = {"ImagerPixelSpacing": [PITCH, PITCH], "PixelIntensityRelationship": "LIN"}
+    tags |= {"DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
+    front = save_dicom(tmp_path / "pa.dcm", pa, 14, PatientOrientation=["L", "F"], **tags)
+    plain = save_dicom(tmp_path / "plain.dcm", lateral, 14, **tags)
+    wrong = save_dicom(tmp_path / "wrong.dcm", lateral, 14, PatientOrientation=["A", "F"], **tags)
+    options = {"intensity": "transmission", "unattenuated": 12000}
+    right = load(front, plain, **options)
+    believed = load(front, wrong, **options)
+    torch.testing.assert_close(believed["image"][1], right["image"][1].flip(1), rtol=0, atol=0.02)
+    torch.testing.assert_close(load(front, wrong, orientation="as-is", **options)["image"], right["image"])
+    assert "marker" not in right["assumptions"]  # the header says where the right is
+
+
+def test_inverted_raw_numbers_are_found_and_never_called_upside_down(tmp_path):
+    """Numbers that fall with intensity, in a file that does not say so."""
+    counts = [np.rint(4000 * np.exp(-image[FIELD].numpy())) for image in line_integrals()]
+    tags = {"ImagerPixelSpacing": [PITCH, PITCH]}
+    options = {"intensity": "transmission", "unattenuated": 4000}
+    right = load(*(save_dicom(tmp_path / f"{i}.dcm", c, 12, **tags) for i, c in enumerate(counts)), **options)
+    files = [save_dicom(tmp_path / f"falls{i}.dcm", 4095 - c, 12, **tags) for i, c in enumerate(counts)]
+    found = load(*files, **options)
+    assert found["assumptions"].count("was inverted") == 2 and "turned" not in found["assumptions"]
+    assert differ(found, right) < 0.02
+
+
+def test_a_white_frame_is_left_out(pair, tmp_path):
+    framed = []
+    for index, name in enumerate(("pa", "lat")):
+        large = torch.nn.functional.interpolate(toned(line_integrals()[index][FIELD])[None, None], scale_factor=4)[0, 0]
+        framed.append(saved(tmp_path / f"framed_{name}.png", torch.nn.functional.pad(large, (30,) * 4, value=1.0)))
+    found = load(*framed, pixel_spacing_mm=PITCH / 4)
+    assert found["assumptions"].count("is collimated") == 2 and "upside" not in found["assumptions"]
+    assert differ(found, load(*pair, pixel_spacing_mm=PITCH)) < 0.25
+
+
+def test_a_picture_without_pitch_is_a_cassette(pair):
+    found = load(*pair)
+    assert found["assumptions"].count("taken to be a cassette of 35×43 cm") == 2
+    columns = found["covered"][0].any(dim=0).nonzero()
+    assert (columns[-1] - columns[0] + 1) * PITCH == pytest.approx(430, abs=3 * PITCH)  # the sample's field is wide
+
+
+def test_the_laterals_height_is_found_and_another_patient_warned_of(tmp_path):
+    tags = {"ImagerPixelSpacing": [PITCH, PITCH]}
+    tags |= {"DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
+    options = {"intensity": "transmission", "unattenuated": 12000}
+
+    def raw(name, image):
+        return save_dicom(tmp_path / name, np.rint(12000 * np.exp(-image.numpy())), 14, **tags)
+
+    pa = raw("pa.dcm", line_integrals()[0][FIELD])
+    higher = load(pa, raw("higher.dcm", line_integrals(30.0)[1][FIELD]), **options)
+    assert "higher.dcm is aligned by −" in higher["assumptions"] and not higher["warnings"]
+    other = load(pa, raw("other.dcm", 1.3 * line_integrals()[1][FIELD]), **options)
+    assert "same patient" in other["warnings"]
+
+
+def test_an_exposure_beyond_full_scale_is_made_up_for(tmp_path):
+    """The open field and part of the lungs are at full scale, which nobody may take for the unattenuated intensity."""
+    tags = {"ImagerPixelSpacing": [PITCH, PITCH]}
+    errors = []
+    for statistics_known in (True, False):
+        files = [
+            save_dicom(
+                tmp_path / f"{i}.dcm", np.clip(np.rint(150000 * np.exp(-image[FIELD].numpy())), 0, 16383), 14, **tags
+            )
+            for i, image in enumerate(line_integrals())
+        ]
+        options = {"intensity": "transmission", "unattenuated": None, "orientation": "as-is"}
+        options |= {} if statistics_known else {"statistics": None}
+        found = load(*files, **options)
+        assert found["assumptions"].count("is at full scale, so its exposure is not known") == 2
+        inner = line_integrals()[:, FIELD[0], FIELD[1]]
+        body = inner > 1.5
+        errors.append(abs(float((found["image"][:, FIELD[0], FIELD[1]] - inner)[body].mean())))
+    assert errors[0] < 0.5 * errors[1] and errors[1] > 1
+
+
+def test_noise_is_refused_with_its_scores(pair, tmp_path):
+    noise = saved(tmp_path / "noise.png", torch.rand(80, 70, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(InputError, match=r"noise\.png.*\d\.\d\d.*--orientation as-is"):
+        load(noise, pair[1])
+
+
+def test_a_film_of_another_view_is_named(pair, tmp_path):
+    again = saved(tmp_path / "again.png", toned(line_integrals()[0][FIELD], 0.9))
+    for files in (pair[::-1], (pair[1], pair[1]), (pair[0], again)):
+        with pytest.raises(InputError, match=r"looks like view|the same picture"):
+            load(*files)
+    assert differ(load(*pair, orientation="as-is"), load(*pair)) == 0
+
+
+def test_icons_and_strips_are_refused(pair, tmp_path):
+    icon = saved(tmp_path / "icon.png", toned(line_integrals()[0][FIELD])[::2, ::2])
+    with pytest.raises(InputError, match=r"28×40 pixels, too few for a chest"):
+        load(icon, pair[1])
+    part = saved(tmp_path / "part.png", toned(line_integrals()[0][FIELD])[:, :35])
+    assert "cannot be all of one" in load(part, pair[1], orientation="as-is")["warnings"]
+
+
+def test_as_is_wins_over_a_wrong_patient_orientation(pair, tmp_path):
+    """In every direction a header can be wrong: mirrored, upside down, transposed, of another view."""
+    tags = {"ImagerPixelSpacing": [PITCH, PITCH], "DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
+    pictures = [(toned(line_integrals()[i][FIELD]) * 4095).round().numpy() for i in (0, 1)]
+    plain = [save_dicom(tmp_path / f"{i}.dcm", picture, 12, **tags) for i, picture in enumerate(pictures)]
+    right = load(*plain, orientation="as-is")
+    for name, orientation in (("a", ["R", "F"]), ("b", ["L", "H"]), ("c", ["F", "L"]), ("d", ["A", "F"])):
+        wrong = save_dicom(tmp_path / f"{name}.dcm", pictures[0], 12, PatientOrientation=orientation, **tags)
+        stated = load(wrong, plain[1], orientation="as-is")
+        assert differ(stated, right) == 0
+        assert f"{name}.dcm is upright as it is stored, as stated." in stated["assumptions"].split("\n")

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+import torch
+
+from drr2ct.transforms.radiographs.intensity import match_quantiles, quantiles_for_field
+from drr2ct.transforms.radiographs.saturation import censored_difference, clipping_notes, find_clipping
+from tests.transforms.drawn_films import line_integrals, statistics
+
+ROWS = slice(36, 92)  # within the scan
+
+
+def test_black_within_the_patient_is_not_known_and_air_beside_is():
+    truth = line_integrals()[0][ROWS]
+    clipped = truth.clamp(min=float(truth[truth > 0.5].quantile(0.25)))
+    clipped = clipped - clipped.min()
+    found = find_clipping(clipped, torch.ones_like(truth, dtype=torch.bool))
+    assert 0.1 < found.shares[0] < 0.35 and found.shares[1] < 0.01
+    assert not found.thin[:, :3].any() and not found.thin[truth < 0.05].any()  # beside the patient is air
+    notes, warnings = clipping_notes(found, "pa.png")
+    assert not notes and "not known" in warnings[0] and f"{found.shares[0]:.0%}" in warnings[0]
+
+
+def test_what_is_clipped_does_not_squeeze_the_rest():
+    """The soft tissue of a picture whose lungs are black keeps its line integrals."""
+    truth = line_integrals()[0][ROWS]
+    everywhere = torch.ones_like(truth, dtype=torch.bool)
+    lungs = truth.clamp(min=float(truth[truth > 0.5].quantile(0.25)))
+    picture = (lungs - lungs.min()) / (lungs.max() - lungs.min())
+    own = np.quantile((truth[truth > 0.05 * truth.quantile(0.995)] / 6).numpy(), np.linspace(0, 1, 65)).tolist()
+    found = find_clipping(picture, everywhere)
+    known = found.body & ~found.unknown & (truth > float(truth[found.body].quantile(0.4)))
+    error = [
+        float((6 * match_quantiles(picture, own, everywhere, body) - truth)[known].abs().mean())
+        for body in (found.body, None)
+    ]
+    assert error[0] < 0.25 and error[0] < 0.4 * error[1]
+
+
+@pytest.mark.parametrize("exposure", [1.0, 1.8])
+def test_the_exposure_beyond_full_scale_is_found(exposure):
+    """An open field at full scale, and lungs too: what the line integrals lack is one number."""
+    truth = line_integrals()[0][ROWS]
+    found_in_file = (truth - exposure).clamp(min=0)
+    clipping = find_clipping(found_in_file, torch.ones_like(truth, dtype=torch.bool))
+    quantiles = quantiles_for_field(statistics()["views"][0], 0.5)
+    assert 6 * censored_difference(quantiles, found_in_file / 6, clipping) == pytest.approx(exposure, abs=0.5)

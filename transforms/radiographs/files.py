@@ -1,0 +1,64 @@
+"""Files that hold a radiograph, decoded by what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from drr2ct.transforms.quiet import quiet_libraries
+from drr2ct.transforms.radiographs.picture import decode_picture, decode_tiff
+from drr2ct.transforms.radiographs.pixels import Pixels, Reading, check_size, with_units
+from drr2ct.transforms.validation import InputError
+
+NIFTI_MARK = b"drr2ct line integrals"
+"""In ``descrip`` of NIfTI files of this project."""
+
+
+def decode(path: Path, reading: Reading) -> Pixels:
+    """Read a picture, DICOM or NIfTI file, found by its content (NIfTI by its name).
+
+    Args:
+        path: of the file.
+        reading: what the user says about it.
+
+    Raises:
+        InputError: if the file is damaged, no greyscale picture, or has several frames.
+    """
+    if path.is_dir():
+        raise InputError(f"radiograph {path} is a folder; give one image file.")
+    with path.open("rb") as stream:
+        head = stream.read(132)
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return _decode_nifti(path, reading)
+    if head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
+        from drr2ct.transforms.radiographs.dicom import decode_dicom  # not at the top: others need no pydicom
+
+        return decode_dicom(path, reading)
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return decode_tiff(path, reading)
+    return decode_picture(path, reading)
+
+
+def _decode_nifti(path: Path, reading: Reading) -> Pixels:
+    try:
+        with quiet_libraries():
+            image: Any = nib.load(path)  # nibabel types it as a base class without these attributes
+            for count in image.shape[2:]:
+                check_size(path, image.shape[0], image.shape[1] * count)
+            stored, spacing = np.asanyarray(image.dataobj), image.header.get_zooms()
+    except InputError:
+        raise
+    except Exception as error:  # nibabel and gzip raise a dozen kinds for damaged files
+        raise InputError(f"radiograph {path} is not a readable NIfTI image ({error}); export it again.") from error
+    while stored.ndim > 2 and stored.shape[-1] == 1:
+        stored = stored[..., 0]
+    if stored.ndim not in (2, 3):
+        raise InputError(f"radiograph {path} is a NIfTI image of shape {image.shape}; one 2-D slice is needed.")
+    metadata: dict[str, Any] = {"format": "NIfTI", "pixel_spacing_mm": (float(spacing[1]), float(spacing[0]))}
+    # 1 mm is what writers fill in that know no spacing
+    metadata["pixel_spacing_plane"] = "unstated" if metadata["pixel_spacing_mm"] == (1.0, 1.0) else "detector"
+    own = "line_integral" if bytes(image.header["descrip"].tobytes()).startswith(NIFTI_MARK) else None
+    return with_units(stored.transpose(), path, reading, own, metadata)

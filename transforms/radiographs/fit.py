@@ -1,0 +1,148 @@
+"""Where a radiograph lies: its field, its turn as the file states it, and its place on the view's detector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from drr2ct.transforms.detector import (
+    covered_rectangle,
+    find_collimation,
+    pixel_size_on_detector,
+    place_on_detector,
+    resample_covered,
+    states_pitch,
+)
+from drr2ct.transforms.radiographs.film import Film
+from drr2ct.transforms.radiographs.identity import turn_upright
+from drr2ct.transforms.radiographs.size import cassette_pixel_mm
+from drr2ct.transforms.validation import InputError
+
+
+def leave_collimation_out(film: Film) -> Film:
+    """Nothing is covered where the picture shows a collimator; one in the header was followed in decoding."""
+    rows, columns = film.pixels.values.shape
+    pixels = film.pixels
+    air_is_high = not pixels.counts_fall if film.intensity == "transmission" else pixels.dark_is_high
+    top, bottom, left, right = find_collimation(-pixels.values.astype(np.float32) if air_is_high else pixels.values)
+    if (top, bottom, left, right) == (0, rows, 0, columns):
+        return film
+    field = torch.zeros_like(film.covered)
+    field[top:bottom, left:right] = True
+    return film.saying(
+        f"{film.name} is collimated: rows {top} to {bottom - 1} and columns {left} to {right - 1} of "
+        f"{size_text((rows, columns))} were used.",
+        covered=film.covered & field,
+    )
+
+
+def turn_as_stated(film: Film, feet_first: bool, opposite_side: bool, strict: bool) -> Film:
+    """Upright, by what the file's header says; else by what the user says.
+
+    Args:
+        film: on its own pixels, as stored.
+        feet_first: row 0 of files that do not state their orientation is caudal.
+        opposite_side: see :func:`~drr2ct.transforms.radiographs.identity.check_view_position`.
+        strict: likewise.
+    """
+
+    def turned(image: Tensor) -> tuple[Tensor, list[str]]:
+        return turn_upright(image, film.facts, film.view, opposite_side, strict)
+
+    image, notes = turned(film.image)
+    covered = turned(film.covered.float())[0] > 0.5
+    pitch = film.pixel_pitch_mm
+    if pitch and turned(torch.zeros(1, 2))[0].shape == (2, 1):  # the header's pitch is of the stored rows and columns
+        pitch = pitch[::-1]
+    oriented = "patient_orientation" in film.pixels.metadata
+    if feet_first and not oriented:
+        image, covered = image.flip(0), covered.flip(0)
+    return film.saying(*notes, image=image, covered=covered, pixel_pitch_mm=pitch, oriented=oriented)
+
+
+def with_square_pixels(film: Film) -> Film:
+    """Pixels that are oblong, by their pitch or by the aspect that is stated without one, on the finer of both."""
+    high, wide = film.pixel_pitch_mm or (film.pixels.metadata.get("pixel_aspect", 1.0), 1.0)
+    if abs(high / wide - 1) < 0.01:
+        return film
+    rows, columns = film.image.shape
+    edge = min(high, wide)
+    size = (max(1, round(rows * high / edge)), max(1, round(columns * wide / edge)))
+
+    def resampled(image: Tensor) -> Tensor:
+        return F.interpolate(image[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
+
+    image, covered = resample_covered(resampled, film.image, film.covered)
+    pitch = film.pixel_pitch_mm and (rows * high / size[0], columns * wide / size[1])
+    return film.saying(
+        f"{film.name} has pixels {high / wide:.3g} times as high as wide and was resampled to square ones.",
+        image=image,
+        covered=covered,
+        pixel_pitch_mm=pitch,
+    )
+
+
+def place_by_pitch(film: Film) -> Film:
+    """Scaled by pixel pitch and distances, middle on middle of the view's detector."""
+    facts = {**film.facts, "pixel_spacing_mm": film.pixel_pitch_mm}
+    image, covered = film.image, film.covered
+    if not states_pitch(facts, film.stated):
+        # where nothing says how large a pixel is, what is left after cropping is all there is
+        inside = covered_rectangle(covered)
+        image, covered = image[inside], covered[inside]
+    view, shape = film.view, (image.shape[0], image.shape[1])
+    if states_pitch(facts, film.stated) or film.intensity == "line_integral":  # of this project: from edge to edge
+        pixel_mm, notes = pixel_size_on_detector(facts, view, shape, film.stated)
+    else:
+        edge, note, whole = cassette_pixel_mm(shape, view, film.name)
+        pixel_mm, notes = (edge, edge), [note] if whole else []
+        film = film if whole else replace(film, warnings=(*film.warnings, note))
+    if image.shape == view.detector_size and all(abs(mm / view.pixel_pitch_mm - 1) < 1e-5 for mm in pixel_mm):
+        return film.saying(*notes, image=image, covered=covered)  # it is that detector already
+    image, covered = resample_covered(lambda x: place_on_detector(x, view, pixel_mm), image, covered)
+    return film.saying(*notes, image=image, covered=covered)
+
+
+def place_edge_to_edge(films: Sequence[Film]) -> list[Film]:
+    """Films that cover the detector exactly, on its pixels.
+
+    Raises:
+        InputError: if they differ in size from each other, in aspect from the detector, or have oblong pixels.
+    """
+    first = films[0]
+    for film in films:
+        pitch = film.pixel_pitch_mm
+        if pitch and abs(pitch[0] / pitch[1] - 1) > 0.01:
+            raise InputError(
+                f"radiograph {film.path} has pixels of {pitch[0]:g}×{pitch[1]:g} mm; resample it to square pixels."
+            )
+        if film.image.shape != first.image.shape:
+            raise InputError(
+                f"radiograph {film.path} has {size_text(film.image.shape)} pixels, {first.path} has "
+                f"{size_text(first.image.shape)}; all views need the same size."
+            )
+    rows, columns = first.image.shape
+    size = first.view.detector_size
+    if (rows, columns) == size:
+        return list(films)
+    if rows * size[1] != columns * size[0]:
+        raise InputError(
+            f"radiograph {first.path} has {size_text((rows, columns))} pixels, the geometry's detector "
+            f"{size_text(size)}; crop it to that aspect ratio, or scale it by its own pitch (fit=pitch)."
+        )
+
+    def resampled(image: Tensor) -> Tensor:
+        return F.interpolate(image[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
+
+    placed = [resample_covered(resampled, film.image, film.covered) for film in films]
+    return [film.saying(image=image, covered=covered) for film, (image, covered) in zip(films, placed, strict=True)]
+
+
+def size_text(shape: Sequence[int]) -> str:
+    """Rows × columns, for sentences."""
+    return f"{shape[0]}×{shape[1]}"

@@ -1,0 +1,261 @@
+"""What is decided by looking at films: markers, turn, polarity, what is clipped, and whether two belong together.
+
+Each step maps a :class:`~drr2ct.transforms.radiographs.film.Film` to the next. What a header states is not decided
+here, and nothing is where the user says that the film is right as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
+from drr2ct.transforms.detector import covered_rectangle, pixel_size_on_detector, resample_covered, states_pitch
+from drr2ct.transforms.geometry import View
+from drr2ct.transforms.radiographs.agreement import (
+    agreement_note,
+    agreement_warning,
+    compare_views,
+    missing_exposure,
+    moved_view,
+)
+from drr2ct.transforms.radiographs.film import Film
+from drr2ct.transforms.radiographs.intensity import QUANTILES, quantiles_for_field
+from drr2ct.transforms.radiographs.markers import fill, find_markers, marker_note
+from drr2ct.transforms.radiographs.orientation import (
+    LIKENESS,
+    OTHER_VIEW,
+    SURE,
+    Orientation,
+    choose_orientation,
+    is_lateral,
+    orientation_scores,
+    side_note,
+)
+from drr2ct.transforms.radiographs.saturation import NOTED, censored_difference, clipping_notes, find_clipping
+from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM
+from drr2ct.transforms.validation import InputError
+
+TURNS = {
+    "as-is": Orientation(),
+    "mirrored": Orientation(mirrored=True),
+    "upside-down": Orientation(upside_down=True),
+    "half-turn": Orientation(upside_down=True, mirrored=True),
+    "clockwise": Orientation(transposed=True, mirrored=True),
+    "anticlockwise": Orientation(transposed=True, upside_down=True),
+}
+"""What the user says has to be done to a stored picture, whatever a header states: nothing, or one of these."""
+
+ORIENTATIONS = ("auto", *TURNS)
+"""``auto``: by the header, else by looks; or one of :data:`TURNS`."""
+
+
+def fill_burned_in(film: Film) -> Film:
+    """Markers and labels of a picture, filled from their surroundings."""
+    if film.intensity != "display":
+        return film
+    mask = find_markers(film.image) & film.covered
+    note = marker_note(mask, film.name)
+    return film if note is None else film.saying(note, image=fill(film.image, mask))
+
+
+def turn_as_told(film: Film, orientation: str, feet_first: bool) -> Film:
+    """Upright, by what the user says.
+
+    Args:
+        film: on its own pixels, as stored.
+        orientation: one of :data:`TURNS`.
+        feet_first: row 0 is caudal once that is done.
+    """
+    turn, pitch = TURNS[orientation], film.pixel_pitch_mm
+    flips = [0] if feet_first else []
+    done = "is upright as it is stored" if turn.as_stored else f"was {turn}"
+    return film.saying(
+        f"{film.name} {done}, as stated.",
+        image=turn.turn(film.image).flip(flips),
+        covered=turn.turn(film.covered).flip(flips),
+        pixel_pitch_mm=pitch[::-1] if pitch and turn.transposed else pitch,
+    )
+
+
+def turn_by_looks(
+    film: Film,
+    falling: Callable[[], Film],
+    edge_to_edge: bool,
+    inverted: bool | None,
+    decide: bool = True,
+    others: Sequence[tuple[View, Mapping[str, Any]]] = (),
+) -> Film:
+    """Upright and dense-is-high, by what looks most like the training set's radiographs.
+
+    Args:
+        film: turned as its header states, if that states anything.
+        falling: of raw numbers, gives the film that they make if they fall with intensity where they were taken to
+            rise, or the other way round.
+        edge_to_edge: the film covers the detector exactly.
+        inverted: what the user says of a picture: dense is dark (True) or bright (False) in it.
+        decide: False takes its turn as it is.
+        others: the geometry's other views, and what radiographs usually look like in them.
+
+    Raises:
+        InputError: if it is not clear how the film has to be turned, or if it looks more like another view.
+    """
+    calibrated = film.intensity == "line_integral"
+    sides = () if film.oriented or is_lateral(film.view) or calibrated else (side_note(film.name),)
+    known = False if calibrated else inverted
+    if film.usual is None:
+        if decide and not (calibrated or film.oriented):
+            unknown = "without statistics of the training set's radiographs that is not looked at"
+            sides = (f"{film.name} is taken to be upright, the patient of a lateral facing left: {unknown}.", *sides)
+        if inverted and film.intensity == "display":
+            return _inverted(film, falling).saying(f"{film.name} was inverted, as stated.", *sides)
+        return film.saying(*sides)
+    template = np.asarray(film.usual["thumbnail"], dtype=np.float32)
+    detector_mm = film.view.detector_size[0] * film.view.pixel_pitch_mm
+    scores = orientation_scores(_seen(film), template, detector_mm, _pixel_mm(film, edge_to_edge))
+    turnable = decide and not film.oriented
+    if turnable and not calibrated:
+        _check_view(film, max(scores.values()), others, edge_to_edge)
+    if not turnable:
+        scores = {state: score for state, score in scores.items() if state.as_stored}
+    try:
+        best, notes = choose_orientation(scores, film.view, film.path, known)
+    except InputError as unclear:
+        if turnable and not calibrated:
+            raise
+        best, notes = Orientation(inverted=bool(known)), []
+        if turnable:
+            notes = [f"{film.name} was not turned by its looks, which are not clear ({unclear})"]
+    if known and best.inverted:
+        notes = [note for note in notes if "was inverted" not in note] + [f"{film.name} was inverted, as stated."]
+    if best.inverted:
+        film = _inverted(film, falling)
+    pitch = film.pixel_pitch_mm
+    return film.saying(
+        *notes,
+        *sides,
+        image=best.turn(film.image),
+        covered=best.turn(film.covered),
+        pixel_pitch_mm=pitch[::-1] if pitch and best.transposed else pitch,
+    )
+
+
+def _check_view(film: Film, own: float, others: Sequence[tuple[View, Mapping[str, Any]]], edge_to_edge: bool) -> None:
+    """Refuse a film that is another view's, turned however."""
+    if own > SURE:
+        return
+    for view, usual in others:
+        template = np.asarray(usual["thumbnail"], dtype=np.float32)
+        detector_mm = view.detector_size[0] * view.pixel_pitch_mm
+        score = max(orientation_scores(_seen(film), template, detector_mm, _pixel_mm(film, edge_to_edge)).values())
+        if score > max(own + OTHER_VIEW, LIKENESS):
+            raise InputError(
+                f"radiograph {film.path} was given for view {film.view.name} and looks like view {view.name} "
+                f"({score:.2f} against {own:.2f}); check the order of the files, or say that it is right as it is "
+                "(--orientation as-is)."
+            )
+
+
+def know_what_is_clipped(film: Film) -> Film:
+    """What is at an end of the scale within the patient is not known; nor is the exposure that did it.
+
+    A raw film whose open field is at full scale was exposed beyond it, by an unknown factor: line integrals in the
+    patient are too low by one amount, which is found by comparison with the training set's.
+
+    Args:
+        film: on its view's detector; a picture not yet matched, which
+            :func:`~drr2ct.transforms.radiographs.scale.match_with_usual` does.
+    """
+    if film.intensity == "line_integral":
+        return film
+    clipping = find_clipping(film.image, film.covered)
+    notes, warnings = clipping_notes(clipping, film.name)
+    film = film.saying(*notes, warnings=(*film.warnings, *warnings))
+    if film.intensity == "display":
+        return replace(film, body=clipping.body)
+    stored = film.pixels.values
+    end = film.pixels.low if film.pixels.counts_fall else film.pixels.high
+    saturated = float((stored == end).mean())
+    if saturated < NOTED:
+        return film
+    text = f"{film.name}: {saturated:.0%} of the picture is at full scale, so its exposure is not known"
+    if film.usual is None:
+        return film.saying(f"{text}; line integrals are too low.", exposure_known=False)
+    quantiles = quantiles_for_field(film.usual, float(film.covered.float().mean()))
+    image = film.image / LINE_INTEGRAL_SCALE
+    missing = max(censored_difference(quantiles, image, clipping), 0.0)
+    image = image + missing * clipping.body
+    lowest = np.asarray(quantiles)[: max(1, round(clipping.shares[0] * QUANTILES))].mean()
+    image = torch.where(clipping.thin, torch.full_like(image, float(lowest)), image)
+    return film.saying(
+        f"{text}: {missing * LINE_INTEGRAL_SCALE:.2f} was added to the line integrals in the patient, by comparison "
+        "with the training radiographs.",
+        image=image * LINE_INTEGRAL_SCALE,
+        body=clipping.body,
+        exposure_known=False,
+    )
+
+
+def bring_together(films: Sequence[Film]) -> list[Film]:
+    """Two views of one patient: the second at the height and size at which their rows agree best.
+
+    Args:
+        films: on their detectors, in line integrals; other numbers of views than two are left as they are.
+    """
+    if len(films) != 2:
+        return list(films)
+    first, second = films
+    known = [film.intensity != "display" and film.exposure_known and film.air_seen for film in films]
+    views = [film.view for film in films]
+    if known == [True, False] and second.intensity == "transmission" and second.body is not None:
+        offset = missing_exposure(first.image, second.image, second.body, views)
+        second = second.saying(
+            f"{second.name}: {offset:+.2f} was added to its line integrals in the patient, so that its rows sum up to "
+            f"those of {first.name}.".replace("-", "−"),
+            image=(second.image + offset * second.body).clamp(min=0),
+        )
+    agreement = compare_views(
+        torch.stack([first.image, second.image]),
+        torch.stack([first.covered, second.covered]),
+        views,
+        exposures_known=all(known),
+        scalable=not all(states_pitch(film.facts, film.stated) for film in films),
+    )
+    if agreement is not None and agreement.moved:
+        image, covered = resample_covered(lambda x: moved_view(x, second.view, agreement), second.image, second.covered)
+        second = replace(second, image=image, covered=covered)
+    warning = agreement_warning(agreement, all(known))
+    second = second.saying(
+        agreement_note(agreement, second.name), warnings=(*second.warnings, *([warning] if warning else []))
+    )
+    return [first, second]
+
+
+def _inverted(film: Film, falling: Callable[[], Film]) -> Film:
+    """The film with dense high, where it was low."""
+    if film.intensity == "display":
+        return replace(film, image=(DISPLAY_MAXIMUM - film.image) * film.covered)
+    return falling()
+
+
+def _seen(film: Film) -> Float[Tensor, "r c"]:
+    """The part of the image that shows anything."""
+    return film.image[covered_rectangle(film.covered)]
+
+
+def _pixel_mm(film: Film, edge_to_edge: bool) -> float | None:
+    """Edge length of a pixel on the view's detector, if it is known."""
+    rows, columns = film.image.shape
+    if edge_to_edge:
+        return film.view.detector_size[0] * film.view.pixel_pitch_mm / rows
+    facts = {**film.facts, "pixel_spacing_mm": film.pixel_pitch_mm}
+    if not states_pitch(facts, film.stated):
+        return None
+    size, _ = pixel_size_on_detector(facts, film.view, (rows, columns), film.stated)
+    return max(size)

@@ -1,0 +1,139 @@
+"""What a radiograph does not tell: pixels at full scale, and pixels at black within the patient.
+
+A detector that was over-exposed, a window that cuts, a picture whose contrast was equalised: there a pixel only says
+"at least" or "at most". Such pixels are part of the body's distribution, at its ends, and not of the background; where
+a histogram is matched, they stand for that end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy import ndimage
+from torch import Tensor
+
+from drr2ct.transforms.radiographs.intensity import BODY_LEVEL, QUANTILES
+
+NOTED = 0.01
+"""Part of the body at an end of the scale from which on it is said."""
+
+MUCH = 0.15
+"""Part of the body from which on there is a warning."""
+
+_LEVEL = 2.0**-9  # of the range: half a step of 8 bits
+_WORKING = 512  # pixels along the longer side at which the body's outline is found
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Where the numbers are an end of the scale, and the body with them.
+
+    Args:
+        thin: pixels of the body that attenuate at most what they say: at the lowest value, or over-exposed.
+        dense: pixels of the body that attenuate at least what they say: at the highest value.
+        body: the patient: what attenuates, and what it encloses.
+    """
+
+    thin: Bool[Tensor, "rows columns"]
+    dense: Bool[Tensor, "rows columns"]
+    body: Bool[Tensor, "rows columns"]
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Parts of the body that are thin and dense."""
+        total = max(int(self.body.sum()), 1)
+        return int(self.thin.sum()) / total, int(self.dense.sum()) / total
+
+    @property
+    def unknown(self) -> Bool[Tensor, "rows columns"]:
+        """Either."""
+        return self.thin | self.dense
+
+
+def find_clipping(image: Float[Tensor, "rows columns"], covered: Bool[Tensor, "rows columns"]) -> Clipping:
+    """Pixels of the body at the ends of a radiograph's scale.
+
+    The lowest value beside the patient is air, and known; enclosed by the patient it is not.
+
+    Args:
+        image: dense is high; any unit.
+        covered: what the radiograph shows.
+    """
+    none = torch.zeros_like(covered)
+    if not covered.any():
+        return Clipping(none, none, none)
+    values = image[covered]
+    low, high = float(values.min()), float(values.max())
+    span = max(high - low, 1e-9)
+    step = max(1, max(image.shape) // _WORKING)
+    attenuating = (image > low + BODY_LEVEL * span) & covered
+    body = attenuating | (_enclosed(attenuating, covered, step) & covered)
+    thin = body & (image <= low + _LEVEL * span)
+    dense = body & (image >= high - _LEVEL * span)
+    return Clipping(thin, dense, body)
+
+
+def clipping_notes(clipping: Clipping, name: str) -> tuple[list[str], list[str]]:
+    """What is said of a radiograph's unknown pixels: sentences, and warnings."""
+    thin, dense = clipping.shares
+    parts = [
+        text
+        for share, text in (
+            (dense, f"{dense:.0%} of the body at full scale"),
+            (thin, f"{thin:.0%} of it, enclosed by the body, at the least"),
+        )
+        if share >= NOTED
+    ]
+    if not parts:
+        return [], []
+    text = f"{name} is clipped, {' and '.join(parts)}: what lies there is not known and is taken from the training set"
+    if max(thin, dense) < MUCH:
+        return [f"{text}."], []
+    return [], [f"{text}; do not trust the volume there."]
+
+
+def censored_difference(
+    quantiles: Sequence[float],
+    image: Float[Tensor, "rows columns"],
+    clipping: Clipping,
+) -> float:
+    """By how much ``quantiles`` exceed those of an image's body where it is not clipped.
+
+    The clipped pixels count as the ends of the distribution, so that the rest is compared with its like: what an
+    exposure beyond the detector's full scale takes away.
+
+    Args:
+        quantiles: of the body in a training radiograph; see
+            :func:`~drr2ct.transforms.radiographs.intensity.radiograph_quantiles`.
+        image: in their unit.
+        clipping: of the image.
+    """
+    if not clipping.body.any():
+        return 0.0
+    places = np.linspace(0, 1, QUANTILES)
+    own = np.quantile(image[clipping.body].double().cpu().numpy(), places)
+    thin, dense = clipping.shares
+    known = (places > max(thin + 0.1, 0.25)) & (places < min(1 - dense - 0.02, 0.95))
+    return float(np.median(np.asarray(quantiles)[known] - own[known])) if known.any() else 0.0
+
+
+def _enclosed(
+    attenuating: Bool[Tensor, "rows columns"], covered: Bool[Tensor, "rows columns"], step: int
+) -> Bool[Tensor, "rows columns"]:
+    """What the body encloses, found on every ``step``-th pixel: what is connected to neither side of the field.
+
+    The field's upper and lower edges cut through the patient: what touches only those is enclosed.
+    """
+    small = attenuating[::step, ::step].cpu().numpy()
+    seen = covered[::step, ::step].cpu().numpy()
+    closed = ndimage.binary_closing(small, iterations=2) | small
+    labels, _ = ndimage.label(~closed & seen)
+    columns = np.flatnonzero(seen.any(axis=0))
+    beside = np.unique(labels[:, [columns[0], columns[-1]]]) if columns.size else np.zeros(1, dtype=int)
+    holes = (labels > 0) & ~np.isin(labels, beside) | (closed & ~small)
+    whole = np.kron(holes, np.ones((step, step), dtype=bool))[: attenuating.shape[0], : attenuating.shape[1]]
+    return torch.from_numpy(whole).to(attenuating.device) & ~attenuating
