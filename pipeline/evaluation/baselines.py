@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from monai.data import MetaTensor
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
+from drr2ct.networks.cascade import ProgressiveCascade
 from drr2ct.networks.lifting import BackprojectionLift
 from drr2ct.pipeline.data.datalist import load_parts
 from drr2ct.pipeline.data.identity import trained_on
@@ -93,22 +95,50 @@ def _thumbnail(image: Float[Tensor, "views h w"]) -> Float[Tensor, "views h w"]:
     return F.adaptive_avg_pool2d(image.cpu().float(), size)
 
 
+def without_finest_stage(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """What a cascade gives without its finest stage: the coarser volume, upsampled to the same grid.
+
+    That is the shipped coarser network where its weights were kept while the finest stage was trained; a finer network
+    must beat it, or its voxels hold nothing new.
+
+    Args:
+        network: a cascade, see ``drr2ct.networks``.
+
+    Returns:
+        radiographs (views, H, W) → (1, N, N, N) in [0, 1] over the HU window; None if only one stage gives a volume.
+    """
+    if not isinstance(network, ProgressiveCascade) or len(network.outputs) < 2:
+        return None
+    coarser = copy.deepcopy(network).eval()
+    for parameter in coarser.outputs[-1].parameters():
+        nn.init.zeros_(parameter)
+    device = next(coarser.parameters()).device
+
+    def predict(image: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return coarser(image.as_subclass(Tensor)[None].to(device).float())[0, :1].cpu()
+
+    return predict
+
+
 def evaluate_baselines(
     test: Sequence[Mapping[str, Any]],
     training: Sequence[Mapping[str, Any]],
     load: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     geometry: BiplanarGeometry,
     figures: Sequence[str] = FIGURES,
+    coarser: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Figures of each baseline on the same patients: baseline → patient → figure → value.
 
     Args:
         test: data list items to judge on.
-        training: items that may be learned from, those that cannot be read are left out; without any, only
-            ``backprojection`` is computed.
+        training: items that may be learned from, those that cannot be read are left out; without any there
+            is no ``mean_volume`` and no ``nearest_patient``.
         load: item → sample, see ``files_to_samples``.
         geometry: of the samples.
         figures: names, see ``ReconstructionMetric``.
+        coarser: radiographs → volume, see :func:`without_finest_stage`; its baseline is ``coarser_stages``.
     """
     metric = ReconstructionMetric(figures)
     mean: Tensor | None = None
@@ -128,6 +158,8 @@ def evaluate_baselines(
         sample = load(item)
         truth, patient = to_hu(sample["label"]), str(item["patient"])
         made = {"backprojection": backproject(sample["image"], geometry, _box_mm(truth))}
+        if coarser is not None:
+            made["coarser_stages"] = to_hu(coarser(sample["image"]))
         if mean is not None:
             made["mean_volume"] = to_hu(mean / len(learned))
             own = _thumbnail(sample["image"])
@@ -146,11 +178,12 @@ def write_baselines(
     load: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     geometry: BiplanarGeometry,
     split: tuple[Sequence[float], int] = ((0.8, 0.1, 0.1), 0),
+    network: nn.Module | None = None,
 ) -> None:
     """Write ``baselines.csv`` and ``baselines.json`` beside an evaluation's ``patients.json``; one process does.
 
     Only patients that the checkpoint was trained on are learned from; where the data set holds none of them,
-    back-projection is the only baseline.
+    there is no mean volume and no nearest patient.
 
     Args:
         output_dir: of the evaluation.
@@ -160,13 +193,15 @@ def write_baselines(
         load: item → sample.
         geometry: of the samples.
         split: fractions and seed, for a data set without ``dataset.json``.
+        network: that is judged; of a cascade of several outputs, its coarser stages are a baseline too.
     """
     if not is_main_process():
         return
     # a data set for testing has no other part
     candidates = load_parts(dataset_dir, [view.name for view in geometry.views], *split, "skip")["training"]
     training = trained_on(description, candidates)
-    found = evaluate_baselines(test, training, load, geometry)
+    coarser = None if network is None else without_finest_stage(network)
+    found = evaluate_baselines(test, training, load, geometry, coarser=coarser)
     model = read_patients(output_dir)
     entries, rows = {}, []
     for name, figures in found.items():

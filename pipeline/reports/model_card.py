@@ -24,6 +24,7 @@ from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError, existing_file
 
 BASELINES = {
+    "coarser_stages": "its coarser stages alone, upsampled",
     "mean_volume": "mean of the training CTs",
     "nearest_patient": "nearest training patient",
     "backprojection": "back-projection",

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from drr2ct.pipeline.evaluation.baselines import backproject, evaluate_baselines, write_baselines
+from drr2ct.networks.zoo import create_network
+from drr2ct.pipeline.evaluation.baselines import (
+    backproject,
+    evaluate_baselines,
+    without_finest_stage,
+    write_baselines,
+)
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
@@ -79,3 +85,22 @@ def test_only_an_empty_training_part_means_that_there_is_none(tmp_path):
     assert list(baselines([])) == ["backprojection"]
     with pytest.raises(InputError, match="does not exist"):
         baselines([{"patient": "gone", "label": "gone/gone.nii.gz"}])
+
+
+def test_the_coarser_stages_are_the_network_before_its_finest_stage():
+    geometry = BiplanarGeometry.from_angles(VolumeGrid(32), detector_size=64)
+    network = create_network("cascade128", geometry=geometry).eval()
+    assert len(network.outputs) == 2
+    with torch.no_grad():
+        network.outputs[-1].conv_block.bias.fill_(0.25)
+    image = torch.rand(2, 64, 64)
+    coarser = without_finest_stage(network)
+    with torch.no_grad():
+        assert torch.allclose(network(image[None])[0], coarser(image) + 0.25, atol=1e-5)  # and the network is as it was
+    one = create_network("cascade64", geometry=BiplanarGeometry.from_angles(VolumeGrid(16), detector_size=32))
+    assert without_finest_stage(one) is None
+
+    item = {"patient": "t", "image": image, "label": coarser(image).clamp(0, 1)}
+    got = evaluate_baselines([item], [], lambda item: item, geometry, ["mae_hu"], coarser)
+    assert got["coarser_stages"]["t"]["mae_hu"] == pytest.approx(0, abs=1)
+    assert got["backprojection"]["t"]["mae_hu"] > 10
