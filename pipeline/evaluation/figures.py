@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from drr2ct.pipeline.evaluation.similarity import (
     Volume,
     chirality_margin,
     decibels,
+    detail_explained,
     gradient_similarity,
     legacy_x2ct_psnr,
     ms_ssim_from,
@@ -25,7 +27,7 @@ from drr2ct.transforms.volume import HU_WINDOW
 
 WINDOW_NAMES = tuple(f"{what}{s}{where}" for s in WINDOWS for where in ("", "_body") for what in ("psnr", "ssim"))
 HU_NAMES = ("mae_hu", *(f"{what}_hu_{name}" for name in ("body", *TISSUES) for what in ("mae", "bias")))
-OTHER_NAMES = ("gms_body", "chirality_db", "legacy_x2ct_psnr")
+OTHER_NAMES = ("gms_body", "detail_explained", "chirality_db", "legacy_x2ct_psnr")
 STRUCTURE_NAMES = tuple(f"{what}_{name}" for name in STRUCTURES for what in ("dice", "nsd", "hd95"))
 
 FIGURES = (
@@ -106,8 +108,8 @@ def hu_figures(pred: Volume, truth: Volume, body: Mask) -> dict[str, float]:
     return figures
 
 
-def other_figures(pred: Volume, truth: Volume, body: Mask) -> dict[str, float]:
-    """Gradient similarity in the body, chirality margin, and PSNR as older tables have it."""
+def other_figures(pred: Volume, truth: Volume, body: Mask, spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Gradient similarity in the body, detail, chirality margin, and PSNR as older tables have it."""
     low, high = DEFAULT_WINDOW
     pred, truth = pred.clamp(low, high), truth.clamp(low, high)
     similarity = gradient_similarity(pred, truth, high - low)
@@ -115,6 +117,7 @@ def other_figures(pred: Volume, truth: Volume, body: Mask) -> dict[str, float]:
     count = int(body.sum())
     return {
         "gms_body": in_body / count if count else math.nan,
+        "detail_explained": detail_explained(pred, truth, spacing_mm),
         "chirality_db": chirality_margin(pred, truth, high - low),
         "legacy_x2ct_psnr": legacy_x2ct_psnr(pred, truth),
     }

@@ -171,7 +171,7 @@ class ReconstructionMetric(RegressionMetric):
         if wanted & set(HU_NAMES):
             found |= hu_figures(pred, truth, body)
         if wanted & set(OTHER_NAMES):
-            found |= other_figures(pred, truth, body)
+            found |= other_figures(pred, truth, body, spacing)
         if wanted & set(STRUCTURE_NAMES):
             made, there = structure_masks(pred, body_mask(pred)), structure_masks(truth, body)
             for name in STRUCTURES:

@@ -13,7 +13,17 @@ from drr2ct.pipeline.evaluation.protocol import read_patients
 from drr2ct.transforms.validation import InputError, existing_file
 
 FORMAT = 1
-KEPT_FIGURES = ("psnr", "ssim", "psnr_full", "ssim_full", "mae_hu", "dice_lung", "dice_bone", "chirality_db")
+KEPT_FIGURES = (
+    "psnr",
+    "ssim",
+    "psnr_full",
+    "ssim_full",
+    "mae_hu",
+    "dice_lung",
+    "dice_bone",
+    "detail_explained",
+    "chirality_db",
+)
 """Of all that an evaluation measures, what is kept."""
 GROUPS = ("validation", "unseen")
 """Patients whom the best epoch was chosen by, and patients whom nothing was chosen by."""

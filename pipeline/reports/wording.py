@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from drr2ct.pipeline.evaluation.intervals import LEVEL
-from drr2ct.pipeline.evaluation.similarity import WINDOWS
+from drr2ct.pipeline.evaluation.similarity import DETAIL_FREQUENCY, WINDOWS
 from drr2ct.pipeline.evaluation.structures import SURFACE_TOLERANCE_MM, TISSUES
 
 NOT_MEASURED = "not measured"
@@ -19,6 +19,7 @@ _MEASURES = {
 _NAMED = {
     "ms_ssim": "Multi-scale SSIM",
     "gms_body": "Gradient similarity (sharpness), body",
+    "detail_explained": f"Detail below {1 / DETAIL_FREQUENCY:.0f} mm that is explained",
     "chirality_db": "Margin over the mirror image (dB)",
     "legacy_x2ct_psnr": "PSNR as older tables have it (X2CT, not comparable; dB)",
     "reprojection_mae": "Reprojection error (line integrals)",

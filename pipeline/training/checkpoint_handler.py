@@ -141,6 +141,9 @@ class CheckpointHandler:
 
     def _save(self, trainer: SupervisedTrainer, within_epoch: bool, improved: Sequence[str] = ()) -> None:
         """Write ``last.pt``; what it was becomes ``previous.pt``."""
+        within_epoch |= (
+            self._done % trainer.state.epoch_length != 0
+        )  # one that a time budget closes goes on, if resumed
         epoch_state = self.state.gathered(within_epoch)
         self._saved, self._saved_at = self._done, time.monotonic()
         if not is_main_process():

@@ -21,7 +21,9 @@ def annealed(rate: float, done: float, eta_min: float = 1e-6, warm_up: float = 0
 class TimeBudget:
     """Train for a stated time: anneal the learning rate by a cosine over it, and stop when it is used up.
 
-    For comparisons at equal time, and for demonstrations. Use it instead of a learning rate scheduler.
+    For comparisons at equal time, and for demonstrations. Use it instead of a learning rate scheduler. The epoch in
+    which the time ends is closed where it is, so that the last weights are validated; with more ``seconds``, a resumed
+    training goes on within it.
 
     Args:
         optimizer: whose learning rates are set, from their initial value down to ``eta_min``.
@@ -42,9 +44,12 @@ class TimeBudget:
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.used = 0.0
         self._began = 0.0
+        self._ended = False
 
     def attach(self, trainer: Engine) -> None:
         """Register on the trainer."""
+        trainer.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        trainer.add_event_handler(Events.TERMINATE, self._terminated)
         trainer.add_event_handler(Events.ITERATION_STARTED, self._iteration_started)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
 
@@ -56,6 +61,10 @@ class TimeBudget:
         """Go on from a checkpoint."""
         self.used = state["used"]
 
+    def _epoch_started(self, trainer: Engine) -> None:
+        if self.used >= self.seconds:  # a finished training is started again
+            trainer.terminate()
+
     def _iteration_started(self) -> None:
         self._began = time.monotonic()
         done = min(1.0, self.used / self.seconds)
@@ -65,4 +74,10 @@ class TimeBudget:
     def _iteration_completed(self, trainer: Engine) -> None:
         self.used += time.monotonic() - self._began
         if self.used >= self.seconds:
+            self._ended = True
             trainer.terminate()
+
+    def _terminated(self, trainer: Engine) -> None:
+        if self._ended:  # a termination leaves out what belongs to an epoch's end, even after its last step
+            self._ended = False
+            trainer.fire_event(Events.EPOCH_COMPLETED)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from drr2ct.networks import list_networks
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, merged_config, run_bundle
+from drr2ct.pipeline.training import time_budget
 from drr2ct.pipeline.training.recipes import train_growing
 from drr2ct.transforms.films import pose as film_pose
 from tests.bundle.conftest import SMALL, TRAIN
@@ -101,6 +104,33 @@ def test_early_stopping_ends_a_run_with_its_last_epoch_written(dataset: Path, tm
     with pytest.raises(Exception) as refused:
         train_with("early_stopping", dataset, tmp_path, 9, **still)
     assert "raise early_stopping_patience" in str(find_input_error(refused.value))
+
+
+def test_a_time_budget_validates_its_last_weights_and_goes_on_from_them(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(time_budget, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))  # a step is 1 s
+    run = tmp_path / "run"
+
+    def seconds(budget: float) -> dict[str, Any]:
+        return train_with("time_budget", dataset, run, epochs=100, batch_size=1, train_seconds=budget)
+
+    last = seconds(6)  # of four steps an epoch
+    assert (last["trainer"]["iteration"], last["description"]["epoch"]) == (6, 2)
+    rows = [(row["epoch"], row["phase"]) for row in read_rows(run / "epochs.csv")]
+    assert rows == [("1", "training"), ("1", "validation"), ("2", "training"), ("2", "validation")]
+    best = read_checkpoint(run / "checkpoints" / "best_psnr.pt")["best"]["psnr"]
+    assert best == pytest.approx(max(column(run, "psnr", "validation")), abs=1e-3)
+    assert column(run, "lr")[-1] < 0.2 * column(run, "lr")[0]
+
+    assert seconds(6)["trainer"]["iteration"] == 6  # there is no time left
+    last = seconds(11)
+    assert (last["trainer"]["iteration"], last["description"]["epoch"]) == (11, 3)
+    assert [row["epoch"] for row in read_rows(run / "epochs.csv")] == ["1", "1", "2", "2", "3", "3"]
+    last = seconds(12)  # its end is an epoch's end
+    assert (last["trainer"]["iteration"], last["description"]["epoch"]) == (12, 3)
+    assert len(column(run, "psnr", "validation")) == 3
 
 
 def test_what_is_frozen_stays(dataset: Path, tmp_path: Path) -> None:

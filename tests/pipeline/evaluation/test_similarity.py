@@ -33,6 +33,30 @@ def test_gradient_similarity_by_hand():
     torch.testing.assert_close(got, torch.full_like(got, expected))
 
 
+@pytest.mark.parametrize("size", [(24, 26, 28), (24, 24, 25)])
+def test_detail_is_a_share_of_the_spectrum_above_its_frequency(size):
+    spacing = (1.5, 2.0, 1.4)
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(1, *size, generator=generator)
+    pred = truth + torch.randn(1, *size, generator=generator) / 2
+    frequencies = np.meshgrid(*(np.fft.fftfreq(n, mm) for n, mm in zip(size, spacing, strict=True)), indexing="ij")
+    above = sum(f**2 for f in frequencies) > 1 / 11**2
+    taper = np.einsum("i,j,k->ijk", *(np.hanning(n) for n in size))
+    powers = [(np.abs(np.fft.fftn(x[0].numpy() * taper)) ** 2)[above].sum() for x in (pred - truth, truth)]
+    assert similarity.detail_explained(pred, truth, spacing) == pytest.approx(1 - powers[0] / powers[1], abs=1e-5)
+    assert similarity.detail_explained(truth, truth, spacing) == 1
+    assert similarity.detail_explained(-truth, truth, spacing) == pytest.approx(-3)
+    assert math.isnan(similarity.detail_explained(truth, truth, (5.6, 5.6, 5.6)))  # cannot hold it
+
+
+def test_what_is_smooth_is_no_detail():
+    place = torch.arange(64.0)
+    coarse, fine = (torch.sin(2 * math.pi * place / period).expand(1, 64, 64, 64) for period in (32, 5))
+    assert similarity.detail_explained(coarse, coarse + fine, (1.0,) * 3) == pytest.approx(0, abs=1e-3)
+    assert similarity.detail_explained(3 * coarse + fine, coarse + fine, (1.0,) * 3) == pytest.approx(1, abs=1e-3)
+    assert similarity.detail_explained(coarse + fine, coarse + fine.roll(2, 3), (1.0,) * 3) < -0.5  # in a wrong place
+
+
 def test_legacy_figure_by_hand():
     truth = torch.full((1, 12, 12, 12), -1024.0)
     pred = truth.clone()
