@@ -39,7 +39,10 @@ def run_fold(patient: str, cts: dict[str, Path], folder: Path, arguments: argpar
     plan = CohortPlan(others, geometry, count, watched, 0, seed=arguments.seed, variation=WIDE)
     write_cohort(folder / "data", plan)
     common = {"dataset_dir": str(folder / "data"), "seed": arguments.seed}
-    configs = [bundle_file(f"configs/{name}.yaml") for name in ("train", f"networks/{arguments.network}", "demo")]
+    configs = [
+        bundle_file(f"configs/{name}.yaml")
+        for name in ("train", f"networks/{arguments.network}", "recipes/time_budget", "demo")
+    ]
     run_bundle(configs, {**common, "train_seconds": arguments.seconds, "output_dir": str(folder / "run")})
     overrides = {
         "datalist": [{"patient": patient, "label": str(cts[patient].resolve())}],
