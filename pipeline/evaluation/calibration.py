@@ -215,7 +215,7 @@ def run_calibration(
         for name in (PARTS if part == "all" else (part,))
         for item in load_datalist(dataset_dir, name, views, *split)
     ]
-    refuse_leakage(checkpoint, description, items, calibrated=False)
+    refuse_leakage(checkpoint, description, items)
     head.reset_calibration()
     load = files_to_samples(network.config.geometry, description["mode"], **(reading or {}))
     scores = []

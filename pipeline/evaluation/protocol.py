@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,48 +22,68 @@ from drr2ct.pipeline.checkpoints.files import weights_sha256
 from drr2ct.pipeline.data.identity import trained_on
 from drr2ct.pipeline.evaluation.similarity import WINDOWS
 from drr2ct.pipeline.evaluation.statistics import PairedDifference, Summary, compare_paired, summarise
+from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.pipeline.running.engines import batch_patients
 from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
 from drr2ct.transforms.files import write_csv, write_json
 from drr2ct.transforms.validation import InputError, existing_file
 
 FORMAT = 1
+logger = logging.getLogger(__name__)
 
 Figures = Mapping[str, Mapping[str, float]]
 """Patient → figure → value; NaN where it is not defined."""
 
 
 def refuse_leakage(
-    checkpoint: str | Path,
-    description: Mapping[str, Any],
-    datalist: Sequence[Mapping[str, Any]],
-    calibrated: bool = True,
+    checkpoint: str | Path, description: Mapping[str, Any], datalist: Sequence[Mapping[str, Any]]
 ) -> None:
     """Refuse to evaluate a checkpoint on patients that it was trained on, also under another path or file name.
-
-    Patients that its bounds are calibrated on are refused too, as the bounds cover them by construction.
 
     Args:
         checkpoint: its path, for the message.
         description: what the checkpoint says of itself.
         datalist: items to be evaluated.
-        calibrated: whether those of a calibration count; not for the next calibration.
 
     Raises:
         InputError: naming the patients.
     """
-    interval = description.get("interval") if calibrated else None
-    known: dict[str, Mapping[str, Any]] = {"trained": description}
-    if interval is not None:
-        known["calibrated"] = {"patients": {"training": interval["patients"]}, "training_cts": interval["cts"]}
-    for how, patients in known.items():
-        leaked = sorted(str(item["patient"]) for item in trained_on(patients, datalist))
-        if leaked:
-            names = ", ".join(leaked[:5]) + (f" and {len(leaked) - 5} more" if len(leaked) > 5 else "")
-            raise InputError(
-                f"checkpoint {checkpoint} was {how} on {len(leaked)} of the {len(datalist)} patients to be evaluated "
-                f"({names}); choose others, or the split (dataset.json, split_fractions, split_seed) of the training."
-            )
+    leaked = sorted(str(item["patient"]) for item in trained_on(description, datalist))
+    if leaked:
+        raise InputError(
+            f"checkpoint {checkpoint} was trained on {len(leaked)} of the {len(datalist)} patients to be evaluated "
+            f"({_some(leaked)}); choose others, or the split (dataset.json, split_fractions, split_seed) of the "
+            "training."
+        )
+
+
+def bounds_to_judge(description: Mapping[str, Any], datalist: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a network's bounds can be judged on these patients.
+
+    They cover by construction those whom they are calibrated on. If one of the patients is such, bounds are not judged,
+    and it is said; the estimate knows nothing of a calibration, and is.
+
+    Args:
+        description: what the checkpoint says of itself.
+        datalist: items to be evaluated.
+    """
+    if not description["config"].get("interval"):
+        return False
+    calibration = description.get("interval")
+    if calibration is None:  # as they were trained
+        return True
+    known = {"patients": {"training": calibration["patients"]}, "training_cts": calibration["cts"]}
+    seen = sorted(str(item["patient"]) for item in trained_on(known, datalist))
+    if seen and is_main_process():
+        logger.warning(
+            "The bounds were calibrated on %d of the %d patients (%s): the estimate is judged, the bounds are not.",
+            len(seen), len(datalist), _some(seen),
+        )  # fmt: skip
+    return not seen
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def model_facts(
