@@ -20,10 +20,10 @@ PATIENTS = ("p0", "p1", "p2", "p3")
 """Of these, all but the last are trained on, and the last is validated on."""
 
 
-def make_run(folder: Path, name: str = "cascade64", seed: int = 0, **config: Any) -> Path:
+def make_run(folder: Path, name: str = "cascade64", seed: int = 0, interval: bool = False, **config: Any) -> Path:
     """A finished run of three epochs that take 10, 20 and 30 s, and its best checkpoint, of epoch 2."""
     torch.manual_seed(seed)
-    network = create_network(name)
+    network = create_network(name, interval=interval)
     parts = {"training": PATIENTS[:-1], "validation": PATIENTS[-1:]}
     about = describe(network, name, "cube", {part: [{"patient": p} for p in names] for part, names in parts.items()})
     progress = {"epoch": 2, "iteration": 6, "metrics": {"psnr": 20.0}, "calibration": {"kept": [1.5, 2.5]}}

@@ -23,6 +23,9 @@ KEPT_FIGURES = (
     "dice_bone",
     "detail_explained",
     "chirality_db",
+    "interval_coverage",
+    "interval_width_hu",
+    "interval_rank",
 )
 """Of all that an evaluation measures, what is kept."""
 GROUPS = ("validation", "unseen")

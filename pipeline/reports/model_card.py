@@ -223,11 +223,27 @@ def _training(network: ShippedNetwork) -> Iterator[tuple[str, str]]:
     for key, what in (("batch_size", "batch"), ("learning_rate", "learning rate")):
         if training.get(key) is not None:
             yield what, f"{training[key]:g}" if isinstance(training[key], float) else str(training[key])
+    if about.get("interval"):
+        yield "bounds calibrated on", _calibration_text(about["interval"])
     if about.get("metrics"):
         yield (
             "last validation in training",
             ", ".join(f"{name} {value:.4g}" for name, value in sorted(about["metrics"].items())),
         )
+
+
+def _calibration_text(calibration: Mapping[str, Any]) -> str:
+    """Whom bounds are calibrated on, and what they covered of those without it and of each by the others'."""
+    text = (
+        f"{', '.join(calibration['patients'])}; meant to hold {calibration['level']:.0%} of a body's voxels, they held "
+        f"{calibration['uncalibrated']['mean']:.1%} before"
+    )
+    left_out = calibration["left_out"]
+    if left_out is not None:
+        text += (
+            f", and {left_out['mean']:.1%} of each ({left_out['least']:.1%} to {left_out['most']:.1%}) by the others'"
+        )
+    return text
 
 
 def _figures_table(title: str, entries: Mapping[str, Mapping[str, Any]]) -> str:

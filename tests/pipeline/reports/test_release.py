@@ -12,7 +12,7 @@ import torch
 
 from drr2ct.networks import network_config
 from drr2ct.pipeline.checkpoints.description import network_sentence, training_seconds
-from drr2ct.pipeline.checkpoints.files import DamagedCheckpointError, read_checkpoint, weights_sha256
+from drr2ct.pipeline.checkpoints.files import DamagedCheckpointError, read_checkpoint, weights_sha256, write_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.sample.cts import sample_ct
 from drr2ct.pipeline.reports import release as module
@@ -113,6 +113,27 @@ def test_the_finest_network_is_monais(run: Path, bundle: Path, tmp_path: Path) -
     assert formats["outputs"]["pred"]["num_channels"] == 1
     card = (bundle / "models" / "README.md").read_text()
     assert card.index("## cascade128") < card.index("## cascade64") and "**cascade128**" in card
+
+
+def test_calibrated_bounds_are_shipped_with_whom_they_rest_on(bundle: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "bounds", interval=True)
+    content = read_checkpoint(run / "checkpoints" / "best_psnr.pt")
+    calibration = {
+        "level": 0.9,
+        "patients": ["p3", "p4"],
+        "uncalibrated": {"mean": 0.825, "least": 0.8, "most": 0.85},
+        "left_out": {"mean": 0.859, "least": 0.82, "most": 0.898},
+    }
+    content["description"]["interval"] = calibration
+    calibrated = run / "checkpoints" / "calibrated.pt"
+    write_checkpoint(calibrated, content)
+    release(calibrated, "cascade64", bundle)
+    card = (bundle / "models" / "README.md").read_text()
+    line = next(line for line in card.splitlines() if "bounds calibrated on" in line)
+    for part in ("p3, p4", "90% of a body", "82.5% before", "85.9% of each (82.0% to 89.8%)"):
+        assert part in line
+    assert "time of its own training: 30 s" in card  # its run is found from the file
+    assert metadata_of(bundle)["network_data_format"]["outputs"]["pred"]["num_channels"] == 3
 
 
 def test_figures_are_those_of_evaluations_of_these_weights(run: Path, bundle: Path, tmp_path: Path) -> None:
