@@ -103,6 +103,16 @@ def assert_nothing_half_written(folder: Path) -> None:
 VOLUME = (20, 18, 16)
 
 
+def voxels(*size: float) -> np.ndarray:
+    """An affine with an origin as scans have it."""
+    affine = np.diag([*size, 1.0])
+    affine[:3, 3] = -95, -85, -75
+    return affine
+
+
+TEN = voxels(10, 10, 10)
+
+
 def put(**values: object) -> Callable[[pydicom.Dataset, int], None]:
     def change(data: pydicom.Dataset, k: int) -> None:
         for name, value in values.items():
@@ -112,7 +122,7 @@ def put(**values: object) -> Callable[[pydicom.Dataset, int], None]:
 
 
 def volume(values: Any, affine: np.ndarray | None = None, name: str = "bad.nii.gz") -> Callable[[Path], Path]:
-    return lambda source: write_nifti(source / name, values, affine)
+    return lambda source: write_nifti(source / name, values, TEN if affine is None else affine)
 
 
 def series(**arguments: Any) -> Callable[[Path], Path]:
@@ -190,15 +200,31 @@ def detached(source: Path) -> None:
     (source / "bad.raw").unlink()
 
 
-TEN = np.diag([10.0, 10, 10, 1])
-
-
 def padded(values: np.ndarray) -> np.ndarray:
     """−2000 outside the circle of reconstruction."""
     x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in values.shape[:2]), indexing="ij")
     values = values.copy()
     values[x**2 + y**2 > 1] = -2000
     return values
+
+
+def filled(values: np.ndarray, value: float) -> np.ndarray:
+    """The value outside the circle of reconstruction."""
+    outside = padded(values) == -2000
+    return np.where(outside, value, values).astype(values.dtype)
+
+
+def zero_outside(source: Path) -> None:
+    """0 HU outside the circle, as Pixel Padding Value says."""
+    values = filled(chest(SHAPE)[::-1, ::-1].round(), 0)
+    write_series(source / "bad", values, patient="bad", change=put(PixelPaddingValue=512))
+
+
+def air_outside(dest: Path) -> None:
+    inside = padded(chest(SHAPE)) > -2000
+    found = nib.as_closest_canonical(made()(dest)).get_fdata()
+    assert (found[~inside] == -1024).all()
+    np.testing.assert_allclose(found[inside], chest(SHAPE)[inside], atol=2)
 
 
 def stored_hu(data: pydicom.Dataset, k: int) -> None:
@@ -217,6 +243,44 @@ def two_acquisitions(source: Path) -> None:
 
     write_series(source / "bad" / "a", patient="bad", change=put(AcquisitionNumber=1))
     write_series(source / "bad" / "b", patient="bad", change=second)
+
+
+def counted_twice(source: Path) -> None:
+    """Nothing but the count says that the second half is another pass."""
+
+    def counted(start: int, shift: float) -> Callable[[pydicom.Dataset, int], None]:
+        def change(data: pydicom.Dataset, k: int) -> None:
+            data.InstanceNumber, data.SOPInstanceUID = start + k, generate_uid()
+            data.ImagePositionPatient = [-180.0, -160.0, 50.0 + shift + 10 * k]
+
+        return change
+
+    write_series(source / "bad" / "a", patient="bad", change=counted(1, 0))
+    write_series(source / "bad" / "b", patient="bad", change=counted(101, 5))
+
+
+def waits_for_contrast(source: Path) -> None:
+    """A few slices at one place before the scan begins."""
+
+    def waiting(data: pydicom.Dataset, k: int) -> None:
+        data.AcquisitionNumber, data.SOPInstanceUID = 1, generate_uid()
+        data.ImagePositionPatient = [-180.0, -160.0, 90.0]
+
+    write_series(source / "bad" / "a", patient="bad", change=waiting, skip=range(4, 16))
+    write_series(source / "bad" / "b", patient="bad", change=put(AcquisitionNumber=2))
+
+
+def coloured_slice(data: pydicom.Dataset, k: int) -> None:
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit = 7
+    data.PixelData = bytes(3 * data.Rows * data.Columns)
+
+
+def vendors_own(source: Path) -> None:
+    folder = write_series(source / "bad", patient="bad")
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.113619.5.2\0\0"))
 
 
 def bare(source: Path) -> None:
@@ -279,11 +343,11 @@ def side_file(source: Path) -> None:
 
 
 def misnamed(source: Path) -> None:
-    write_nifti(source / "bad.nii", chest(VOLUME)).rename(source / "bad.nii.gz")
+    write_nifti(source / "bad.nii", chest(VOLUME), TEN).rename(source / "bad.nii.gz")
 
 
 def packed(source: Path) -> None:
-    path = write_nifti(source / "bad.nii", chest(VOLUME))
+    path = write_nifti(source / "bad.nii", chest(VOLUME), TEN)
     path.write_bytes(gzip.compress(path.read_bytes()))
 
 
@@ -334,7 +398,7 @@ def archive(source: Path) -> None:
 
 
 def loop(source: Path) -> None:
-    write_nifti(source / "bad" / "bad.nii.gz", chest(VOLUME))
+    write_nifti(source / "bad" / "bad.nii.gz", chest(VOLUME), TEN)
     (source / "bad" / "round").symlink_to(source)
 
 
@@ -363,8 +427,8 @@ def sixteen_slices(dest: Path) -> None:
     assert made()(dest).shape == SHAPE
 
 
-ANISOTROPIC = np.diag([0.5, 0.5, 10, 1])
-LEFT_HANDED = np.diag([-10.0, 10, 10, 1])
+ANISOTROPIC = voxels(0.5, 0.5, 10)
+LEFT_HANDED = voxels(-10, 10, 10)
 OBLIQUE = np.array([[8.0, -6, 0, 0], [6, 8, 0, 0], [0, 0, 10, 0], [0, 0, 0, 1]])
 _NO_SPACE = "an identity affine, so sides and voxel sizes are unknown; convert it from DICOM again"
 _UNREADABLE = "a header that cannot be read, truncated or of another type; copy it again"
@@ -527,6 +591,33 @@ SOURCES = [
         LEFT_OUT,
     ),
     Case(
+        "stored values (HU + 8192) with a padding of 0 outside the circle",
+        volume(filled(chest(VOLUME) + 8192, 0)),
+        "the CT holds neither air at −1000 nor tissue about 0 within the scan (median …), so its numbers are no "
+        "Hounsfield units; apply rescale slope and intercept first",
+        LEFT_OUT,
+    ),
+    Case(
+        "stored values of a slope of 2, half of HU",
+        volume(chest(VOLUME) / 2),
+        "the CT holds no air at −1000, but much at …, so it is wrongly scaled; apply rescale slope and intercept first",
+        LEFT_OUT,
+    ),
+    Case(
+        "0 HU filled in outside the circle",
+        volume(filled(chest(VOLUME), 0)),
+        "the CT has 0 HU in the corners of its slices, which was filled in outside the scan and would count as tissue; "
+        "fill in −1024 instead",
+        LEFT_OUT,
+    ),
+    Case(
+        "0 HU outside the circle, DICOM whose Pixel Padding Value says so",
+        zero_outside,
+        "slices 10 mm apart",
+        USED,
+        air_outside,
+    ),
+    Case(
         "a padding of −2000 outside the circle, HU within",
         volume(padded(chest(VOLUME))),
         "… voxels below -1024 HU clipped",
@@ -551,6 +642,24 @@ SOURCES = [
         LEFT_OUT,
     ),
     Case(
+        "an iodine map that is called original",
+        series(change=put(SeriesDescription="Iodine Density[mg/ml*]")),
+        "described as Iodine Density[mg/ml*], not Hounsfield units; use the series in HU",
+        LEFT_OUT,
+    ),
+    Case(
+        "a projection of slabs by its description alone",
+        series(change=put(SeriesDescription="AX_MinIPs_THORAX")),
+        "MinIPs, a projection of slabs; use the slices they were made from",
+        LEFT_OUT,
+    ),
+    Case(
+        "slices of 25 mm every 10 mm",
+        series(change=put(SliceThickness=25)),
+        "slices of 25 mm every 10 mm overlap; slices 10 mm apart",
+        USED,
+    ),
+    Case(
         "a maximum intensity projection",
         series(change=put(ImageType=["DERIVED", "SECONDARY", "AXIAL", "MIP"])),
         "MIP, a projection of slabs; use the slices they were made from",
@@ -568,6 +677,32 @@ SOURCES = [
         "Acquisition Number 1: one of 2 passes that share a series; slices 10 mm apart",
         USED,
         sixteen_slices,
+    ),
+    Case(
+        "two passes in one series that only the count of slices tells apart",
+        counted_twice,
+        "Instance Number from 1: one of 2 passes that share a series; slices 10 mm apart",
+        USED,
+        sixteen_slices,
+    ),
+    Case(
+        "a scan and a few slices of another acquisition in one series",
+        waits_for_contrast,
+        "Acquisition Number 2: one of 2 passes that share a series; slices 10 mm apart",
+        USED,
+        sixteen_slices,
+    ),
+    Case(
+        "colours, DICOM",
+        series(change=coloured_slice),
+        "colours, not CT numbers; give the CT itself",
+        LEFT_OUT,
+    ),
+    Case(
+        "a vendor's own transfer syntax",
+        vendors_own,
+        "the transfer syntax 1.2.840.113619.5.2, a vendor's own; export it again in one of the standard",
+        LEFT_OUT,
     ),
     Case("DICOM without preamble and meta header, no suffix", bare, "slices 10 mm apart", USED, sixteen_slices),
     Case("deflated DICOM", series(change=deflate), "slices 10 mm apart", USED, sixteen_slices),
@@ -604,7 +739,7 @@ SOURCES = [
     ),
     Case(
         "qform and sform of other voxels",
-        two_forms(np.diag([10.0, 10, 12, 1])),
+        two_forms(voxels(10, 10, 12)),
         "qform and sform differ (voxels of 10×10×10 and 10×10×12 mm); the sform is used; slices 12 mm apart",
         USED,
     ),
@@ -620,6 +755,25 @@ SOURCES = [
     ),
     Case("an MHA of an array without its header", headless("bad.mha"), _NO_SPACE, LEFT_OUT),
     Case("an NRRD of an array without its header", headless("bad.nrrd"), _NO_SPACE, LEFT_OUT),
+    Case(
+        "an array with its voxel sizes alone",
+        volume(chest(VOLUME), np.diag([10.0, 10, 10, 1])),
+        "the first voxel at the origin, as of an array and its voxel sizes alone: check that left is left; "
+        "slices 10 mm apart",
+        USED,
+    ),
+    Case(
+        "complex numbers",
+        volume(chest(VOLUME).astype(np.complex64)),
+        "complex numbers, not CT numbers; give the CT itself",
+        LEFT_OUT,
+    ),
+    Case(
+        "an array of NumPy, FreeSurfer's .mgz and the like",
+        content("bad.npy", b"\x93NUMPY"),
+        "a format that is not read; convert it to NIfTI from DICOM",
+        LEFT_OUT,
+    ),
     Case("a colour NIfTI", colours, "colours, not CT numbers; give the CT itself", LEFT_OUT),
     Case("a NIfTI called .nii.gz that is not compressed", misnamed, "slices 10 mm apart", USED, same_affine(TEN)),
     Case("a NIfTI called .nii that is compressed", packed, "slices 10 mm apart", USED, same_affine(TEN)),
@@ -647,10 +801,16 @@ SOURCES = [
         "a mask, by its name; nothing to do",
         LEFT_OUT,
     ),
+    Case(
+        "an MR image beside its CT",
+        lambda source: write_nifti(source / "bad_mr.nii.gz", chest(VOLUME)),
+        "an MR image, by its name; nothing to do",
+        LEFT_OUT,
+    ),
     Case("metal above 3071 HU", volume(with_value(20000)), "…; 2 voxels above 3071 HU clipped", USED, clipped),
     Case(
         "3000 slices",
-        volume(np.repeat(chest((12, 12, 30)), 100, axis=2), np.diag([20.0, 20, 0.1, 1])),
+        volume(np.repeat(chest((12, 12, 30)), 100, axis=2), voxels(20, 20, 0.1)),
         "",
         USED,
         lambda dest: made()(dest).shape == (12, 12, 3000) or pytest.fail("slices were lost"),
@@ -675,7 +835,7 @@ SOURCES = [
     ),
     Case(
         "a scan of 24 mm",
-        volume(chest(VOLUME)[:, :, 4:12], np.diag([14.0, 14, 3, 1])),
+        volume(chest(VOLUME)[:, :, 4:12], voxels(14, 14, 3)),
         "the scan is 24 mm high, the cube 360 mm",
         USED,
     ),
@@ -687,7 +847,7 @@ SOURCES = [
     ),
     Case(
         "names with spaces and Unicode",
-        lambda source: write_nifti(source / "bad" / "Müller 患者 7" / "ct.nii.gz", chest(VOLUME)),
+        lambda source: write_nifti(source / "bad" / "Müller 患者 7" / "ct.nii.gz", chest(VOLUME), TEN),
         "slices 10 mm apart",
         USED,
         lambda dest: made("Müller 患者 7")(dest).get_fdata(),
@@ -1125,6 +1285,12 @@ STARTS = [
         USED,
     ),
     Case(
+        "the same, in a split that nobody chose (a folder without dataset.json)",
+        lambda root: (twins(root), write_nifti(root / "r" / "r.nii.gz", chest(VOLUME, 5))),
+        "p shows the CT of q (validation) and is left out of the training…",
+        USED,
+    ),
+    Case(
         "a whole body and a chest",
         lambda root: (
             write_nifti(root / "p" / "p.nii.gz", whole_body()),
@@ -1150,9 +1316,18 @@ STARTS = [
 def test_starts(tmp_path: Path, case: Case, caplog: pytest.LogCaptureFixture) -> None:
     case.make(tmp_path)
     parts = {part: [{"patient": name, "label": str(tmp_path / name / f"{name}.nii.gz")}] for part, name in _PQ}
+    left_out: list[str] = []
+    if (tmp_path / "r").is_dir():
+        parts["training"].append({"patient": "r", "label": str(tmp_path / "r" / "r.nii.gz")})
     before = snapshot(tmp_path)
-    report_on(parts, VolumeGrid(16), tmp_path / "out" / "cache")
+    report_on(
+        parts,
+        VolumeGrid(16),
+        tmp_path / "out" / "cache",
+        leave_out=left_out.extend if (tmp_path / "r").is_dir() else None,
+    )
     assert matches(" ".join(caplog.messages), case.says), caplog.messages
+    assert left_out == (["p"] if (tmp_path / "r").is_dir() else [])
     assert before.items() <= snapshot(tmp_path).items()
     assert_nothing_half_written(tmp_path)
 
@@ -1225,8 +1400,9 @@ def test_varied_training(command: Command, tmp_path: Path, case: Case) -> None: 
 
 
 def test_patients_folders_may_be_links(tmp_path: Path) -> None:
-    from drr2ct.pipeline.data.datalist import load_datalist, split_patients, write_datalist
+    from drr2ct.pipeline.data.datalist import load_datalist, write_datalist
     from drr2ct.pipeline.data.patients import find_patients
+    from drr2ct.pipeline.data.splitting import split_patients
 
     make_patients(tmp_path / "disk")
     root = tmp_path / "set"

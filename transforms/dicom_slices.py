@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from monai.data import MetaTensor
 from monai.data.utils import orientation_ras_lps
 
-from drr2ct.transforms.hounsfield import AIR_HU, HU_WINDOW
+from drr2ct.transforms.hounsfield import AIR_HU
 from drr2ct.transforms.validation import InputError
 
 if TYPE_CHECKING:
     import pydicom
 
+_AIR_LIKE_HU = -1000.0
 _CODECS = "copy the series again, or decompress its files"
 
 
@@ -33,8 +34,8 @@ def same_pixels(first: str, second: str) -> bool:
 def read_slices(files: Sequence[str], take: Callable[[bytes], object] | None = None) -> MetaTensor:
     """Slices of one CT series as a volume.
 
-    Rescale slope and intercept are applied to each by its own header. Pixel Padding Value becomes air where it lies
-    outside what tissue can have; elsewhere it cannot be told from tissue.
+    Rescale slope and intercept are applied to each by its own header. Pixel Padding Value becomes air; where tissue
+    can have that value too, only what is connected with a corner of the slice.
 
     Args:
         files: DICOM files in the order of the stack; one orientation, matrix and pixel spacing.
@@ -87,13 +88,25 @@ def _slice_in_hu(path: str, take: Callable[[bytes], object] | None) -> Float[np.
         scale, shift = np.float32(1 if slope is None else slope), np.float32(0 if intercept is None else intercept)
         values = stored * scale + shift
         padding = data.get("PixelPaddingValue")
-        if padding is not None and not -1000 < (padded := float(padding) * scale + shift) < HU_WINDOW[1]:
-            values[values == padded] = AIR_HU
+        if padding is not None:
+            # a value of 16 bits without sign in a header of pixels with sign, as some write it
+            number = float(np.array(padding).astype(data.pixel_array.dtype))
+            values[_filled_in(stored == number, float(number * scale + shift))] = AIR_HU
         return values
     except Exception as error:  # depends on the transfer syntax and the decoders that are installed
         if codec:
             raise InputError(f"slice {name} is compressed ({codec}) and cannot be decoded; {_CODECS}.") from error
         raise InputError(f"slice {name} is damaged ({error}); copy the series again.") from error
+
+
+def _filled_in(padding: Bool[np.ndarray, "rows columns"], hu: float) -> Bool[np.ndarray, "rows columns"]:
+    """Which of the pixels that have the padding's value are outside the scan."""
+    if hu <= _AIR_LIKE_HU or not padding.any():
+        return padding
+    from scipy import ndimage  # of few files is it needed
+
+    pieces = ndimage.label(padding)[0]
+    return np.isin(pieces, list({int(pieces[i, j]) for i in (0, -1) for j in (0, -1)} - {0}))
 
 
 def tolerate_odd_values() -> None:

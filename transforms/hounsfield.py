@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 HU_WINDOW = (-1024.0, 3071.0)
@@ -16,8 +17,14 @@ _AIR = (-1100.0, -600.0)
 """Air around and in the patient, and lung."""
 _SHIFTED_TISSUE = (850.0, 1250.0)
 """Where fat, water and muscle lie if 1000 or 1024 was not subtracted; in HU only some of the bone does."""
+_TISSUE = (-200.0, 200.0)
+_MIN_TISSUE = 0.05
+_BELOW_FAT = -250.0
+"""Between air and fat there is nothing but the edges of bodies."""
 _MIN_AIR = 0.01
 _MIN_SHIFTED = 0.1
+_NO_AIR_BETWEEN = 0.05
+_SAME_CORNERS = 0.95
 _FAR_BELOW_AIR = -1300.0
 _MAX_FAR_BELOW = 0.002
 _MOST_FILLINGS = 20
@@ -62,6 +69,38 @@ def wrong_numbers(values: Tensor) -> str:
         return (
             f"holds stored values, not Hounsfield units (median {float(measured.median()):.0f}, and no air at −1000 "
             "within the scan); apply rescale slope and intercept first"
+        )
+    if air < _MIN_AIR and _share(measured, _TISSUE) < _MIN_TISSUE:
+        return (
+            f"holds neither air at −1000 nor tissue about 0 within the scan (median {float(measured.median()):.0f}), "
+            "so its numbers are no Hounsfield units; apply rescale slope and intercept first"
+        )
+    if air < _MIN_AIR and float((measured < _BELOW_FAT).float().mean()) > _NO_AIR_BETWEEN:
+        return (
+            f"holds no air at −1000, but much at {float(measured.min()):.0f} and above, so it is wrongly scaled; apply "
+            "rescale slope and intercept first"
+        )
+    return ""
+
+
+def filled_corners(values: Float[Tensor, "i j slices"]) -> str:
+    """Why what was filled in around the scan would count as tissue; empty if it would not, or nothing was.
+
+    The corners of a CT's slices lie outside the circle of reconstruction, or show air or the body. Where all of them
+    have one value above that of air, somebody filled it in.
+
+    Args:
+        values: of the whole volume, slices along the last axis.
+
+    Returns:
+        What is wrong and what to do, as the end of a sentence that begins with the volume's name.
+    """
+    corners = values[[0, 0, -1, -1], [0, -1, 0, -1]]
+    value = float(corners.median())
+    if value > _AIR[1] and float((corners == value).float().mean()) >= _SAME_CORNERS:
+        return (
+            f"has {value:g} HU in the corners of its slices, which was filled in outside the scan and would count as "
+            "tissue; fill in −1024 instead"
         )
     return ""
 

@@ -102,6 +102,17 @@ def unknown_space(affine: Float[np.ndarray, "4 4"]) -> str:
     return ""
 
 
+def doubtful_space(affine: Float[np.ndarray, "4 4"]) -> tuple[str, ...]:
+    """What to say of an affine that knows the voxels' size and may have made up the rest; mostly nothing.
+
+    No scanner's coordinates begin at the first voxel; those of an array that was given voxel sizes only do.
+    """
+    axes = affine[:3, :3]
+    if np.any(affine[:3, 3]) or np.any(axes[~np.eye(3, dtype=bool)]):
+        return ()
+    return ("the first voxel at the origin, as of an array and its voxel sizes alone: check that left is left",)
+
+
 def nifti_geometry(image: Any) -> NiftiGeometry:
     """What an image's header says about its space: the sform, else the qform, in mm.
 
@@ -114,6 +125,8 @@ def nifti_geometry(image: Any) -> NiftiGeometry:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     affine, header = np.array(image.affine, dtype=np.float64), image.header
+    if header.get_data_dtype().kind == "c":
+        return NiftiGeometry(affine, shape, (), "complex numbers, not CT numbers; give the CT itself")
     if header.get_data_dtype().fields is not None:
         return NiftiGeometry(affine, shape, (), "colours, not CT numbers; give the CT itself")
     if not isinstance(header, nib.Nifti1Header):
@@ -150,4 +163,4 @@ def nifti_geometry(image: Any) -> NiftiGeometry:
             notes.append(f"qform and sform differ (voxels of {sizes[0]} and {sizes[1]} mm); the sform is used")
     affine[:3] *= factor
     problem = problem or unknown_space(affine)
-    return NiftiGeometry(affine, shape, tuple(notes), problem)
+    return NiftiGeometry(affine, shape, (*notes, *doubtful_space(affine)), problem)

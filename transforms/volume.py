@@ -33,7 +33,7 @@ from drr2ct.transforms.dicom_slices import read_slices
 from drr2ct.transforms.geometry import VolumeGrid
 from drr2ct.transforms.hounsfield import AIR_HU as AIR_HU
 from drr2ct.transforms.hounsfield import HU_WINDOW as HU_WINDOW
-from drr2ct.transforms.hounsfield import wrong_numbers
+from drr2ct.transforms.hounsfield import filled_corners, wrong_numbers
 from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti, unknown_space
 from drr2ct.transforms.validation import InputError, existing_file
 
@@ -225,6 +225,9 @@ def check_ct(image: MetaTensor, what: str) -> None:
     if max(spacing) > _MAX_SPACING_MM or min(spacing) < _MIN_SPACING_MM:
         edges = "×".join(f"{edge:.3g}" for edge in spacing)
         raise InputError(f"{what} has voxels of {edges} mm; no CT has that; check the units of its header.")
+    upright = int(np.abs(affine[2, :3] / spacing).argmax())
+    if problem := filled_corners(values[0].movedim(upright, -1)):
+        raise InputError(f"{what} {problem}.")
 
 
 def bounding_box_centre(image: MetaTensor) -> Float[np.ndarray, 3]:

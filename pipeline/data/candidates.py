@@ -52,7 +52,8 @@ def find_candidates(
         source: the tree.
         patient_pattern: searched in each path within ``source``; its first group (or the whole match) is the patient.
             Where it does not match, and without one, the patient is the Patient ID of a DICOM header, else that of
-            :func:`~drr2ct.pipeline.data.patient_names.name_patients`, else the topmost folder.
+            :func:`~drr2ct.pipeline.data.patient_names.name_patients`, else the topmost folder, else the Study Instance
+            UID.
         workers: processes that read headers, if there are many.
         console: for progress; silent without.
 
@@ -93,7 +94,11 @@ def find_candidates(
             return replace(candidate, patient=patient)
         if own := names.get(Path(candidate.files[0])):
             return replace(candidate, patient=own[0], study=("", own[1]))
-        return candidate if candidate.patient else replace(candidate, patient=relative.parts[0])
+        if candidate.patient:
+            return candidate
+        # files of nobody, side by side: what belongs to one examination is one person's
+        own_folder = len(relative.parts) > 1 or not candidate.study[1]
+        return replace(candidate, patient=relative.parts[0] if own_folder else candidate.study[1])
 
     return sorted(map(named, found), key=lambda candidate: (candidate.patient, preference(candidate)))
 

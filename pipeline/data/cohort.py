@@ -18,8 +18,9 @@ from typing import Any
 
 from monai.data import MetaTensor
 
-from drr2ct.pipeline.data.datalist import PARTS, write_datalist
+from drr2ct.pipeline.data.datalist import write_datalist
 from drr2ct.pipeline.data.patients import recorded_aim
+from drr2ct.pipeline.data.splitting import PARTS
 from drr2ct.pipeline.running.workers import begin_worker
 from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE

@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from drr2ct.pipeline.data.candidate import VOLUME_SUFFIXES
 from drr2ct.pipeline.data.identity import ct_fingerprint
 from drr2ct.pipeline.data.patient_names import stem_of
@@ -29,13 +27,13 @@ from drr2ct.pipeline.data.patients import (
     recorded_aim,
     series_of,
 )
+from drr2ct.pipeline.data.splitting import PARTS, split_together
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
 from drr2ct.transforms.validation import InputError
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("training", "validation", "test")
 _PATHS = ("image", "label", "slices")
 
 
@@ -98,48 +96,6 @@ _ACQUISITION: tuple[tuple[str, str, Callable[[View], float]], ...] = (
 )
 
 
-def split_patients(
-    patients: Sequence[dict[str, Any]], fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
-) -> dict[str, list[dict[str, Any]]]:
-    """Seeded split by patient into training, validation and test; a part with a fraction above 0 gets at least one.
-
-    Raises:
-        InputError: for fewer patients than parts, or fractions that do not sum to 1.
-    """
-    check_fractions(fractions)
-    wanted = [part for part, fraction in zip(PARTS, fractions, strict=True) if fraction > 0]
-    if len(patients) < len(wanted):
-        listed = ", ".join(wanted[:-1]) + f" and {wanted[-1]}" if len(wanted) > 1 else wanted[0]
-        raise InputError(
-            f"{len(patients)} patient{'s are' if len(patients) != 1 else ' is'} too few to split into {listed}; "
-            f"{len(wanted)} or more are needed."
-        )
-    order = np.random.default_rng(seed).permutation(len(patients))
-    count = len(patients)
-    held_out = [max(1, round(count * fraction)) if fraction > 0 else 0 for fraction in fractions[1:]]
-    if fractions[0] == 0:  # rounding: all that is left is validation's or test's
-        held_out[held_out.index(max(held_out))] += count - sum(held_out)
-    while count - sum(held_out) < (fractions[0] > 0):
-        held_out[held_out.index(max(held_out))] -= 1
-    edges = np.cumsum([0, count - sum(held_out), *held_out])
-    return {
-        part: [patients[i] for i in sorted(order[start:stop])]
-        for part, start, stop in zip(PARTS, edges[:-1], edges[1:], strict=True)
-    }
-
-
-def check_fractions(fractions: Sequence[float]) -> None:
-    """Refuse what is no split into three parts; a part may be empty.
-
-    Raises:
-        InputError: unless there are three numbers, zero or more, that sum to 1.
-    """
-    if len(fractions) != len(PARTS) or not min(fractions) >= 0 or not abs(sum(fractions) - 1) <= 1e-6:
-        raise InputError(
-            f"split fractions {tuple(fractions)} do not fit; give three numbers, zero or more, that sum to 1."
-        )
-
-
 def write_datalist(dataset_dir: str | Path, parts: dict[str, list[dict[str, Any]]], description: str) -> Path:
     """Write ``dataset.json`` (MONAI's data list, paths relative to the folder)."""
     root = Path(os.path.abspath(dataset_dir))  # noqa: PTH100  # patients' folders may be links to other disks
@@ -167,7 +123,7 @@ def load_datalist(
     seed: int = 0,
     on_bad_sample: str = "stop",
 ) -> list[dict[str, Any]]:
-    """One part of a data set: from its ``dataset.json``, else from :func:`split_patients` of what the folder holds.
+    """One part of a data set: from its ``dataset.json``, else from :func:`split_together` of what the folder holds.
 
     Args:
         dataset_dir: folder of patient folders.
@@ -233,7 +189,7 @@ def load_parts(
     if validation_patients is not None:
         return _validated_on(find_patients(dataset_dir, views, on_bad_sample), validation_patients, dataset_dir)
     if not listing.is_file():
-        return _split_without_copies(find_patients(dataset_dir, views, on_bad_sample), fractions, seed)
+        return split_together(find_patients(dataset_dir, views, on_bad_sample), fractions, seed)
     try:
         content = json.loads(listing.read_text(encoding="utf-8"))
         parts = {name: [_join_paths(listing.parent, _own_item(i)) for i in content.get(name, [])] for name in PARTS}
@@ -255,6 +211,11 @@ def load_parts(
     return parts
 
 
+def is_drawn(dataset_dir: str | Path, validation_patients: Sequence[str] | None = None) -> bool:
+    """Whether :func:`load_parts` splits the data set itself: nobody chose who is for validation and test."""
+    return validation_patients is None and not (Path(dataset_dir) / "dataset.json").is_file()
+
+
 def _validated_on(
     patients: Sequence[dict[str, Any]], chosen: Sequence[str], dataset_dir: str | Path
 ) -> dict[str, list[dict[str, Any]]]:
@@ -271,24 +232,6 @@ def _validated_on(
         if original := held.get(ct_fingerprint(item["label"])):
             raise InputError(f"{item['patient']} is the same CT as {original}, which is for validation; keep one.")
     return parts
-
-
-def _split_without_copies(
-    patients: Sequence[dict[str, Any]], fractions: Sequence[float], seed: int
-) -> dict[str, list[dict[str, Any]]]:
-    """The split, with copies of one CT file in the part of the first, and said."""
-    copies: dict[str, list[dict[str, Any]]] = {}
-    for item in patients:
-        copies.setdefault(ct_fingerprint(item["label"]) or str(item["patient"]), []).append(item)
-    for same in copies.values():
-        for item in same[1:]:
-            logger.warning("%s is the same CT as %s; both stay in one part", item["patient"], same[0]["patient"])
-    firsts = [same[0] for same in copies.values()]
-    if len(firsts) < sum(fraction > 0 for fraction in fractions):
-        return split_patients(patients, fractions, seed)
-    parts = split_patients(firsts, fractions, seed)
-    together = {id(same[0]): same for same in copies.values()}
-    return {part: [item for first in items for item in together[id(first)]] for part, items in parts.items()}
 
 
 def _own_item(item: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,19 @@ _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 _FIRST_GROUPS = (b"\x08\x00", b"\x02\x00")
 MAC_FILE = "a side file of macOS; nothing to do"
+_OTHER_FORMATS = (".nii.bz2", ".nii.xz", ".nii.zst", ".dcm.gz", ".mgz", ".mgh", ".mnc", ".npy", ".npz", ".gipl")
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 
 PASS_TAGS = {
     "AcquisitionNumber": "Acquisition Number",
     "TemporalPositionIdentifier": "Temporal Position Identifier",
+    "NominalPercentageOfCardiacPhase": "Nominal Percentage of Cardiac Phase",
     "TriggerTime": "Trigger Time",
     "ContrastBolusAgent": "Contrast/Bolus Agent",
+    "SeriesDescription": "Series Description",
+    "KVP": "KVP",
+    "AcquisitionTime": "Acquisition Time",
     "ContentTime": "Content Time",
     "ConvolutionKernel": "Convolution Kernel",
     "ImageType": "Image Type",
@@ -35,9 +40,9 @@ PASS_TAGS = {
 """What may tell the passes of one series apart, by keyword; the most telling first."""
 _TAGS = [
     *PASS_TAGS, "BitsAllocated", "Columns", "GantryDetectorTilt",
-    "ImageOrientationPatient", "ImagePositionPatient", "Modality", "NumberOfFrames",
+    "ImageOrientationPatient", "ImagePositionPatient", "InstanceNumber", "Modality", "NumberOfFrames",
     "PatientID", "PixelSpacing", "RescaleIntercept", "RescaleType", "Rows", "SOPClassUID", "SOPInstanceUID",
-    "SamplesPerPixel", "SeriesDescription", "SeriesInstanceUID", "SliceThickness", "StudyDate", "StudyInstanceUID",
+    "SamplesPerPixel", "SeriesInstanceUID", "SliceThickness", "StudyDate", "StudyInstanceUID",
 ]  # fmt: skip
 
 
@@ -46,7 +51,8 @@ class Header:
     """What one DICOM file says about itself, as far as choosing a series needs it.
 
     ``patient`` is empty where the file names none; lengths are mm; ``missing_bytes`` counts what the pixel data lack;
-    ``thickness`` is 0 if unknown; ``passes`` holds the values of :data:`PASS_TAGS`, in that order.
+    ``thickness`` is 0 if unknown; ``number`` is the Instance Number, None without; ``samples`` of a pixel are 3 in
+    colours, and have ``bits``; ``passes`` holds the values of :data:`PASS_TAGS`, in that order.
     """
 
     path: str
@@ -70,7 +76,14 @@ class Header:
     has_intercept: bool
     thickness: float
     description: str
+    number: int | None
+    samples: int
+    bits: int
     passes: tuple[str, ...]
+
+
+class _UnknownSyntaxError(ValueError):
+    """A transfer syntax that the standard has not; its UID is the message."""
 
 
 def walk_files(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
@@ -132,8 +145,10 @@ def read_header(path: str) -> Header | Candidate | None:
     """
     if path.lower().endswith(_ARCHIVE_SUFFIXES):
         return _refused(path, "an archive; unpack it first")
+    if path.lower().endswith(_OTHER_FORMATS):
+        return replace(_refused(path, "a format that is not read; convert it to NIfTI from DICOM"), by_name=True)
     if Path(path).name.startswith("._"):
-        return _refused(path, MAC_FILE)
+        return replace(_refused(path, MAC_FILE), by_name=True)
     named = Path(path).suffix.lower() in _DICOM_SUFFIXES
     try:
         with Path(path).open("rb") as stream:
@@ -162,6 +177,8 @@ def read_header(path: str) -> Header | Candidate | None:
         return _header(path, data, remaining)
     except ModuleNotFoundError:  # no fault of the file
         raise
+    except _UnknownSyntaxError as error:
+        return _refused(path, f"the transfer syntax {error}, a vendor's own; export it again in one of the standard")
     except PermissionError:
         return _refused(path, "no permission to read the file; change its mode")
     except Exception as error:  # pydicom raises many kinds for damaged files
@@ -182,6 +199,8 @@ def _header(path: str, data: pydicom.Dataset, remaining: int) -> Header:
         return tuple(float(v) for v in (value if isinstance(value, (MultiValue, list)) else [value]))
 
     syntax = data.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and not syntax.is_transfer_syntax:
+        raise _UnknownSyntaxError(syntax)
     compressed = syntax is not None and syntax.is_compressed
     deflated = syntax is not None and syntax.is_deflated
     rows, columns = int(data.get("Rows") or 0), int(data.get("Columns") or 0)
@@ -210,6 +229,9 @@ def _header(path: str, data: pydicom.Dataset, remaining: int) -> Header:
         has_intercept=data.get("RescaleIntercept") is not None,
         thickness=next(iter(numbers("SliceThickness")), 0.0),
         description=text("SeriesDescription"),
+        number=int(number) if (number := data.get("InstanceNumber")) not in (None, "") else None,
+        samples=int(data.get("SamplesPerPixel") or 1),
+        bits=int(data.get("BitsAllocated") or 0),
         passes=tuple(
             " ".join(map(str, value)) if isinstance(value := data.get(tag), MultiValue) else str(value or "")
             for tag in PASS_TAGS

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,21 +90,24 @@ class SeededSamples(Dataset[Any]):
         self.dataset = dataset
         self.seed = seed
         self.on_bad_sample = on_bad_sample
+        self.left_out: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        """The sample of (epoch, index), or with ``skip`` the next one that can be read.
+        """The sample of (epoch, index), or the next one if its patient is left out, or with ``skip`` cannot be read.
 
         Raises:
             BadSampleError: if it cannot be read, or with ``skip`` if none can.
         """
         epoch, index = key
         unreadable: list[str] = []
-        while True:
-            place = (index + len(unreadable)) % len(self)
+        for further in range(len(self)):
+            place = (index + further) % len(self)
+            if self._patient(place) in self.left_out:
+                continue
             try:
                 sample = self._read(epoch, place)
             except Exception as error:
@@ -114,12 +117,9 @@ class SeededSamples(Dataset[Any]):
                 if self.on_bad_sample == "stop":
                     raise BadSampleError(f"{bad}; repair or remove it, or set on_bad_sample to skip.") from error
                 unreadable.append(bad)
-                if len(unreadable) == len(self):
-                    raise BadSampleError(
-                        f"no patient of {len(self)} can be read; the first: {unreadable[0]}."
-                    ) from error
             else:
                 return {**sample, UNREADABLE: "\n".join(unreadable)}
+        raise BadSampleError(f"no patient of {len(self)} can be read; the first: {unreadable[0]}.")
 
     def _read(self, epoch: int, index: int) -> Any:
         seed = derived_seed(self.seed, epoch, index)
@@ -209,6 +209,11 @@ class PatientLoader(DataLoader):
         """Begin the next iteration, and only that one, after so many batches."""
         assert isinstance(self.sampler, EpochSampler) and self.batch_size is not None
         self.sampler.skip = count * self.batch_size
+
+    def leave_out(self, patients: Collection[str]) -> None:
+        """Put other patients in the place of these from the next iteration on."""
+        assert isinstance(self.dataset, SeededSamples)
+        self.dataset.left_out = frozenset(patients)
 
     def attach(self, engine: Engine) -> None:
         """Register on an engine."""

@@ -36,6 +36,9 @@ _WITHIN_PATIENT = re.compile(
 """Folders that stand for an examination or a kind of file, as TCIA, BIDS and others name them."""
 
 
+_CHANNEL = r"(.*\d.*)_(000\d)"
+
+
 def stem_of(path: PurePath) -> str:
     """A volume file's name without its suffix."""
     name = path.name
@@ -57,8 +60,12 @@ def other_role(relative: PurePath) -> str:
         numbered = role != "a mask" and re.search(r"\d{2}", stem)
         if names & words and not numbered and "ct" not in words:
             return role
-    folders = {word for folder in relative.parts[:-1] for word in _words(folder)}
-    return "a mask" if _MASK_FOLDERS & folders else ""
+    if re.search(r"(?:^|[_-])mr$", stem, re.IGNORECASE):
+        return "an MR image"
+    folders = [_words(folder) for folder in relative.parts[:-1]]
+    # a collection called CT-Seg holds both
+    masks = any(_MASK_FOLDERS & (folder - {"seg"} if "ct" in folder else folder) for folder in folders)
+    return "a mask" if masks else ""
 
 
 def is_resampled(path: PurePath) -> bool:
@@ -100,6 +107,12 @@ def _name(
         names = [folder for folder in above if not _WITHIN_PATIENT.fullmatch(folder)]
         return (names or above)[-1], str(path.parent)
     # <patient>/…/<patient>_ct, as BIDS has it: the topmost, since <patient>/<patient>_a/<patient>_a_1 is one person
+    if channel := re.fullmatch(_CHANNEL, stem):
+        others = [match for other in stems_in[path.parent] if (match := re.fullmatch(_CHANNEL, other))]
+        people, channels = {match[1] for match in others}, {match[2] for match in others}
+        # <patient>_0000, <patient>_0001: nnU-Net's images of one patient; more patients than images of each
+        if len(people) > len(channels) > 1 and "0000" in channels:
+            return channel[1], str(path)
     owners = [f for f in above if re.search(r"\d", f) and re.match(rf"{re.escape(f)}(?![a-z0-9])", stem, re.IGNORECASE)]
     return (owners[0] if owners else stem), str(path)
 

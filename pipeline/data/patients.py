@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ def find_patients(
 ) -> list[dict[str, Any]]:
     """Patients that have a CT, sorted by name: items with ``patient``, ``label`` and, if stored, ``image``.
 
-    Where the CT is a DICOM series, ``label`` is its folder and ``slices`` its files in order. What was noticed and
+    Where the CT is a DICOM series, ``label`` is its folder and ``slices`` its files in order; ``group`` is the Patient
+    ID that another folder has too. What was noticed and
     what is left out is logged.
 
     Args:
@@ -103,6 +104,7 @@ def read_folder(dataset_dir: str | Path, views: Sequence[str]) -> tuple[list[dic
             continue
         members[parts[0] if len(parts) > 1 else ""].append(candidate)
     items: list[dict[str, Any]] = []
+    ids: dict[str, str] = {}
     unusable: dict[str, tuple[Sequence[Candidate], str]] = {}
     found: set[str] = set()
     for folder, inside in members.items():
@@ -115,7 +117,10 @@ def read_folder(dataset_dir: str | Path, views: Sequence[str]) -> tuple[list[dic
             found |= {candidate.patient for candidate in own}
             for note in best.notes:
                 logger.warning("patient %s: %s", patient, note)
+            if best.dicom and best.patient:
+                ids[patient] = best.patient
             items.append(_item(patient, best, root / folder, views))
+    _note_shared_ids(items, ids)
     left_out = []
     for patient, (failed, reason) in unusable.items():
         if all(
@@ -128,6 +133,21 @@ def read_folder(dataset_dir: str | Path, views: Sequence[str]) -> tuple[list[dic
     if empty:
         logger.warning("no CT in %d folders: %s", len(empty), ", ".join(map(printable, sorted(empty)[:20])))
     return sorted(items, key=lambda item: str(item["patient"])), left_out
+
+
+def _note_shared_ids(items: Sequence[dict[str, Any]], ids: Mapping[str, str]) -> None:
+    """Patients' folders with one Patient ID become one ``group``, unless all have that one, as an anonymiser's."""
+    if len(ids) > 1 and len(set(ids.values())) == 1:
+        logger.warning(
+            "all %d folders of DICOM have the Patient ID %s; each is taken for a patient of its own",
+            len(ids),
+            printable(next(iter(ids.values()))),
+        )
+        return
+    shared = {name for name, count in Counter(ids.values()).items() if count > 1}
+    for item in items:
+        if (name := ids.get(str(item["patient"]))) in shared:
+            item["group"] = printable(str(name))
 
 
 def _by_patient(root: Path, folder: str, inside: Sequence[Candidate]) -> dict[str, list[Candidate]]:

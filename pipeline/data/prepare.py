@@ -24,7 +24,7 @@ from rich.console import Console
 from drr2ct.pipeline.data.anatomy import decode_anatomy, twins
 from drr2ct.pipeline.data.candidate import Candidate
 from drr2ct.pipeline.data.candidates import find_candidates
-from drr2ct.pipeline.data.datalist import PARTS, split_patients, write_datalist
+from drr2ct.pipeline.data.datalist import write_datalist
 from drr2ct.pipeline.data.patient_job import (
     Job,
     failure_file,
@@ -35,13 +35,14 @@ from drr2ct.pipeline.data.patient_job import (
     shown_path,
 )
 from drr2ct.pipeline.data.settings import PrepareSettings, folder_name
+from drr2ct.pipeline.data.splitting import PARTS, split_patients
 from drr2ct.pipeline.running.progress import tracked
 from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.validation import InputError
 
 MANY_STUDIES = 4
-"""So many studies of one patient, each in a folder of its own below the source, are doubted."""
+"""So many studies of one patient are doubted."""
 _OF_ONE_PATIENT = ("used", "refused", "anatomy", "lungs", "centre", "height_mm")
 """What a patient's record has and the record of the whole set has not."""
 _COLUMNS = ("patient", "source", "slices", "voxel_mm", "kernel", "used", "reason")
@@ -101,7 +102,7 @@ def prepare(
             f"source {source} holds no usable CT; the first of {len(candidates)} left out, "
             f"{os.path.relpath(candidates[0].source, source)}, is: {candidates[0].reason}."
         )
-    _warn_of_shared_ids(jobs, source, console)
+    _warn_of_shared_ids(jobs, console)
     names = {job.name for job in jobs}
     found = (path for path in dest.glob("*/*.json") if path.stem == path.parent.name)
     stray = sorted(path.stem for path in found if path.stem not in names)
@@ -190,14 +191,19 @@ def _finish(
     }
     write_json(dest / "provenance.json", content)
     shutil.rmtree(dest / ".partial", ignore_errors=True)
-    same = _twins(records, console)
+    copies, same = _twins(records, console)
     _write_report(dest, source, settings, jobs, records, candidates, report, same)
     wanted = sum(fraction > 0 for fraction in settings.fractions)
     home = {job.name: job.group for job in ready}
-    groups = joined_groups(home, same)
+    alike = _written_otherwise(home, console)
+    groups = joined_groups(home, same | alike)
     if len(set(groups.values())) < wanted <= len(groups):
-        console.print("with what shows one CT kept together there is too little to split: the split is of its files")
-        groups = {group: group for group in groups}
+        groups = joined_groups(home, copies)
+        kept = "copies alone are kept together"
+        if len(set(groups.values())) < wanted:
+            groups = {group: group for group in groups}
+            kept = "the split is of its files"
+        console.print(f"with what shows one CT kept together there is too little to split: {kept}")
     members: dict[str, list[dict[str, Any]]] = defaultdict(list)
     views = [view.name for view in settings.geometry.views]
     for job in ready:
@@ -213,24 +219,43 @@ def _finish(
         members[groups[job.group]].append(item)
     if len(members) < wanted:
         parts_asked = {1: "one part", 2: "two parts", 3: "three parts"}[wanted]
-        console.print(f"{len(members)} patients are too few to split into {parts_asked}; dataset.json was not written.")
+        count = f"{len(members)} patients are" if len(members) != 1 else "1 patient is"
+        console.print(f"{count} too few to split into {parts_asked}; dataset.json was not written.")
         return
     split = split_patients([{"patient": group} for group in sorted(members)], settings.fractions, settings.seed)
     parts = {part: [item for group in split[part] for item in members[group["patient"]]] for part in PARTS}
     write_datalist(dest, parts, "CTs in HU and DRRs in line integrals, made by drr2ct prepare")
 
 
-def _twins(records: Mapping[str, Mapping[str, Any]], console: Console) -> dict[str, str]:
-    """Patients made of a CT that another has too, by its files or by its anatomy; the first of them, and said."""
+def _written_otherwise(home: Mapping[str, str], console: Console) -> dict[str, str]:
+    """Patients whose names differ from another's in capitals or spaces alone; the first of them, and said."""
     first: dict[str, str] = {}
+    alike = {}
+    for name, group in sorted(home.items()):
+        # without what folder_name adds to names that it had to change
+        other = first.setdefault("".join(re.sub(r"-[0-9a-f]{6}$", "", group).casefold().split()), name)
+        if home[other] != group:
+            alike[name] = other
+            console.print(
+                f"{name} and {other} differ in capitals or spaces alone; both stay in one part of the split",
+                markup=False,
+            )
+    return alike
+
+
+def _twins(records: Mapping[str, Mapping[str, Any]], console: Console) -> tuple[dict[str, str], dict[str, str]]:
+    """Patients made of a CT that another has too, by its files, and by these or its anatomy; the first, and said."""
+    first: dict[str, str] = {}
+    copies: dict[str, str] = {}
     same = twins({name: decode_anatomy(record["anatomy"]) for name, record in records.items()})
     for name in sorted(records):
         other = first.setdefault(str(records[name]["source_sha256"]), name)
         if other != name:
+            copies[name] = other
             same[name] = same.get(other, other)
     for name, other in sorted(same.items()):
         console.print(f"{name} shows the CT of {other}; both stay in one part of the split", markup=False)
-    return same
+    return copies, same
 
 
 def joined_groups(home: Mapping[str, str], same: Mapping[str, str]) -> dict[str, str]:
@@ -253,17 +278,18 @@ def joined_groups(home: Mapping[str, str], same: Mapping[str, str]) -> dict[str,
     return {group: root(group) for group in joined}
 
 
-def _warn_of_shared_ids(jobs: Sequence[Job], source: Path, console: Console) -> None:
-    """One patient with many studies in many folders is often many patients whom an anonymiser gave one ID."""
+def _warn_of_shared_ids(jobs: Sequence[Job], console: Console) -> None:
+    """One patient with many studies is often many patients whom an anonymiser gave one ID."""
     groups: dict[str, list[Candidate]] = defaultdict(list)
     for job in jobs:
         groups[job.group] += job.candidates
     for group, members in groups.items():
         studies = {candidate.study for candidate in members if candidate.dicom}
-        places = {Path(os.path.relpath(c.files[0], source)).parts[0] for c in members if c.dicom}
-        if len(studies) >= MANY_STUDIES and len(places) >= MANY_STUDIES:
+        places = {Path(candidate.files[0]).parent for candidate in members if candidate.dicom}
+        if len(studies) >= MANY_STUDIES:
+            where = f"in {len(places)} folders" if len(places) > 1 else "in one folder"
             console.print(
-                f"{group} has {len(studies)} studies in {len(places)} folders: if they are of different people, name "
+                f"{group} has {len(studies)} studies {where}: if they are of different people, name "
                 "them by a part of the path (--patient-pattern); if they are one person's, --per-study uses them all",
                 markup=False,
             )
@@ -302,6 +328,7 @@ def _write_report(
             reason = candidate.reason or refused.get(first, "")
             if not reason and first not in used:
                 reason = "another series of the patient is preferred (more slices, softer kernel, or original)"
+                reason = "; ".join([*(note for note in candidate.notes if " passes " in note), reason])
             shown = shown_path(str(candidate.source), source, settings.key if hide else None)
             writer.writerow(
                 [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,15 +31,24 @@ SAME_GEOMETRY = 2e-3
 """By how much direction cosines and pixel spacings (mm) of one stack may differ."""
 SLAB_OVERLAP = 3.0
 """Slices thicker than so many times their distance are slabs; reconstructions that overlap by half have 2."""
+MOST_OVERLAP = 2.1
+"""Slices thicker than so many times their distance stand behind others, however many they are."""
 _PROJECTIONS = {"MIP", "MINIP", "MIN_IP", "MAXIP", "MAX_IP", "AVERAGE", "AVG", "MEAN", "MAXIMUM", "MINIMUM"} | {
     "PROJECTION IMAGE", "THICK SLAB",
 }  # fmt: skip
-_PROJECTED = re.compile(r"\b(?:min[ _-]?|max[ _-]?|m|average[ _-]?)ip\b", re.IGNORECASE)
+_PROJECTED = re.compile(r"(?<![a-z])(?:min[ _-]?|max[ _-]?|m|average[ _-]?)ips?(?![a-z])", re.IGNORECASE)
 _NO_HU_TYPES = {"IODINE", "MATERIAL", "MATERIAL_DENSITY", "Z_EFF", "ZEFF", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY"} | {
-    "PERFUSION", "MATERIAL_FRACTION", "MATERIAL_VALUE", "FRACTION_MAP",
+    "PERFUSION", "MATERIAL_FRACTION", "MATERIAL_VALUE", "FRACTION_MAP", "VRT", "VOLREN", "SSD",
 }  # fmt: skip
 _NO_HU = re.compile(
-    r"iodine|material[ _-]?dens|\bz[ _-]?eff|effective[ _-]?z\b|electron[ _-]?dens|perfusion|\b(?:CBF|CBV|MTT|TMAX)\b",
+    r"iodine|perfusion|overlay|suppressed|uric[ _-]?acid|fat[ _-]?(?:fraction|map)|\bP?BV\b"
+    r"|\b[rc]?(?:CBF|CBV|BV|BF|MTT|TTP|TMAX)\b",
+    re.IGNORECASE,
+)
+"""What describes other quantities where images are derived; of original images, it may be their contrast agent."""
+_NEVER_HU = re.compile(
+    r"iodine[ _-]?(?:map|dens|conc|no[ _-]?water|\()|\(iodine\)|material[ _-]?dens|\bz[ _-]?eff|effective[ _-]?z\b"
+    r"|electron[ _-]?dens",
     re.IGNORECASE,
 )
 _VIRTUAL = re.compile(r"virtual[ _-]?(?:non|un|mono)|\bVNC\b|\bVUE\b", re.IGNORECASE)
@@ -84,24 +93,62 @@ def _passes(stack: list[Header]) -> list[tuple[list[Header], tuple[str, ...]]]:
     if any(len(header.position) != 3 or len(header.orientation) != 6 for header in stack):
         return [(stack, ())]
     normal = np.cross(stack[0].orientation[:3], stack[0].orientation[3:])
-    for index, name in enumerate(PASS_TAGS.values()):
+    for name, values in _pass_values(stack, normal):
         groups: dict[str, list[Header]] = defaultdict(list)
-        for header in stack:
-            groups[header.passes[index]].append(header)
-        if len(groups) < 2 or min(map(len, groups.values())) < MIN_SLICES:
-            continue
-        ends = sorted(
-            (min(places), max(places))
-            for places in ([float(normal @ header.position) for header in group] for group in groups.values())
-        )
-        overlaps = [before[1] - after[0] > 0.5 * (after[1] - after[0]) for before, after in pairwise(ends)]
-        if any(overlaps):
+        for header, value in zip(stack, values, strict=True):
+            groups[value].append(header)
+        if _lie_between_each_other(list(groups.values()), normal):
             return [
                 (part, (*notes, f"{name} {value or 'empty'}: one of {len(groups)} passes that share a series"))
                 for value, group in sorted(groups.items())
                 for part, notes in _passes(group)
             ]
     return [(stack, ())]
+
+
+def _pass_values(stack: list[Header], normal: Float[np.ndarray, 3]) -> Iterator[tuple[str, list[str]]]:
+    """What may tell passes apart: a name, and the value of each slice. Last, the order in which they were counted."""
+    for index, name in enumerate(PASS_TAGS.values()):
+        yield name, [header.passes[index] for header in stack]
+    if any(header.number is None for header in stack):
+        return
+    # slices are counted along the body; where the count comes back, another pass begins
+    order = sorted(stack, key=lambda header: (header.number, float(normal @ header.position)))
+    runs: list[list[Header]] = [[]]
+    way = 0.0
+    for header in order:
+        step = float(normal @ np.subtract(header.position, runs[-1][-1].position)) if runs[-1] else 0.0
+        if step * way < -1e-3:
+            runs.append([])
+            way = 0.0
+        elif abs(step) > 1e-3:
+            way = step
+        runs[-1].append(header)
+    first = {id(header): f"from {run[0].number}" for run in runs for header in run}
+    if len(runs) > 1 and min(map(len, runs)) >= MIN_SLICES:
+        yield "Instance Number", [first[id(header)] for header in stack]
+
+
+def _lie_between_each_other(groups: list[list[Header]], normal: Float[np.ndarray, 3]) -> bool:
+    """Whether groups of slices cover one region, and are no parts of one even stack.
+
+    A group of few slices, such as those that wait for the contrast agent, is one if its slices lie on those of a large.
+    """
+    large = [group for group in groups if len(group) >= MIN_SLICES]
+    if len(groups) < 2 or not large:
+        return False
+    places = [sorted(float(normal @ header.position) for header in group) for group in large]
+    ends = sorted((place[0], place[-1]) for place in places)
+    if len(large) == len(groups) and any(
+        before[1] - after[0] > 0.5 * (after[1] - after[0]) for before, after in pairwise(ends)
+    ):
+        return True
+    few = [header for group in groups if len(group) < MIN_SLICES for header in group]
+    if not few or len(few) > sum(map(len, large)):
+        return False
+    away = [np.abs(np.array(place) - float(normal @ header.position)).min() for header in few for place in places]
+    step = min(float(np.median(np.diff(place))) for place in places)
+    return bool(min(away) < 0.6 * step and all(np.diff(place).max() < 1.5 * step for place in places))
 
 
 def _judge_stack(stack: list[Header], seen: tuple[str, ...]) -> Candidate:
@@ -144,6 +191,9 @@ def _judge_stack(stack: list[Header], seen: tuple[str, ...]) -> Candidate:
     if first.thickness > SLAB_OVERLAP * thickness:
         reason = f"slabs of {first.thickness:.3g} mm every {thickness:.3g} mm; use the slices they were made from"
         return replace(candidate, reason=reason)
+    if first.thickness > MOST_OVERLAP * thickness:
+        candidate = replace(candidate, derived=True)
+        notes.append(f"slices of {first.thickness:.3g} mm every {thickness:.3g} mm overlap")
     if thickness > THICK_SLICES_MM:
         notes.append(f"slices {thickness:.3g} mm apart")
     return replace(candidate, voxel_mm=(first.spacing[1], first.spacing[0], thickness), notes=tuple(notes))
@@ -158,10 +208,14 @@ def _refuse_images(stack: list[Header]) -> str:
         return "a localiser; nothing to do"
     if reason := _no_hu(first) or _projection(first):
         return reason
+    if any(header.samples > 1 for header in stack):
+        return "colours, not CT numbers; give the CT itself"
     if any(header.frames > 1 for header in stack):
         return "an enhanced multi-frame file; convert it to single slices or NIfTI (dcm2niix does)"
     if not all(header.has_pixels for header in stack):
         return "DICOM without pixels; download the series again"
+    if any(header.bits == 8 for header in stack):
+        return "8-bit numbers, a label map or a picture; give the CT in HU"
     if any(header.missing_bytes for header in stack):
         return f"truncated pixel data in {Path(next(h.path for h in stack if h.missing_bytes)).name}; {AGAIN}"
     if any(len(header.position) != 3 for header in stack) or len(first.orientation) != 6:
@@ -186,10 +240,13 @@ def _no_hu(header: Header) -> str:
     if header.rescale_type.upper() not in ("", "HU", "US"):  # US: unspecified
         return f"Rescale Type {header.rescale_type}, not Hounsfield units; use the series in HU"
     derived = "DERIVED" in header.image_type
-    if kinds := _NO_HU_TYPES.intersection(header.image_type):
+    words = {*header.image_type, *(word for value in header.image_type for word in re.split(r"[ -]+", value))}
+    if kinds := _NO_HU_TYPES.intersection(words):
         return f"Image Type {min(kinds)}, not Hounsfield units; use the series in HU"
     if derived and (found := _NO_HU.search(header.description)):
         return f"derived images described as {found[0]}, not Hounsfield units; use the series in HU"
+    if _NEVER_HU.search(header.description):
+        return f"described as {header.description}, not Hounsfield units; use the series in HU"
     return ""
 
 

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from drr2ct.pipeline.data.datalist import check_fractions
 from drr2ct.pipeline.data.patient_names import printable
+from drr2ct.pipeline.data.splitting import check_fractions
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import HU_WINDOW

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -138,6 +139,7 @@ def report_on(
     mode: str = "cube",
     workers: int = 0,
     console: Console | None = None,
+    leave_out: Callable[[Collection[str]], None] | None = None,
 ) -> None:
     """At the start of a training: name CTs that two parts have in common, and scans that the cube does not fit.
 
@@ -151,6 +153,8 @@ def report_on(
         mode: how CTs are put on the grid; what is said of the cube holds for ``cube``.
         workers: processes that read, where there are many CTs.
         console: for progress.
+        leave_out: of a split that was drawn: gets the training patients who show a CT of another part. Not if none
+            would be left, nor of a split that somebody chose, where these are named only.
     """
     items = [(part, item) for part, listed in parts.items() for item in listed if not is_variation(item)]
     folder = Path(cache_dir) / "seen"
@@ -160,14 +164,22 @@ def report_on(
     for _ in shown if mine else ():
         pass
     wait()
-    if not is_main_process():
-        return
     found = {(part, str(item["patient"])): (_known(item, folder), item) for part, item in items}
     seen = {key: (look, item) for key, (look, item) in found.items() if look is not None}
     same = twins({f"{part}\0{name}": decode_anatomy(look.anatomy) for (part, name), (look, _) in seen.items()})
+    held = _held_out_twins(same)
+    if leave_out is None or len(held) >= len({str(item["patient"]) for item in parts.get("training", ())}):
+        held = {}
+    elif held:
+        leave_out(list(held))
+    if not is_main_process():
+        return
+    for name, (first, home) in sorted(held.items()):
+        logger.warning("%s shows the CT of %s (%s) and is left out of the training", name, first, home)
     for one, other in sorted(same.items()):
         (part, name), (home, first) = one.split("\0"), other.split("\0")
-        if part != home:
+        gone = {key for key, where in ((name, part), (first, home)) if where == "training" and key in held}
+        if part != home and not gone:
             logger.warning(
                 "%s (%s) shows the CT of %s (%s), so what is measured there is not of a new patient: keep one",
                 *(name, part, first, home),
@@ -175,6 +187,21 @@ def report_on(
     for (_, name), (look, item) in seen.items() if mode == "cube" else ():
         for note in aim_notes(look, item.get("isocentre") or look.centre, grid):
             logger.warning("patient %s: %s", name, note)
+
+
+def _held_out_twins(same: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Training patients with the CT of one of another part: for each its name and part."""
+    alike: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for key in {*same, *same.values()}:
+        part, name = key.split("\0")
+        alike[same.get(key, key)].append((part, name))
+    found = {}
+    for members in alike.values():
+        others = sorted((part, name) for part, name in members if part != "training")
+        for part, name in members:
+            if part == "training" and others:
+                found[name] = (others[0][1], others[0][0])
+    return found
 
 
 class LookAtCTs:
@@ -186,6 +213,7 @@ class LookAtCTs:
         cache_dir: likewise.
         mode: likewise.
         workers: likewise.
+        leave_out: likewise.
     """
 
     def __init__(
@@ -195,8 +223,9 @@ class LookAtCTs:
         cache_dir: str | Path,
         mode: str = "cube",
         workers: int = 0,
+        leave_out: Callable[[Collection[str]], None] | None = None,
     ) -> None:
-        self._report = partial(report_on, parts, grid, cache_dir, mode, workers)
+        self._report = partial(report_on, parts, grid, cache_dir, mode, workers, leave_out=leave_out)
 
     def attach(self, trainer: Engine) -> None:
         """Register on the trainer."""

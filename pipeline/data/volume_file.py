@@ -19,7 +19,7 @@ from drr2ct.pipeline.data.candidate import (
 )
 from drr2ct.pipeline.data.headers import MAC_FILE
 from drr2ct.pipeline.data.patient_names import is_resampled, other_role
-from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti, unknown_space
+from drr2ct.transforms.nifti import doubtful_space, is_nifti, nifti_geometry, open_nifti, unknown_space
 
 
 def file_candidate(path: Path, root: Path) -> Candidate:
@@ -32,7 +32,7 @@ def file_candidate(path: Path, root: Path) -> Candidate:
     derived = is_resampled(path)
     candidate = Candidate("", ("", str(path)), (str(path),), dicom=False, derived=derived)
     if path.name.startswith("._"):
-        return replace(candidate, reason=MAC_FILE)
+        return replace(candidate, reason=MAC_FILE, by_name=True)
     if re.search(r"_drr\.nii(\.gz)?$", path.name):
         return replace(candidate, reason="a radiograph, by its name; nothing to do", by_name=True)
     if role := other_role(path.relative_to(root)):
@@ -66,6 +66,7 @@ def file_candidate(path: Path, root: Path) -> Candidate:
                 affine[:3, 3] = reader.GetOrigin()
                 if problem := unknown_space(affine):
                     return replace(candidate, reason=problem)
+                notes = doubtful_space(affine)
     except ModuleNotFoundError:  # no fault of the file
         raise
     except PermissionError:

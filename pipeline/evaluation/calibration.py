@@ -28,8 +28,9 @@ from drr2ct.networks import ProgressiveCascade
 from drr2ct.networks.interval import KNOTS, TAIL, IntervalHead, interval_heads
 from drr2ct.pipeline.checkpoints.files import RELEASE_SUFFIX, read_checkpoint, write_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
-from drr2ct.pipeline.data.datalist import PARTS, load_datalist
+from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.data.identity import ct_fingerprints
+from drr2ct.pipeline.data.splitting import PARTS
 from drr2ct.pipeline.evaluation.intervals import LEVEL, plain
 from drr2ct.pipeline.evaluation.protocol import refuse_leakage
 from drr2ct.pipeline.evaluation.structures import body_mask

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from drr2ct.pipeline.data.datalist import PARTS, load_datalist
+from drr2ct.pipeline.data.datalist import load_datalist
+from drr2ct.pipeline.data.splitting import PARTS
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.radiographs.scale import read_radiograph
 from tests.bundle.conftest import assert_one_sentence

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from monai.data import MetaTensor
+from monai.data import Dataset, MetaTensor
 from monai.transforms import Compose, Invertd, RandShiftIntensityd
 
 from drr2ct.pipeline.data import cache
@@ -259,3 +259,13 @@ def test_without_augmentation_samples_stay_as_they_are(items, tmp_path) -> None:
     assert not isinstance(plain[1]["label"], MetaTensor)
     with pytest.raises(InputError, match="cannot be seeded"):
         AugmentedDataset(cached, lambda sample: sample)
+
+
+def test_patients_that_are_left_out_have_others_in_their_place() -> None:
+    items = [{"patient": name, "image": torch.full((1,), float(i))} for i, name in enumerate("abcd")]
+    loader = PatientLoader(Dataset(items), shuffle=True, seed=3)
+    before = [float(batch["image"]) for batch in loader]
+    loader.leave_out(["b", "c"])
+    after = [float(batch["image"]) for batch in loader]
+    assert sorted(before) == [0, 1, 2, 3]
+    assert after == [3.0 if value in (1, 2) else value for value in before]

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drr2ct.pipeline.data.datalist import (
-    PARTS,
-    dataset_geometry,
-    load_datalist,
-    radiograph_items,
-    split_patients,
-    write_datalist,
-)
+from drr2ct.pipeline.data.datalist import dataset_geometry, load_datalist, radiograph_items, write_datalist
 from drr2ct.pipeline.data.patients import find_patients
+from drr2ct.pipeline.data.splitting import PARTS, split_patients, split_together
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import LoadCTd
@@ -149,3 +144,38 @@ def test_a_folder_without_a_usable_ct_is_named(tmp_path: Path, caplog: pytest.Lo
         find_patients(tmp_path)
     assert [item["patient"] for item in find_patients(tmp_path, on_bad_sample="skip")] == ["a"]
     assert "patient b left out" in caplog.text
+
+
+def test_folders_of_one_patient_id_and_copies_stay_in_one_part(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """a and c have one ID, e is a copy of d; and an item may belong to both."""
+    for seed, (folder, patient) in enumerate({"a": "1", "b": "2", "c": "1"}.items()):
+        write_series(tmp_path / folder, chest(SHAPE, seed=seed)[::-1, ::-1], patient=patient, study=str(seed + 1))
+    write_nifti(tmp_path / "d" / "d.nii.gz", chest(SHAPE, seed=5))
+    (tmp_path / "e").mkdir()
+    shutil.copy(tmp_path / "d" / "d.nii.gz", tmp_path / "e" / "e.nii.gz")
+    patients = find_patients(tmp_path)
+    assert {item["patient"]: item.get("group") for item in patients} == {
+        **dict.fromkeys("ac", "1"),
+        **dict.fromkeys("bde"),
+    }
+    for seed in range(4):
+        parts = split_together(patients, (0.5, 0.25, 0.25), seed)
+        home = {item["patient"]: part for part, items in parts.items() for item in items}
+        assert len(home) == 5 and home["a"] == home["c"] and home["d"] == home["e"] and all(parts.values())
+    assert "c has the Patient ID 1 too, as a; both stay in one part" in caplog.messages
+    assert "e is the same CT as d; both stay in one part" in caplog.messages
+    joined = [{**item, "group": "1"} if item["patient"] == "d" else item for item in patients]
+    home = {i["patient"]: part for part, items in split_together(joined, (0.5, 0.5, 0), 0).items() for i in items}
+    assert len({home[name] for name in "acde"}) == 1 and home["b"] != home["a"]
+    # too few to keep them together: still a split
+    assert all(split_together([p for p in patients if p["patient"] in "abc"], (0.5, 0.25, 0.25), 0).values())
+
+
+def test_one_id_in_all_folders_is_an_anonymisers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for seed in range(3):
+        write_series(tmp_path / str(seed), chest(SHAPE, seed=seed)[::-1, ::-1], patient="ANON", study=str(seed + 1))
+    assert not any("group" in item for item in find_patients(tmp_path))
+    said = "all 3 folders of DICOM have the Patient ID ANON; each is taken for a patient of its own"
+    assert said in caplog.messages

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from drr2ct.pipeline.data import endless
 from drr2ct.pipeline.data.cache import CachedDataset
-from drr2ct.pipeline.data.datalist import PARTS, load_parts
+from drr2ct.pipeline.data.datalist import load_parts
 from drr2ct.pipeline.data.endless import endless_variations, registered_patients
+from drr2ct.pipeline.data.splitting import PARTS
 from drr2ct.transforms import volume
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_kept

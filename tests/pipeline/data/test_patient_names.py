@@ -36,6 +36,24 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, str]]] = {
         ],
         {f"PETCT_{i}a": f"PETCT_{i}a/03-23-2003-NA-PET-CT/CT.nii.gz" for i in range(3)},
     ),
+    "autoPET for nnU-Net": (
+        [f"imagesTr/fdg_{i}a_03-23-2003_{channel}.nii.gz" for i in range(3) for channel in ("0000", "0001")]
+        + [f"labelsTr/fdg_{i}a_03-23-2003.nii.gz" for i in range(3)],
+        {f"fdg_{i}a_03-23-2003": f"imagesTr/fdg_{i}a_03-23-2003_0000.nii.gz" for i in range(3)},
+    ),
+    "patients counted from zero": (
+        [f"imagesTr/site2_000{i}.nii.gz" for i in range(4)],
+        {f"site2_000{i}": f"imagesTr/site2_000{i}.nii.gz" for i in range(4)},
+    ),
+    "COVID-19-CT-Seg": (
+        [f"COVID-19-CT-Seg_20cases/coronacases_00{i}.nii.gz" for i in range(3)]
+        + [f"{folder}/coronacases_00{i}.nii.gz" for i in range(3) for folder in ("Lung_Mask", "Infection_Mask")],
+        {f"coronacases_00{i}": f"COVID-19-CT-Seg_20cases/coronacases_00{i}.nii.gz" for i in range(3)},
+    ),
+    "SynthRAD": (
+        [f"pelvis/1PA00{i}/{name}.nii.gz" for i in range(3) for name in ("ct", "mr", "cbct", "mask")],
+        {f"1PA00{i}": f"pelvis/1PA00{i}/ct.nii.gz" for i in range(3)},
+    ),
     "AMOS": (
         [f"{folder}/amos_000{i}.nii.gz" for i in range(3) for folder in ("imagesTr", "labelsTr")],
         {f"amos_000{i}": f"imagesTr/amos_000{i}.nii.gz" for i in range(3)},
@@ -114,3 +132,23 @@ def test_one_anonymised_id_is_taken_apart_by_a_pattern(tmp_path: Path) -> None:
         write_series(tmp_path / f"subject-{i}" / "CT", patient="ANONYMOUS", study=str(i + 1))
     assert {c.patient for c in find_candidates(tmp_path)} == {"ANONYMOUS"}
     assert {c.patient for c in find_candidates(tmp_path, r"subject-\d+")} == {f"subject-{i}" for i in range(3)}
+
+
+def test_slices_of_nobody_side_by_side_are_their_examinations(tmp_path: Path) -> None:
+    """Two series of one examination are one person's."""
+    for study in ("1", "2"):
+        for series in ("1", "2"):
+            for path in write_series(tmp_path / "x", patient="", study=study, series=series).iterdir():
+                path.rename(tmp_path / f"{study}-{series}-{path.name}")
+    (tmp_path / "x").rmdir()
+    found = [(c.patient, c.study[1]) for c in find_candidates(tmp_path)]
+    assert len(found) == 4 and len(set(found)) == 2 and all(patient == study for patient, study in found)
+
+
+def test_what_is_no_patients_does_not_stop_a_training(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "p" / "p.nii.gz", chest((12, 12, 12)))
+    for name in ("__MACOSX/p/._a.dcm", "__MACOSX/p/._p.nii.gz", "p/features.npy", "notes/ct.mgz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7" + bytes(200))
+    items, left_out = read_folder(tmp_path, ["pa", "lat"])
+    assert [item["patient"] for item in items] == ["p"] and left_out == []

@@ -21,9 +21,10 @@ from rich.console import Console
 
 import drr2ct.pipeline.data.patient_job as job_module
 import drr2ct.pipeline.data.prepare as module
-from drr2ct.pipeline.data.datalist import PARTS, load_datalist
+from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.data.prepare import Summary, prepare
 from drr2ct.pipeline.data.settings import PrepareSettings
+from drr2ct.pipeline.data.splitting import PARTS
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM, PNG_COUNTS, read_radiograph
 from drr2ct.transforms.validation import InputError
@@ -381,3 +382,26 @@ def test_many_studies_of_one_id_are_doubted(tmp_path: Path, capsys: pytest.Captu
     prepare(tmp_path / "source", tmp_path / "set", PrepareSettings(GEOMETRY), 1, None, Console(width=300))
     assert "ANONYMOUS has 4 studies in 4 folders" in capsys.readouterr().out
     assert run(tmp_path / "source", tmp_path / "named", patient_pattern=r"subject-\d").ready == 4
+
+
+def test_copies_stay_together_where_all_cts_look_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = volumes(tmp_path / "source", 5)
+    for i in range(5):
+        shutil.copy(source / f"p{i}.nii.gz", source / f"p{i} (1).nii.gz")
+    prepare(source, tmp_path / "set", PrepareSettings(GEOMETRY), 1, None, Console(width=300))
+    assert "too little to split: copies alone are kept together" in capsys.readouterr().out
+    home = {item["patient"]: part for part in PARTS for item in load_datalist(tmp_path / "set", part)}
+    assert all(home[f"p{i}"] == home[f"p{i} (1)"] for i in range(5))
+
+
+def test_ids_that_differ_in_capitals_or_spaces_stay_in_one_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, patient in enumerate(("A 1", "a1", "B", "C")):
+        values = chest(SHAPE)[::-1, ::-1]
+        values[: 3 * i, :, : 2 * i] = 300  # another body each
+        write_series(tmp_path / "source" / str(i), values, patient=patient)
+    prepare(tmp_path / "source", tmp_path / "set", PrepareSettings(GEOMETRY), 1, None, Console(width=300))
+    assert "a1 and A 1 differ in capitals or spaces alone; both stay in one part" in capsys.readouterr().out
+    home = {item["patient"]: part for part in PARTS for item in load_datalist(tmp_path / "set", part)}
+    assert home["a1"] == home["A 1"] and len(home) == 4
