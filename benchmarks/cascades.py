@@ -335,6 +335,57 @@ def descend(network: torch.nn.Module, optimizer: torch.optim.Optimizer, value: T
     optimizer.step()
 
 
+def fit(
+    network: torch.nn.Module,
+    value_of: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    budget: Budget,
+    where: str,
+    after_step: Callable[[float, int], None] = lambda used, steps: None,
+) -> dict[str, Any]:
+    """Train until the budget is used up, every learning rate falling by a cosine over it.
+
+    Args:
+        network: what is trained.
+        value_of: radiographs and CTs → the loss.
+        optimizer: of the network's parameters.
+        batches: what it learns from; making them is not counted.
+        budget: when to stop.
+        where: what a message names it.
+        after_step: told the seconds and steps used so far; what it takes is not counted.
+
+    Returns:
+        How many steps, seconds, seconds for making a sample, and parameters there were.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    used, steps, making = 0.0, 0, 0.0
+    while (share := budget.share(used, steps)) < 1:
+        began = time.process_time()
+        image, label = next(batches)
+        making += (time.process_time() - began) * (steps > 0)  # registration comes with the first
+        began = budget.clock()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = annealed(rate, share)
+        network.train()
+        descend(network, optimizer, value_of(image, label), f"{where}, step {steps}")
+        steps += 1
+        used += budget.clock() - began
+        after_step(used, steps)
+    parameters = sum(p.numel() for p in network.parameters())
+    return {"steps": steps, "seconds": used, "sample_seconds": making / max(steps - 1, 1), "parameters": parameters}
+
+
+def judged(network: torch.nn.Module, fold: Fold, trained: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the table needs of a network, for each that it is judged on."""
+    rows = {}
+    for name, test in fold.tests.items():
+        prediction = predict(network, test.images)
+        fitted = fit_to_radiographs(prediction, test.images, GEOMETRY, CONSISTENCY_STEPS)
+        rows[name] = {**figures(prediction, test.labels), "fitted": figures(fitted, test.labels), **trained}
+    return rows
+
+
 def train(variant: Variant, data: str, fold: Fold, budget: Budget, seed: int) -> dict[str, dict[str, Any]]:
     """Train and measure; returns what the table and the plot need, for each that it is judged on."""
     set_determinism(seed, use_deterministic_algorithms=False)
@@ -342,37 +393,23 @@ def train(variant: Variant, data: str, fold: Fold, budget: Budget, seed: int) ->
     loss = WeightedLoss(variant.terms())
     optimizer = torch.optim.AdamW(network.parameters(), variant.learning_rate, weight_decay=1e-4)
     curve: list[tuple[float, float]] = []
-    used, steps, making = 0.0, 0, 0.0
-    batches = fold.training(data, seed)
-    while (share := budget.share(used, steps)) < 1:
-        began = time.process_time()
-        image, label = next(batches)
-        making += (time.process_time() - began) * (steps > 0)  # registration comes with the first
-        began = budget.clock()
-        for group in optimizer.param_groups:
-            group["lr"] = annealed(variant.learning_rate, share)
-        network.train()
-        prediction = INFERER(image, network)
-        value = loss(prediction, label)
-        descend(network, optimizer, value, f"{variant.about}, step {steps}")
-        steps += 1
-        used += budget.clock() - began
+
+    def measure(used: float, steps: int) -> None:
         if fold.validation is not None and budget.share(used, steps) >= (len(curve) + 1) / CURVE_POINTS:
             prediction = predict(network, fold.validation.images)
             curve.append((used, figures(prediction, fold.validation.labels)["psnr"]))
-    trained = {
-        "steps": steps,
-        "seconds": used,
-        "sample_seconds": making / max(steps - 1, 1),
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "curve": curve,
-    }
-    rows = {}
-    for name, test in fold.tests.items():
-        prediction = predict(network, test.images)
-        fitted = fit_to_radiographs(prediction, test.images, GEOMETRY, CONSISTENCY_STEPS)
-        rows[name] = {**figures(prediction, test.labels), "fitted": figures(fitted, test.labels), **trained}
-    return rows
+
+    batches = fold.training(data, seed)
+    trained = fit(
+        network,
+        lambda image, label: loss(INFERER(image, network), label),
+        optimizer,
+        batches,
+        budget,
+        variant.about,
+        measure,
+    )
+    return judged(network, fold, {**trained, "curve": curve})
 
 
 def mean_volume(fold: Fold) -> dict[str, dict[str, Any]]:
@@ -384,23 +421,26 @@ def mean_volume(fold: Fold) -> dict[str, dict[str, Any]]:
     }
 
 
-def print_table(results: dict[str, dict[str, dict[str, Any]]], console: Console, title: str) -> None:
-    """Variants by mean PSNR over the folds; gains over the mean volume, and over ours, are of the same folds."""
-    table = Table(title=title)
-    columns = (
-        "variant",
-        "folds",
-        "PSNR dB",
-        "spread",
-        "gain dB",
-        "worst gain",
-        "over ours",
-        "SSIM",
-        "MAE HU",
-        "fitted dB",
-    )
-    for column in (*columns, "steps", "s", "s a sample", "Mpar"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
+COLUMNS = (
+    "variant",
+    "folds",
+    "PSNR dB",
+    "spread",
+    "gain dB",
+    "worst gain",
+    "over ours",
+    "SSIM",
+    "MAE HU",
+    "fitted dB",
+    "steps",
+    "s",
+    "s a sample",
+    "Mpar",
+)
+
+
+def table_rows(results: dict[str, dict[str, dict[str, Any]]]) -> Iterator[tuple[str, ...]]:
+    """Under :data:`COLUMNS`; gains over the mean volume, and over ours, are of the same folds."""
     ours = results.get("cascade64", {})
     for name, folds in results.items():
         rows = list(folds.values())
@@ -412,7 +452,7 @@ def print_table(results: dict[str, dict[str, dict[str, Any]]], console: Console,
         ]
         fitted = [row["fitted"]["psnr"] for row in rows if "fitted" in row]
         over_ours = [row["psnr"] - ours[fold]["psnr"] for fold, row in folds.items() if fold in ours]
-        table.add_row(
+        yield (
             name,
             str(len(rows)),
             f"{psnr.mean():.2f}",
@@ -428,6 +468,15 @@ def print_table(results: dict[str, dict[str, dict[str, Any]]], console: Console,
             f"{others[4]:.3f}",
             f"{others[5] / 1e6:.2f}",
         )
+
+
+def print_table(results: dict[str, dict[str, dict[str, Any]]], console: Console, title: str) -> None:
+    """One row a variant."""
+    table = Table(title=title)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for row in table_rows(results):
+        table.add_row(*row)
     console.print(table)
 
 
