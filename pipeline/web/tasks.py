@@ -131,7 +131,7 @@ def read(
         "state": "refused",
         "sentence": "",
         "order": order,
-        "found_by": "stated",
+        "found_by": "" if order is None else "stated",
         "films": found,
         "pair": [],
         "warnings": [],

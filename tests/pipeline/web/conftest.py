@@ -24,6 +24,7 @@ from torch import Tensor
 
 from drr2ct.networks import create_network
 from drr2ct.networks.config import StageConfig
+from drr2ct.networks.interval import estimate_of
 from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.data.sample.cts import sample_ct
@@ -120,17 +121,20 @@ def drrs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def checkpoint(drrs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network of 16³ voxels that knows one patient by heart, so that left and right can be told in what it makes."""
+    """A network of 16³ voxels that knows one patient by heart, so that left and right can be told in what it makes.
+
+    It gives bounds, which nobody has calibrated.
+    """
     torch.manual_seed(0)
     sample: Any = files_to_samples(SMALL)({"patient": "p", "label": str(sample_ct()), "image": [*map(str, drrs)]})
     stages = tuple(StageConfig(channels=8, scale=s, growth=4, layers=2, lift_channels=4) for s in (1, 2))
     network = create_network(
-        "cascade64", geometry=SMALL, stages=stages, encoder_channels=(4, 8), encoder_norm_groups=(2,)
+        "cascade64", geometry=SMALL, stages=stages, encoder_channels=(4, 8), encoder_norm_groups=(2,), interval=True
     ).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     image, label = (torch.as_tensor(sample[key])[None] for key in ("image", "label"))
     for _ in range(60):
-        loss = (network(image) - label).abs().mean()
+        loss = (estimate_of(network(image)) - label).abs().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -88,7 +88,9 @@ def test_which_is_which_is_found_out_and_every_format_holds_the_same(server: Ser
     assert record["radiographs"] == ["film-1.nii.gz", "film-0.nii.gz"]  # no path of this machine
     page, saved_as = download("page.html")
     assert b"<!doctype html>" in page and saved_as.startswith("attachment")
-    assert server.ask(f"/api/cases/{done['id']}/interval.nii.gz")[0] == 404
+    bounds: Any = read_volume(download("interval.nii.gz")[0], tmp_path / "interval.nii.gz")
+    assert bounds.shape == (*values.shape, 2)
+    assert server.ask(f"/api/cases/{done['id']}/film-0.nii.gz")[0] == 404, "what was given is not given away"
     for kind in ("given", "used", "own", "difference"):
         content = server.ask(f"/api/cases/{done['id']}/{kind}-1.png")[1]
         assert Image.open(io.BytesIO(content)).size == (128, 128)
