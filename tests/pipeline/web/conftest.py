@@ -85,10 +85,12 @@ class Server:
             time.sleep(0.05)
         raise AssertionError(f"still {found['state']} after {seconds} s: {found}")
 
-    def stop(self) -> str:
-        """End it; returns what it still said."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.communicate(timeout=60)[0]
+    def stop(self, number: signal.Signals) -> str:
+        """End it by a signal; returns what it still said."""
+        self.process.send_signal(number)
+        said, _ = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, said
+        return said
 
 
 @contextmanager

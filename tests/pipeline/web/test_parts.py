@@ -15,7 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from drr2ct.pipeline.web import uploads
-from drr2ct.pipeline.web.decisions import refusal, sorted_sentences
+from drr2ct.pipeline.web.decisions import refusal, sorted_sentences, why_not_ready
 from drr2ct.pipeline.web.options import checked_options, checked_patient, file_stem
 from drr2ct.pipeline.web.page import LANGUAGES, choose_language, words
 from drr2ct.pipeline.web.views import find_order
@@ -172,6 +172,16 @@ def test_sentences_are_sorted_and_none_is_lost():
 def test_a_refusal_offers_a_button_and_no_command_line(said: str, plain: str, about: list[int], option: str):
     sentence, films, remedies = refusal(said, ["film-0.png", "film-1.png"], ["a.png", "b.png"])
     assert sentence == plain and films == about and remedies[0]["option"] == option
+
+
+def test_a_script_is_told_every_refusal_and_what_to_send():
+    remedies = [{"option": "swap", "value": True}, {"option": "check_order", "value": False}]
+    film = {"error": "a.png has colours.", "remedies": [{"option": "colour", "value": "ignore"}]}
+    reading = {"films": [film, {"error": "", "remedies": []}], "remedies": remedies}
+    assert why_not_ready(reading, "They look exchanged.") == (
+        "a.png has colours. They look exchanged. To use it all the same, send colour=ignore check_order=false with it."
+    )
+    assert why_not_ready(None, "It took too long.") == "It took too long."
 
 
 def test_every_word_is_there_in_every_language_and_is_used():

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import signal
 import socket
 import stat
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +25,9 @@ from PIL import Image
 from drr2ct.pipeline.data.sample.cts import sample_ct
 from drr2ct.pipeline.reconstruction import reconstruct
 from drr2ct.transforms.preprocessing import files_to_samples
-from tests.pipeline.web.conftest import SMALL, Server, as_files
+from tests.files import file_system
+from tests.pipeline.web.conftest import SMALL, Server, as_files, serving
+from tests.transforms.radiographs.test_loading import save_dicom
 
 pytestmark = pytest.mark.slow  # a server takes seconds to start
 
@@ -60,6 +65,27 @@ def test_a_script_gets_what_the_command_makes(server: Server, drrs: list[Path], 
     volume = np.asarray(nib.as_closest_canonical(found).dataobj)
     scores = [np.corrcoef(volume.ravel(), other.ravel())[0, 1] for other in (truth, truth[::-1], truth[:, ::-1])]
     assert scores[0] > 0.9 and scores[0] > max(scores[1:]) + 0.01
+
+
+def test_a_script_is_told_what_is_wrong(server: Server, film: Callable[..., Path], tmp_path: Path):
+    header = save_dicom(tmp_path / "lat.dcm", np.arange(256, dtype=np.uint16).reshape(16, 16), 12, ViewPosition="LL")
+    dataset = pydicom.dcmread(header)
+    dataset.Rows = dataset.Columns = 60000
+    dataset.save_as(header)
+    side, other_side = film("side.png", 1), film("other_side.png", 1, lambda picture: picture**1.3)
+    frontal = as_files(film("frontal.png", 0), field="pa")
+    for files, says in (
+        ([*frontal, ("lateral", "lat.txt", b"no picture")], "lat.txt is not a PNG, JPEG, TIFF, DICOM or NIfTI image"),
+        ([*frontal, ("lateral", "lat.png", b"")], "lat.png is an empty file"),
+        ([*frontal, *as_files(header, field="lateral")], "lat.dcm has 60000×60000 pixels, more than any film"),
+        (frontal, "1 more X-ray is needed."),
+        (
+            [*as_files(side, field="pa"), *as_files(other_side, field="lateral")],
+            r"side.png was given for view pa and looks like view lat .* send orientation=as-is with it\.",
+        ),
+    ):
+        status, answer = server.send("/api/reconstruct", files)
+        assert status == 422 and re.search(says, answer["error"]), answer
 
 
 def test_which_is_which_is_found_out_and_every_format_holds_the_same(server: Server, done, tmp_path: Path):
@@ -157,8 +183,6 @@ def test_films_lie_under_names_of_ours_for_their_owner_alone(server: Server, don
 
 
 def test_a_name_in_a_header_is_shown_to_who_asks_only(server: Server, tmp_path: Path):
-    from tests.transforms.radiographs.test_loading import save_dicom
-
     pixels = np.random.default_rng(0).integers(0, 4095, (32, 32))
     path = save_dicom(tmp_path / "pa.dcm", pixels, 12, PatientName="Secret^Jane", PatientID="4711")
     case = server.wait(server.send("/api/cases", as_files(path))[1])
@@ -219,3 +243,36 @@ def test_one_runs_and_the_others_wait_and_are_cancelled_or_survive_a_kill(server
     assert server.wait(cases[2])["state"] == "done"
     assert server.ask(f"/api/cases/{cases[0]['id']}/reconstruct", {})[0] == 202  # tried again
     assert server.wait(cases[0])["state"] == "done"
+
+
+def test_a_full_disk_is_said_and_nothing_is_left_at_the_end(checkpoint: Path, drrs: list[Path], tmp_path: Path):
+    with (
+        file_system(tmp_path / "small", 4) as folder,
+        serving(checkpoint, folder, "--token", "0123456789abcdef") as own,
+    ):
+        token = {"authorization": "Bearer 0123456789abcdef"}
+        assert own.ask("/api/state")[0] == 401
+        status, _, headers = own.ask("/", headers=token)
+        assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
+        kind = token | {"content-type": "multipart/form-data; boundary=b"}
+        head = b'--b\r\ncontent-disposition: form-data; name="files"; filename="pa.png"\r\n\r\n'
+        status, said, _ = own.ask("/api/cases", head + bytes(6 * 2**20) + b"\r\n--b--\r\n", headers=kind)
+        assert status == 507 and "disk is full" in said["error"]
+        status, _, _ = own.ask("/api/cases", head + drrs[0].read_bytes() + b"\r\n--b--\r\n", headers=kind)
+        assert status == 201, "it lives"
+        own.stop(signal.SIGTERM)
+        assert not list(folder.iterdir())
+
+
+def test_the_first_interrupt_says_what_would_be_lost(checkpoint: Path, drrs: list[Path], tmp_path: Path):
+    with serving(checkpoint, tmp_path, "--keep", str(tmp_path / "kept")) as own:
+        case = own.wait(own.send("/api/cases", as_files(*drrs))[1])
+        own.ask(f"/api/cases/{case['id']}/reconstruct", {})
+        own.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert own.process.poll() is None and own.wait(case)["state"] == "done", "it goes on"
+        said = own.stop(signal.SIGINT)  # what is done is kept: nothing would be lost
+        assert "stopping now loses 1 reconstruction that runs; press Ctrl-C again" in said
+        assert "Warning" not in said and "Traceback" not in said
+    (kept,) = (tmp_path / "kept").glob("*/*/ct.nii.gz")
+    assert nib.load(kept).shape == (16, 16, 16)
