@@ -60,7 +60,11 @@ class Server:
         return status, body, found
 
     def send(
-        self, path: str, files: list[tuple[str, str, bytes]], fields: Mapping[str, str] | None = None
+        self,
+        path: str,
+        files: list[tuple[str, str, bytes]],
+        fields: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[int, Any]:
         """Post a form: (field, file name, content) of each file."""
         boundary = uuid4().hex
@@ -73,7 +77,7 @@ class Server:
             parts.append(head.encode() + content + b"\r\n")
         body = b"".join([*parts, f"--{boundary}--\r\n".encode()])
         kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
-        return self.ask(path, body, headers=kind)[:2]
+        return self.ask(path, body, headers=kind | dict(headers or {}))[:2]
 
     def wait(self, case: Mapping[str, Any], *states: str, seconds: float = 90.0) -> dict[str, Any]:
         """The case once it is in one of these states; by default in any in which nothing goes on."""

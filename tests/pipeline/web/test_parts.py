@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from drr2ct.pipeline.web import uploads
+from drr2ct.pipeline.web import tasks, uploads
 from drr2ct.pipeline.web.decisions import refusal, sorted_sentences, why_not_ready
 from drr2ct.pipeline.web.options import checked_options, checked_patient, file_stem
 from drr2ct.pipeline.web.page import LANGUAGES, choose_language, words
@@ -182,6 +183,17 @@ def test_a_script_is_told_every_refusal_and_what_to_send():
         "a.png has colours. They look exchanged. To use it all the same, send colour=ignore check_order=false with it."
     )
     assert why_not_ready(None, "It took too long.") == "It took too long."
+
+
+def test_what_numpy_cannot_write_is_a_full_disk(tmp_path: Path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="written") as caught:
+            np.save(tmp_path / "used.npy", np.zeros(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert tasks.is_full(caught.value) and not tasks.is_full(OSError("no such device"))
 
 
 def test_every_word_is_there_in_every_language_and_is_used():

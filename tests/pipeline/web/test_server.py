@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -246,22 +247,24 @@ def test_one_runs_and_the_others_wait_and_are_cancelled_or_survive_a_kill(server
 
 
 def test_a_full_disk_is_said_and_nothing_is_left_at_the_end(checkpoint: Path, drrs: list[Path], tmp_path: Path):
+    token = {"authorization": "Bearer 0123456789abcdef"}
     with (
-        file_system(tmp_path / "small", 4) as folder,
-        serving(checkpoint, folder, "--token", "0123456789abcdef") as own,
+        file_system(tmp_path / "small", 6) as folder,
+        serving(checkpoint, folder, "--token", token["authorization"][7:]) as own,
     ):
-        token = {"authorization": "Bearer 0123456789abcdef"}
         assert own.ask("/api/state")[0] == 401
         status, _, headers = own.ask("/", headers=token)
         assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
-        kind = token | {"content-type": "multipart/form-data; boundary=b"}
-        head = b'--b\r\ncontent-disposition: form-data; name="files"; filename="pa.png"\r\n\r\n'
-        status, said, _ = own.ask("/api/cases", head + bytes(6 * 2**20) + b"\r\n--b--\r\n", headers=kind)
+        status, said = own.send("/api/reconstruct", [("pa", "pa.png", bytes(8 * 2**20))], headers=token)
         assert status == 507 and "disk is full" in said["error"]
-        status, _, _ = own.ask("/api/cases", head + drrs[0].read_bytes() + b"\r\n--b--\r\n", headers=kind)
-        assert status == 201, "it lives"
-        own.stop(signal.SIGTERM)
-        assert not list(folder.iterdir())
+        films = [*as_files(drrs[0], field="pa"), *as_files(drrs[1], field="lateral")]
+        (folder / "filler").write_bytes(bytes(shutil.disk_usage(folder).free - 150_000))  # enough for the films alone
+        status, said = own.send("/api/reconstruct", films, headers=token)
+        assert status == 507 and "disk is full" in said["error"]
+        (folder / "filler").unlink()
+        assert own.send("/api/reconstruct", films, headers=token)[0] == 200
+        said = own.stop(signal.SIGTERM)
+        assert "lost: 1 result" in said and not list(folder.iterdir())
 
 
 def test_the_first_interrupt_says_what_would_be_lost(checkpoint: Path, drrs: list[Path], tmp_path: Path):
