@@ -232,9 +232,9 @@ async def _reconstruct(request: Request) -> Response:
     await start_reading(desk, case)
     case = await is_over(desk, case)
     if case.state != "ready":
-        raise case.mistake or InputError(why_not_ready(case.reading, case.sentence))
+        raise case.mistake(why_not_ready(case.reading, case.sentence))
     case = await is_over(desk, enqueue(desk, case))
     if case.state != "done":
-        raise case.mistake or InputError("the reconstruction was cancelled.")
+        raise case.mistake(case.sentence or "the reconstruction was cancelled.")
     request.scope["path_params"] = {"id": case.id, "name": kinds[wanted]}
     return await _download(request)
