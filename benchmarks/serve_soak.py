@@ -2,14 +2,14 @@
 
 ::
 
-    python benchmarks/serve_soak.py --checkpoint best_psnr.pt [--minutes 1]
+    python benchmarks/serve_soak.py [--minutes 1] [--checkpoint best_psnr.pt]
 
-starts ``drr2ct serve``, and until the time is over gives it, one round after the other: twenty pairs at once, two
-gigabytes that are announced and 210 MB that are not, files that are no pictures, clients that stop in the middle, the
-same work twice, a cancelled reconstruction and one whose process is killed. After each round everything is removed, and
-the server's memory (its own, and of all its processes), open files, processes and disk are noted. It ends with a table,
-and with status 1 if an answer was wrong, the server died, or memory, files or disk did not come back to where they were
-after the first round.
+starts ``drr2ct serve`` with the network that is shipped, or another, and until the time is over gives it, one round
+after the other: twenty pairs at once, two gigabytes that are announced and 210 MB that are not, files that are no
+pictures, clients that stop in the middle, the same work twice, a cancelled reconstruction and one whose process is
+killed. After each round everything is removed, and the server's memory (its own, and of all its processes), open
+files, processes and disk are noted. It ends with a table, and with status 1 if an answer was wrong, the server died,
+or memory, files or disk did not come back to where they were after the first round.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def measured(server: psutil.Process, folder: Path) -> dict[str, float]:
 def main() -> None:
     """Run rounds until the time is over."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, help="in place of the shipped network")
     parser.add_argument("--minutes", type=float, default=10.0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -180,8 +180,10 @@ def main() -> None:
         folder.mkdir()
         pair = radiographs(Path(place))
         command = [str(Path(sys.executable).with_name("drr2ct")), "serve", "--port", "0"]
+        if arguments.checkpoint is not None:
+            command += ["--checkpoint", str(arguments.checkpoint)]
         process = subprocess.Popen(
-            [*command, "--checkpoint", str(arguments.checkpoint)],
+            command,
             env=os.environ | {"TMPDIR": str(folder)},
             stdout=subprocess.PIPE,
             text=True,

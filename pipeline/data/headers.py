@@ -20,6 +20,7 @@ _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 _FIRST_GROUPS = (b"\x08\x00", b"\x02\x00")
 MAC_FILE = "a side file of macOS; nothing to do"
+ARCHIVE = "an archive; unpack it first"
 _OTHER_FORMATS = (".nii.bz2", ".nii.xz", ".nii.zst", ".dcm.gz", ".mgz", ".mgh", ".mnc", ".npy", ".npz", ".gipl")
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
@@ -144,7 +145,7 @@ def read_header(path: str) -> Header | Candidate | None:
         None for a file that is not DICOM by name or content, a :class:`Candidate` with a reason for a damaged one.
     """
     if path.lower().endswith(_ARCHIVE_SUFFIXES):
-        return _refused(path, "an archive; unpack it first")
+        return _refused(path, ARCHIVE)
     if path.lower().endswith(_OTHER_FORMATS):
         return replace(_refused(path, "a format that is not read; convert it to NIfTI from DICOM"), by_name=True)
     if Path(path).name.startswith("._"):

@@ -19,6 +19,7 @@ import numpy as np
 
 from drr2ct.pipeline.data.candidate import VOLUME_SUFFIXES, Candidate, preference
 from drr2ct.pipeline.data.candidates import find_candidates
+from drr2ct.pipeline.data.headers import ARCHIVE
 from drr2ct.pipeline.data.patient_names import printable, stem_of
 from drr2ct.transforms.validation import InputError
 
@@ -101,6 +102,9 @@ def read_folder(dataset_dir: str | Path, views: Sequence[str]) -> tuple[list[dic
         parts = Path(os.path.relpath(candidate.files[0], root)).parts
         # what is called a mask or a radiograph is no patient whose CT is missing
         if any(part.startswith(".") for part in parts[:-1]) or candidate.by_name:
+            continue
+        if len(parts) == 1 and candidate.reason == ARCHIVE:  # mostly what the folders beside it came from
+            logger.warning("%s left out: %s", printable(parts[0]), ARCHIVE)
             continue
         members[parts[0] if len(parts) > 1 else ""].append(candidate)
     items: list[dict[str, Any]] = []

@@ -41,7 +41,7 @@ _NO_HU_TYPES = {"IODINE", "MATERIAL", "MATERIAL_DENSITY", "Z_EFF", "ZEFF", "EFF_
     "PERFUSION", "MATERIAL_FRACTION", "MATERIAL_VALUE", "FRACTION_MAP", "VRT", "VOLREN", "SSD",
 }  # fmt: skip
 _NO_HU = re.compile(
-    r"iodine|perfusion|overlay|suppressed|uric[ _-]?acid|fat[ _-]?(?:fraction|map)|\bP?BV\b"
+    r"iodine|perfusion|overlay|calcium[ _-]?supp|uric[ _-]?acid|fat[ _-]?(?:fraction|map)|\bP?BV\b"
     r"|\b[rc]?(?:CBF|CBV|BV|BF|MTT|TTP|TMAX)\b",
     re.IGNORECASE,
 )

@@ -16,11 +16,12 @@ _NO_GPU = (
     "invalid device ordinal",
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NUMPY_FULL = "requested and"  # "4096 requested and 1000 written": NumPy's, without a number
 
 
 def disk_is_full(error: OSError) -> bool:
     """Whether a file could not be written for want of space (or of quota)."""
-    return error.errno in _FULL
+    return error.errno in _FULL or (error.errno is None and _NUMPY_FULL in str(error))
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

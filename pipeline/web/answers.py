@@ -13,7 +13,7 @@ from starlette.responses import Response
 from drr2ct.pipeline.web.cases import Case
 from drr2ct.pipeline.web.desk import BusyError, Desk
 from drr2ct.pipeline.web.guard import refusal
-from drr2ct.pipeline.web.processes import WorkerDiedError
+from drr2ct.pipeline.web.processes import DiskFullError, WorkerDiedError
 from drr2ct.pipeline.web.uploads import TooMuchError, TooSlowError
 from drr2ct.transforms.validation import InputError
 
@@ -24,7 +24,14 @@ class NoCaseError(InputError):
     """The case is not, or no longer, there."""
 
 
-_STATUS = {TooMuchError: 413, TooSlowError: 408, BusyError: 429, WorkerDiedError: 503, NoCaseError: 404}
+_STATUS = {
+    TooMuchError: 413,
+    TooSlowError: 408,
+    BusyError: 429,
+    WorkerDiedError: 503,
+    DiskFullError: 507,
+    NoCaseError: 404,
+}
 """Mistakes that are not of the content (422)."""
 
 

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from drr2ct.pipeline.web.answers import Endpoint, case_of, desk_of, in_words, json_of
 from drr2ct.pipeline.web.cases import Case
+from drr2ct.pipeline.web.decisions import why_not_ready
 from drr2ct.pipeline.web.desk import (
     READ_SECONDS,
     Desk,
@@ -231,10 +232,9 @@ async def _reconstruct(request: Request) -> Response:
     await start_reading(desk, case)
     case = await is_over(desk, case)
     if case.state != "ready":
-        errors = [film["error"] for film in (case.reading or {}).get("films", []) if film["error"]]
-        raise InputError(" ".join([*errors, case.sentence]).strip())
+        raise case.mistake(why_not_ready(case.reading, case.sentence))
     case = await is_over(desk, enqueue(desk, case))
     if case.state != "done":
-        raise InputError(case.sentence or "the reconstruction was cancelled.")
+        raise case.mistake(case.sentence or "the reconstruction was cancelled.")
     request.scope["path_params"] = {"id": case.id, "name": kinds[wanted]}
     return await _download(request)

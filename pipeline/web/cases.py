@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drr2ct.transforms.validation import InputError
+
 PENDING = ("waiting", "running")
 """States in which a reconstruction is going to be made, or is made."""
 BUSY = ("reading", *PENDING)
@@ -51,6 +53,7 @@ class Case:
         stage: of a reconstruction that runs, and how much of it is behind us.
         share: part of the stage that is done.
         sentence: why it failed or was refused.
+        mistake: what kind of mistake that was; the exception itself would hold on to the process that made it.
         result: of the task ``reconstruct``.
         created: seconds since the epoch.
         began: of the reconstruction, likewise.
@@ -71,6 +74,7 @@ class Case:
     stage: str = ""
     share: float = 0.0
     sentence: str = ""
+    mistake: type[InputError] = InputError
     result: dict[str, Any] | None = None
     created: float = field(default_factory=time.time)
     began: float | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 SUBJECTS = (
     ("tone", r"was read as|is a picture|unattenuated|at full scale, so|through (its|the|a) |without its windows|"
@@ -82,3 +83,20 @@ def refusal(
     plain = re.sub(r",? ?\(--[^)]*\)", "", plain)
     plain = re.sub(r": set opposite_side=True to use it all the same", "", plain)
     return with_names(plain, files, shown), about, remedies
+
+
+def why_not_ready(reading: Mapping[str, Any] | None, otherwise: str) -> str:
+    """Every refusal of a reading, for a script: with the fields that use the films all the same.
+
+    Args:
+        reading: what the task ``read`` found, if it came to an end.
+        otherwise: what else is said of the case.
+    """
+    reading = reading or {}
+    films = reading.get("films", [])
+    remedies = [remedy for place in (*films, reading) for remedy in place.get("remedies", [])]
+    fields = [f"{r['option']}={str(r['value']).lower()}" for r in remedies if r["option"] != "swap"]
+    sentences = [*(film["error"] for film in films if film["error"]), otherwise]
+    if fields:
+        sentences.append(f"To use it all the same, send {' '.join(dict.fromkeys(fields))} with it.")
+    return " ".join(sentence for sentence in sentences if sentence)

@@ -119,7 +119,7 @@ class Desk:
 async def start_reading(desk: Desk, case: Case) -> None:
     """Read a case's films anew, in place of a reading that goes on."""
     await desk.stop(case)
-    desk.touch(case, state="reading", sentence="", reading=None)
+    desk.touch(case, state="reading", sentence="", mistake=InputError, reading=None)
     desk.work[case.id] = asyncio.create_task(_read(desk, case))
 
 
@@ -135,7 +135,7 @@ async def _read(desk: Desk, case: Case) -> None:
             found = await run_task("read", arguments, case.folder, READ_SECONDS)
         desk.touch(case, state=found["state"], reading=found, sentence=found["sentence"])
     except InputError as error:
-        desk.touch(case, state="refused", sentence=str(error))
+        desk.touch(case, state="refused", sentence=str(error), mistake=type(error))
 
 
 def refuse_while_pending(case: Case) -> None:
@@ -189,7 +189,8 @@ def enqueue(desk: Desk, case: Case) -> Case:
     if len(desk.queue) >= MOST_WAITING:
         raise BusyError(f"{len(desk.queue)} reconstructions are waiting; give this one again when some are done.")
     desk.queue.append(case)
-    desk.touch(case, state="waiting", stage="", share=0.0, sentence="", result=None, began=None, ended=None)
+    case.sentence, case.mistake, case.result, case.began, case.ended = "", InputError, None, None, None
+    desk.touch(case, state="waiting", stage="", share=0.0)
     desk.wanted.set()
     return case
 
@@ -221,7 +222,7 @@ async def _reconstruct(desk: Desk, case: Case) -> None:
         )
         desk.touch(case, state="done", result=result, ended=time.time())
     except InputError as error:
-        desk.touch(case, state="failed", sentence=str(error), ended=time.time())
+        desk.touch(case, state="failed", sentence=str(error), mistake=type(error), ended=time.time())
 
 
 async def cancel(desk: Desk, case: Case) -> None:

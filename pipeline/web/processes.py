@@ -30,6 +30,10 @@ class WorkerDiedError(InputError):
     """A process ended without a word: it was killed, most often for want of memory, or took too long."""
 
 
+class DiskFullError(InputError):
+    """There was no space for what was to be written."""
+
+
 async def run_task(
     name: str,
     arguments: Mapping[str, Any],
@@ -51,6 +55,7 @@ async def run_task(
 
     Raises:
         InputError: what the task refuses.
+        DiskFullError: if it has no space to write.
         WorkerDiedError: if the process dies or takes too long.
     """
     receiver, sender = _context.Pipe(duplex=False)
@@ -72,7 +77,7 @@ async def run_task(
                 if "result" in message:
                     return message["result"]
                 if "refused" in message:
-                    raise InputError(message["refused"])
+                    raise (DiskFullError if message["full"] else InputError)(message["refused"])
                 told(message)
         await asyncio.to_thread(process.join)
         why = "most often memory was short" if process.exitcode == -signal.SIGKILL else f"status {process.exitcode}"
@@ -116,4 +121,4 @@ def _work(name: str, arguments: dict[str, Any], folder: str, sender: Connection)
     except BrokenPipeError:  # nobody wants to know any longer
         return
     except Exception as error:
-        tell(refused=tasks.explained(error))
+        tell(refused=tasks.explained(error), full=tasks.is_full(error))

@@ -95,6 +95,7 @@ async def _run(
         timeout_graceful_shutdown=1,
     )
     server = _Server(config, desk, kept, console)
+    signal.signal(signal.SIGHUP, server.handle_exit)
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
     listener.listen(128)  # who opens it at once waits for a moment
@@ -104,7 +105,7 @@ async def _run(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, but the first Ctrl-C says what would be lost."""
+    """uvicorn's, but the first Ctrl-C says what would be lost, and at the end of any the session's folder goes."""
 
     def __init__(self, config: uvicorn.Config, desk: Desk, kept: bool, console: Console) -> None:
         super().__init__(config)
@@ -114,7 +115,10 @@ class _Server(uvicorn.Server):
         self.warned = -1e9
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGINT asks once; SIGTERM, or SIGINT again, stops."""
+        """SIGINT asks once; SIGTERM, SIGHUP (a terminal that is closed), or SIGINT again, stops.
+
+        uvicorn's own would raise the signal again at its end, which kills before anything is deleted.
+        """
         lost = losses(self.desk, self.kept)
         if lost and sig == signal.SIGINT and time.monotonic() - self.warned > _AGAIN_SECONDS:
             self.warned = time.monotonic()
@@ -123,10 +127,11 @@ class _Server(uvicorn.Server):
                 highlight=False,
             )
             return
-        if lost and not self.should_exit:
+        if lost and not self.should_exit and sig != signal.SIGHUP:
             self.console.print(f"\ndrr2ct: stopped; lost: {lost}.", highlight=False)
         self.desk.close()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 @contextlib.contextmanager

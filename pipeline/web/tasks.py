@@ -48,9 +48,14 @@ _THUMBNAIL = 512
 _DIFFERENCE = 0.25  # of the line integral that is white: full colour, as in the preview
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether something could not be written for want of space."""
+    return any(isinstance(cause, OSError) and disk_is_full(cause) for cause in causes(error))
+
+
 def explained(error: BaseException) -> str:
     """One sentence for whatever went wrong."""
-    if any(isinstance(cause, OSError) and disk_is_full(cause) for cause in causes(error)):
+    if is_full(error):
         return "the disk is full; free space, or remove results of this session, and try again."
     mistake = find_input_error(error) or explain_fault(error)
     if mistake is not None:
@@ -131,7 +136,7 @@ def read(
         "state": "refused",
         "sentence": "",
         "order": order,
-        "found_by": "stated",
+        "found_by": "" if order is None else "stated",
         "films": found,
         "pair": [],
         "warnings": [],

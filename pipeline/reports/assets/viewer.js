@@ -17,6 +17,10 @@ const makeNiivue = async (canvas) => {
     multiplanarPadPixels: 4,
     isOrientCube: false,
     loadingText: "",
+    dragAndDropEnabled: false, // what is dropped is not for the viewer
+    viewModeHotKey: "", // a key that is hit by chance changes nothing
+    clipPlaneHotKey: "",
+    cycleClipPlaneHotKey: "",
   });
   await viewer.attachToCanvas(canvas);
   viewer.setSliceType(SLICE_TYPE.MULTIPLANAR);
@@ -76,6 +80,16 @@ const startViewer = async (words = {}) => {
     }
     show(fraction);
   };
+  // arrow keys do for the rendering what dragging does
+  const TURNS = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, 10], ArrowDown: [0, -10] };
+  const turn = (event) => {
+    if (!TURNS[event.key]) return;
+    event.preventDefault();
+    for (const viewer of Object.values(viewers)) {
+      const { renderAzimuth, renderElevation } = viewer.scene;
+      viewer.setRenderAzimuthElevation(renderAzimuth + TURNS[event.key][0], renderElevation + TURNS[event.key][1]);
+    }
+  };
   const setWindow = (button) => {
     const [low, high] = button.dataset.window.split(",").map(Number);
     for (const viewer of Object.values(viewers)) {
@@ -129,6 +143,7 @@ const startViewer = async (words = {}) => {
       second.broadcastTo([first], { "2d": true, "3d": true });
     }
     for (const viewer of Object.values(viewers)) {
+      viewer.canvas.addEventListener("keydown", turn);
       viewer.onLocationChange = () => {
         if (!moving && pair) show([...viewer.scene.crosshairPos]);
       };

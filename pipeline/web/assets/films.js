@@ -133,7 +133,7 @@ const together = (one, network) => {
     ...reading.pair.map((text) => make("p", {}, text)),
     make("details", { open: openDetails, ontoggle: (event) => (openDetails = event.target.open) }, make("summary", { "data-key": "details" }, t("settings")), make("div", { className: "checks" }, ...checks)),
     make("div", { className: "buttons" },
-      one.films.length === 2 ? make("button", { type: "button", "data-key": "swap", id: "swap", onclick: () => swap(one) }, t("swap")) : null,
+      one.films.length === 2 && reading.order ? make("button", { type: "button", "data-key": "swap", id: "swap", onclick: () => swap(one) }, t("swap")) : null,
       changed ? make("button", { type: "button", "data-key": "reset", id: "reset", onclick: () => overrule({ options: {}, order: null }) }, t("reset")) : null)));
   return boxes;
 };

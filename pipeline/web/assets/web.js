@@ -77,6 +77,7 @@ const complain = (text) => {
   const place = byId("film-error");
   place.hidden = !text;
   place.replaceChildren(make("p", {}, make("strong", {}, `${t("refused")}: `), text));
+  if (text) place.scrollIntoView({ block: "nearest" }); // what was asked for may be far below
 };
 export const choose = (id) => {
   state.chosen = id;
@@ -113,7 +114,7 @@ export const overrule = (changes) =>
     choose(made.id);
   });
 
-const reconstruct = () =>
+const reconstruct = (event) =>
   doing("", async () => {
     const open = chosen();
     const wanted = byId("patient").value.trim();
@@ -123,6 +124,7 @@ const reconstruct = () =>
     choose(made.id);
     byId("progress-note").dataset.same = made.same_as ? "yes" : "";
     show();
+    if (event.detail === 0) byId("cancel").focus(); // it was the keyboard, and its button is at rest now
   });
 const rename = async (patient) => {
   let made = await post(`/api/cases/${state.chosen}/options`, { patient });
@@ -174,10 +176,12 @@ const showNetwork = (one) => {
   const button = byId("reconstruct");
   const renamed = one.state === "done" && patient.value.trim() && patient.value.trim() !== one.patient;
   button.disabled = !(["ready", "failed", "cancelled"].includes(one.state) || renamed) || Boolean(state.sending);
-  button.hidden = busy;
   button.textContent = ["failed", "cancelled"].includes(one.state) ? t("again") : t("reconstruct");
   button.title = ["incomplete", "refused"].includes(one.state) ? t("need_two") : "";
-  byId("cancel").hidden = !busy;
+  const cancel = byId("cancel");
+  const left = !busy && document.activeElement === cancel;
+  cancel.hidden = !busy;
+  if (left) button.focus();
   showProgress(one);
 };
 
@@ -186,7 +190,7 @@ const showHistory = () => {
   const list = [...state.cases.values()].sort((a, b) => b.created - a.created);
   const items = list.map((one) => {
     const time = new Date(one.created * 1000).toLocaleTimeString(document.documentElement.lang, { hour: "2-digit", minute: "2-digit" });
-    const took = one.state === "done" ? `, ${Math.max(1, Math.round(one.ended - one.began))} s` : one.state === "running" ? `, ${t(`stage_${one.stage || "starting"}`)}` : "";
+    const took = one.state === "done" ? `, ${Math.max(1, Math.round(one.ended - one.began))}\u00a0s` : one.state === "running" ? `, ${t(`stage_${one.stage || "starting"}`)}` : "";
     const open = make(
       "button",
       { type: "button", className: "open", "data-key": `open-${one.id}`, "aria-current": String(one.id === state.chosen), onclick: () => choose(one.id) },
@@ -227,10 +231,12 @@ const begin = async () => {
   const zone = document.documentElement;
   let depth = 0;
   const over = (on) => byId("drop").classList.toggle("over", on);
-  zone.addEventListener("dragenter", (event) => { event.preventDefault(); depth += 1; over(true); });
-  zone.addEventListener("dragleave", () => { depth -= 1; if (depth <= 0) over(false); });
-  zone.addEventListener("dragover", (event) => event.preventDefault());
-  zone.addEventListener("drop", (event) => { event.preventDefault(); depth = 0; over(false); give(event.dataTransfer.files); });
+  // the whole page is the place to drop on, before the viewer's canvas hears of it
+  const onDrag = (kind, act) => zone.addEventListener(kind, (event) => { event.preventDefault(); event.stopPropagation(); act(event); }, { capture: true });
+  onDrag("dragenter", () => { depth += 1; over(true); });
+  onDrag("dragleave", () => { depth -= 1; if (depth <= 0) over(false); });
+  onDrag("dragover", () => {});
+  onDrag("drop", (event) => { depth = 0; over(false); give(event.dataTransfer.files); });
   byId("choose").addEventListener("click", () => byId("files").click());
   byId("files").addEventListener("change", async (event) => { await give(event.target.files); event.target.value = ""; });
   byId("sample").addEventListener("click", () =>

@@ -147,7 +147,7 @@ def test_slices_of_nobody_side_by_side_are_their_examinations(tmp_path: Path) ->
 
 def test_what_is_no_patients_does_not_stop_a_training(tmp_path: Path) -> None:
     write_nifti(tmp_path / "p" / "p.nii.gz", chest((12, 12, 12)))
-    for name in ("__MACOSX/p/._a.dcm", "__MACOSX/p/._p.nii.gz", "p/features.npy", "notes/ct.mgz"):
+    for name in ("__MACOSX/p/._a.dcm", "__MACOSX/p/._p.nii.gz", "p/features.npy", "notes/ct.mgz", "p.zip"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"\0\5\x16\7" + bytes(200))
     items, left_out = read_folder(tmp_path, ["pa", "lat"])

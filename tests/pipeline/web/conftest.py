@@ -24,6 +24,7 @@ from torch import Tensor
 
 from drr2ct.networks import create_network
 from drr2ct.networks.config import StageConfig
+from drr2ct.networks.interval import estimate_of
 from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.data.sample.cts import sample_ct
@@ -59,7 +60,11 @@ class Server:
         return status, body, found
 
     def send(
-        self, path: str, files: list[tuple[str, str, bytes]], fields: Mapping[str, str] | None = None
+        self,
+        path: str,
+        files: list[tuple[str, str, bytes]],
+        fields: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[int, Any]:
         """Post a form: (field, file name, content) of each file."""
         boundary = uuid4().hex
@@ -72,7 +77,7 @@ class Server:
             parts.append(head.encode() + content + b"\r\n")
         body = b"".join([*parts, f"--{boundary}--\r\n".encode()])
         kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
-        return self.ask(path, body, headers=kind)[:2]
+        return self.ask(path, body, headers=kind | dict(headers or {}))[:2]
 
     def wait(self, case: Mapping[str, Any], *states: str, seconds: float = 90.0) -> dict[str, Any]:
         """The case once it is in one of these states; by default in any in which nothing goes on."""
@@ -84,10 +89,12 @@ class Server:
             time.sleep(0.05)
         raise AssertionError(f"still {found['state']} after {seconds} s: {found}")
 
-    def stop(self) -> str:
-        """End it; returns what it still said."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.communicate(timeout=60)[0]
+    def stop(self, number: signal.Signals) -> str:
+        """End it by a signal; returns what it still said."""
+        self.process.send_signal(number)
+        said, _ = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, said
+        return said
 
 
 @contextmanager
@@ -120,17 +127,20 @@ def drrs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def checkpoint(drrs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network of 16³ voxels that knows one patient by heart, so that left and right can be told in what it makes."""
+    """A network of 16³ voxels that knows one patient by heart, so that left and right can be told in what it makes.
+
+    It gives bounds, which nobody has calibrated.
+    """
     torch.manual_seed(0)
     sample: Any = files_to_samples(SMALL)({"patient": "p", "label": str(sample_ct()), "image": [*map(str, drrs)]})
     stages = tuple(StageConfig(channels=8, scale=s, growth=4, layers=2, lift_channels=4) for s in (1, 2))
     network = create_network(
-        "cascade64", geometry=SMALL, stages=stages, encoder_channels=(4, 8), encoder_norm_groups=(2,)
+        "cascade64", geometry=SMALL, stages=stages, encoder_channels=(4, 8), encoder_norm_groups=(2,), interval=True
     ).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     image, label = (torch.as_tensor(sample[key])[None] for key in ("image", "label"))
     for _ in range(60):
-        loss = (network(image) - label).abs().mean()
+        loss = (estimate_of(network(image)) - label).abs().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

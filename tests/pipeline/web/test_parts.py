@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from drr2ct.pipeline.web import uploads
-from drr2ct.pipeline.web.decisions import refusal, sorted_sentences
+from drr2ct.pipeline.web import tasks, uploads
+from drr2ct.pipeline.web.decisions import refusal, sorted_sentences, why_not_ready
 from drr2ct.pipeline.web.options import checked_options, checked_patient, file_stem
 from drr2ct.pipeline.web.page import LANGUAGES, choose_language, words
 from drr2ct.pipeline.web.views import find_order
@@ -172,6 +173,27 @@ def test_sentences_are_sorted_and_none_is_lost():
 def test_a_refusal_offers_a_button_and_no_command_line(said: str, plain: str, about: list[int], option: str):
     sentence, films, remedies = refusal(said, ["film-0.png", "film-1.png"], ["a.png", "b.png"])
     assert sentence == plain and films == about and remedies[0]["option"] == option
+
+
+def test_a_script_is_told_every_refusal_and_what_to_send():
+    remedies = [{"option": "swap", "value": True}, {"option": "check_order", "value": False}]
+    film = {"error": "a.png has colours.", "remedies": [{"option": "colour", "value": "ignore"}]}
+    reading = {"films": [film, {"error": "", "remedies": []}], "remedies": remedies}
+    assert why_not_ready(reading, "They look exchanged.") == (
+        "a.png has colours. They look exchanged. To use it all the same, send colour=ignore check_order=false with it."
+    )
+    assert why_not_ready(None, "It took too long.") == "It took too long."
+
+
+def test_what_numpy_cannot_write_is_a_full_disk(tmp_path: Path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="written") as caught:
+            np.save(tmp_path / "used.npy", np.zeros(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert tasks.is_full(caught.value) and not tasks.is_full(OSError("no such device"))
 
 
 def test_every_word_is_there_in_every_language_and_is_used():

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
+import signal
 import socket
 import stat
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +26,9 @@ from PIL import Image
 from drr2ct.pipeline.data.sample.cts import sample_ct
 from drr2ct.pipeline.reconstruction import reconstruct
 from drr2ct.transforms.preprocessing import files_to_samples
-from tests.pipeline.web.conftest import SMALL, Server, as_files
+from tests.files import file_system
+from tests.pipeline.web.conftest import SMALL, Server, as_files, serving
+from tests.transforms.radiographs.test_loading import save_dicom
 
 pytestmark = pytest.mark.slow  # a server takes seconds to start
 
@@ -62,6 +68,27 @@ def test_a_script_gets_what_the_command_makes(server: Server, drrs: list[Path], 
     assert scores[0] > 0.9 and scores[0] > max(scores[1:]) + 0.01
 
 
+def test_a_script_is_told_what_is_wrong(server: Server, film: Callable[..., Path], tmp_path: Path):
+    header = save_dicom(tmp_path / "lat.dcm", np.arange(256, dtype=np.uint16).reshape(16, 16), 12, ViewPosition="LL")
+    dataset = pydicom.dcmread(header)
+    dataset.Rows = dataset.Columns = 60000
+    dataset.save_as(header)
+    side, other_side = film("side.png", 1), film("other_side.png", 1, lambda picture: picture**1.3)
+    frontal = as_files(film("frontal.png", 0), field="pa")
+    for files, says in (
+        ([*frontal, ("lateral", "lat.txt", b"no picture")], "lat.txt is not a PNG, JPEG, TIFF, DICOM or NIfTI image"),
+        ([*frontal, ("lateral", "lat.png", b"")], "lat.png is an empty file"),
+        ([*frontal, *as_files(header, field="lateral")], "lat.dcm has 60000×60000 pixels, more than any film"),
+        (frontal, "1 more X-ray is needed."),
+        (
+            [*as_files(side, field="pa"), *as_files(other_side, field="lateral")],
+            r"side.png was given for view pa and looks like view lat .* send orientation=as-is with it\.",
+        ),
+    ):
+        status, answer = server.send("/api/reconstruct", files)
+        assert status == 422 and re.search(says, answer["error"]), answer
+
+
 def test_which_is_which_is_found_out_and_every_format_holds_the_same(server: Server, done, tmp_path: Path):
     assert done["reading"]["order"] == [1, 0] and done["reading"]["found_by"] == "name"
     assert "differ from" in done["result"]["verdict"]
@@ -88,7 +115,9 @@ def test_which_is_which_is_found_out_and_every_format_holds_the_same(server: Ser
     assert record["radiographs"] == ["film-1.nii.gz", "film-0.nii.gz"]  # no path of this machine
     page, saved_as = download("page.html")
     assert b"<!doctype html>" in page and saved_as.startswith("attachment")
-    assert server.ask(f"/api/cases/{done['id']}/interval.nii.gz")[0] == 404
+    bounds: Any = read_volume(download("interval.nii.gz")[0], tmp_path / "interval.nii.gz")
+    assert bounds.shape == (*values.shape, 2)
+    assert server.ask(f"/api/cases/{done['id']}/film-0.nii.gz")[0] == 404, "what was given is not given away"
     for kind in ("given", "used", "own", "difference"):
         content = server.ask(f"/api/cases/{done['id']}/{kind}-1.png")[1]
         assert Image.open(io.BytesIO(content)).size == (128, 128)
@@ -155,8 +184,6 @@ def test_films_lie_under_names_of_ours_for_their_owner_alone(server: Server, don
 
 
 def test_a_name_in_a_header_is_shown_to_who_asks_only(server: Server, tmp_path: Path):
-    from tests.transforms.radiographs.test_loading import save_dicom
-
     pixels = np.random.default_rng(0).integers(0, 4095, (32, 32))
     path = save_dicom(tmp_path / "pa.dcm", pixels, 12, PatientName="Secret^Jane", PatientID="4711")
     case = server.wait(server.send("/api/cases", as_files(path))[1])
@@ -217,3 +244,38 @@ def test_one_runs_and_the_others_wait_and_are_cancelled_or_survive_a_kill(server
     assert server.wait(cases[2])["state"] == "done"
     assert server.ask(f"/api/cases/{cases[0]['id']}/reconstruct", {})[0] == 202  # tried again
     assert server.wait(cases[0])["state"] == "done"
+
+
+def test_a_full_disk_is_said_and_nothing_is_left_at_the_end(checkpoint: Path, drrs: list[Path], tmp_path: Path):
+    token = {"authorization": "Bearer 0123456789abcdef"}
+    with (
+        file_system(tmp_path / "small", 6) as folder,
+        serving(checkpoint, folder, "--token", token["authorization"][7:]) as own,
+    ):
+        assert own.ask("/api/state")[0] == 401
+        status, _, headers = own.ask("/", headers=token)
+        assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
+        status, said = own.send("/api/reconstruct", [("pa", "pa.png", bytes(8 * 2**20))], headers=token)
+        assert status == 507 and "disk is full" in said["error"]
+        films = [*as_files(drrs[0], field="pa"), *as_files(drrs[1], field="lateral")]
+        (folder / "filler").write_bytes(bytes(shutil.disk_usage(folder).free - 150_000))  # enough for the films alone
+        status, said = own.send("/api/reconstruct", films, headers=token)
+        assert status == 507 and "disk is full" in said["error"]
+        (folder / "filler").unlink()
+        assert own.send("/api/reconstruct", films, headers=token)[0] == 200
+        said = own.stop(signal.SIGTERM)
+        assert "lost: 1 result" in said and not list(folder.iterdir())
+
+
+def test_the_first_interrupt_says_what_would_be_lost(checkpoint: Path, drrs: list[Path], tmp_path: Path):
+    with serving(checkpoint, tmp_path, "--keep", str(tmp_path / "kept")) as own:
+        case = own.wait(own.send("/api/cases", as_files(*drrs))[1])
+        own.ask(f"/api/cases/{case['id']}/reconstruct", {})
+        own.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert own.process.poll() is None and own.wait(case)["state"] == "done", "it goes on"
+        said = own.stop(signal.SIGINT)  # what is done is kept: nothing would be lost
+        assert "stopping now loses 1 reconstruction that runs; press Ctrl-C again" in said
+        assert "Warning" not in said and "Traceback" not in said
+    (kept,) = (tmp_path / "kept").glob("*/*/ct.nii.gz")
+    assert nib.load(kept).shape == (16, 16, 16)
