@@ -18,6 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
@@ -123,20 +124,15 @@ def main() -> None:
                     for which, namespace in checkouts.items():
                         found[name][which].append(run_once(command, namespace, folder))
     load = os.getloadavg()[0]
-    table = Table(title=f"seconds, the smallest of {arguments.repetitions} (load of the machine {load:.1f})")
-    table.add_column("command")
-    kinds = ("processor", "wall", "first_line")
-    for kind in kinds:
-        for heading in [*checkouts, "ratio"] if len(checkouts) > 1 else checkouts:
-            table.add_column(f"{kind.replace('_', ' ')}, {heading}", justify="right")
+    title = f"seconds, the smallest of {arguments.repetitions} (load of the machine {load:.1f})"
+    table = Table("command", "measured", *checkouts, title=title, box=MARKDOWN)
+    if len(checkouts) > 1:
+        table.add_column("ratio")
     for name, runs in found.items():
-        cells = []
-        for kind in kinds:
-            least = [min(getattr(run, kind) for run in runs[which]) for which in checkouts]
-            cells += [f"{value:.2f}" for value in least]
-            if len(least) > 1:
-                cells.append(f"{least[1] / least[0]:.2f}")
-        table.add_row(name, *cells)
+        for kind, of in (("processor", name), ("wall", ""), ("first line", "")):
+            least = [min(getattr(run, kind.replace(" ", "_")) for run in runs[which]) for which in checkouts]
+            ratio = [f"{least[1] / least[0]:.2f}"] if len(least) > 1 else []
+            table.add_row(of, kind, *(f"{value:.2f}" for value in least), *ratio)
     console.print(table)
     if arguments.json:
         plain = {name: {w: [asdict(run) for run in r] for w, r in runs.items()} for name, runs in found.items()}

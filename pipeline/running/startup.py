@@ -23,7 +23,11 @@ from typing import Any
 
 WAITING: dict[str, tuple[str, ...]] = {
     "bs4": ("BeautifulSoup",),  # MONAI's downloads
-    "matplotlib.axes": ("Axes",),  # ours: pictures are not always wanted
+    "jinja2": ("Environment", "FunctionLoader", "StrictUndefined"),  # ours: pages and pictures are not always wanted
+    "jsonschema": ("validate",),  # MONAI's check of a bundle's metadata
+    "jsonschema.exceptions": ("ValidationError",),
+    "matplotlib": (),
+    "matplotlib.axes": ("Axes",),
     "matplotlib.figure": ("Figure",),
     "matplotlib.image": ("AxesImage",),
     "matplotlib.pyplot": (),  # MONAI's plots of an engine's progress
@@ -32,13 +36,16 @@ WAITING: dict[str, tuple[str, ...]] = {
     "scipy.ndimage": ("shift", "binary_erosion", "distance_transform_edt", "distance_transform_cdt"),
     "scipy.signal": ("iirnotch",),  # MONAI's transforms of electrocardiograms
     "scipy.optimize": ("linear_sum_assignment",),
+    "scipy.sparse": ("csr_matrix",),
     "scipy.sparse.csgraph": ("dijkstra",),
     "scipy.spatial": ("KDTree",),
     "scipy.spatial.transform": ("Rotation",),
-    "scipy.stats": ("bootstrap",),
+    "scipy.stats": ("bootstrap", "rankdata"),
     "skimage.exposure": (),  # MONAI's transforms of masks and histograms
     "skimage.measure": (),
     "skimage.morphology": (),
+    "tensorboard.compat.proto.summary_pb2": ("Summary",),
+    "tifffile": ("TiffFile",),  # MONAI's slides
     "torch.distributed.optim": ("ZeroRedundancyOptimizer",),  # ignite asks of what it saves whether it is one
     "torch.utils.tensorboard": ("SummaryWriter",),
 }

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 import torch
 from jaxtyping import Int16
 from monai.data import MetaTensor
@@ -61,6 +60,8 @@ def write_volume(path: str | Path, volume: MetaTensor) -> Path:
         raise InputError(f"volume {path} has voxels whose edges are not perpendicular; write it as .nii.gz.")
     to_lps = orientation_ras_lps(affine)
     spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
+    import SimpleITK as sitk  # slow to import, not needed for NIfTI
+
     itk_image = sitk.GetImageFromArray(values.transpose(2, 1, 0))
     itk_image.SetSpacing(spacing.tolist())
     itk_image.SetOrigin(to_lps[:3, 3].tolist())
