@@ -206,7 +206,8 @@ def main() -> None:
     with replacing(arguments.output / "peers.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     write_json(arguments.output / "peers.json", {"title": title, "columns": COLUMNS, "rows": list(table_rows(results))})
-    plot(results, arguments.output / "peers.png", "core-seconds on 1")
+    if len(results) > 1:  # the mean volume's own gain is none
+        plot(results, arguments.output / "peers.png", "core-seconds on 1")
 
 
 if __name__ == "__main__":
