@@ -72,6 +72,11 @@ class Candidate:
         return Path(self.files[0]).parent if self.dicom and len(self.files) > 1 else Path(self.files[0])
 
 
+def pass_note(candidate: Candidate) -> str:
+    """Which of the passes that share its series it is; empty if it has the series to itself."""
+    return "; ".join(note for note in candidate.notes if note.endswith("passes that share a series"))
+
+
 def slice_word(count: int) -> str:
     """For sentences that count slices."""
     return "slice" if count == 1 else "slices"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from drr2ct.pipeline.data.candidate import VOLUME_SUFFIXES, Candidate, preference
+from drr2ct.pipeline.data.candidate import VOLUME_SUFFIXES, Candidate, pass_note, preference
 from drr2ct.pipeline.data.candidates import find_candidates
 from drr2ct.pipeline.data.headers import ARCHIVE
 from drr2ct.pipeline.data.patient_names import printable, stem_of
@@ -121,6 +121,9 @@ def read_folder(dataset_dir: str | Path, views: Sequence[str]) -> tuple[list[dic
             found |= {candidate.patient for candidate in own}
             for note in best.notes:
                 logger.warning("patient %s: %s", patient, note)
+            for other in own:
+                if other is not best and not other.reason and (note := pass_note(other)):
+                    logger.warning("patient %s: not used is %s", patient, note)
             if best.dicom and best.patient:
                 ids[patient] = best.patient
             items.append(_item(patient, best, root / folder, views))

@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from drr2ct.pipeline.data.anatomy import decode_anatomy, twins
-from drr2ct.pipeline.data.candidate import Candidate
+from drr2ct.pipeline.data.candidate import Candidate, pass_note
 from drr2ct.pipeline.data.candidates import find_candidates
 from drr2ct.pipeline.data.datalist import write_datalist
 from drr2ct.pipeline.data.patient_job import (
@@ -328,7 +328,7 @@ def _write_report(
             reason = candidate.reason or refused.get(first, "")
             if not reason and first not in used:
                 reason = "another series of the patient is preferred (more slices, softer kernel, or original)"
-                reason = "; ".join([*(note for note in candidate.notes if " passes " in note), reason])
+                reason = "; ".join(filter(None, (pass_note(candidate), reason)))
             shown = shown_path(str(candidate.source), source, settings.key if hide else None)
             writer.writerow(
                 [

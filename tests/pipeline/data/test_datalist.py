@@ -6,9 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.uid import generate_uid
 
 from drr2ct.pipeline.data.datalist import dataset_geometry, load_datalist, radiograph_items, write_datalist
 from drr2ct.pipeline.data.patients import find_patients
@@ -179,3 +181,19 @@ def test_one_id_in_all_folders_is_an_anonymisers(tmp_path: Path, caplog: pytest.
     assert not any("group" in item for item in find_patients(tmp_path))
     said = "all 3 folders of DICOM have the Patient ID ANON; each is taken for a patient of its own"
     assert said in caplog.messages
+
+
+def test_of_several_passes_one_is_used_and_the_others_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2):
+
+        def change(data: pydicom.Dataset, k: int, number: int = number) -> None:
+            data.AcquisitionNumber, data.SOPInstanceUID = number, generate_uid()
+            data.ImagePositionPatient = [-180.0, -160.0, 5.0 * number + 10 * k]
+
+        write_series(tmp_path / "p" / str(number), change=change)
+    (patient,) = find_patients(tmp_path)
+    assert len(patient["slices"]) == SHAPE[2] and Path(patient["label"]).name == "1"
+    assert "patient p: Acquisition Number 1: one of 2 passes that share a series" in caplog.messages
+    assert "patient p: not used is Acquisition Number 2: one of 2 passes that share a series" in caplog.messages
