@@ -38,6 +38,9 @@ def open_browser(width: int, profile: Path, downloads: Path | None = None) -> An
     options.add_experimental_option("mobileEmulation", {"deviceMetrics": size})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=Service(driver))
+    # a script waits while the page compiles its shaders, in software, which takes minutes where much else runs
+    browser.command_executor.client_config.timeout = 600
+    browser.set_script_timeout(600)
     if downloads is not None:
         allow = {"behavior": "allow", "downloadPath": str(downloads)}
         browser.execute_cdp_cmd("Browser.setDownloadBehavior", allow)

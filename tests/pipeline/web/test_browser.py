@@ -43,7 +43,7 @@ class Page:
         browser.get(server.address)
         self.until("return document.body.dataset.page === 'ready'")
 
-    def until(self, script: str, *arguments: Any, seconds: float = 120) -> Any:
+    def until(self, script: str, *arguments: Any, seconds: float = 300) -> Any:
         """What a script returns, once that is anything."""
         from selenium.webdriver.support.ui import WebDriverWait
 
