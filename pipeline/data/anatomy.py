@@ -27,6 +27,7 @@ _GRID = VolumeGrid(24, 384.0, vertical_flip=False)
 _CLIP_HU = (-1000.0, 300.0)
 _BODY_HU = -400.0
 _CHUNK = 512
+_MEAN_MM = 3.0
 
 
 def anatomy_of(ct: MetaTensor) -> Float[np.ndarray, " numbers"]:
@@ -41,7 +42,13 @@ def anatomy_of(ct: MetaTensor) -> Float[np.ndarray, " numbers"]:
     places = torch.nonzero(body).double().mean(0).numpy() if body.any() else np.array(body.shape) / 2
     affine = np.asarray(upright.affine, dtype=np.float64)
     centre = (affine @ np.array([*(places * steps), 1.0]))[:3]
-    about = MetaTensor(upright.as_tensor(), affine=upright.affine, meta={"isocentre": centre.tolist()})
+    # means of neighbours first: the low pass of the resampling would be 70 voxels long, at full resolution
+    spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    means = [max(1, min(int(_MEAN_MM / edge), n)) for edge, n in zip(spacing, upright.shape[1:], strict=True)]
+    coarse = affine @ np.diag([*means, 1.0])
+    coarse[:3, 3] = (affine @ np.array([*((n - 1) / 2 for n in means), 1.0]))[:3]
+    mean = F.avg_pool3d(upright.as_tensor(), means)
+    about = MetaTensor(mean, affine=torch.from_numpy(coarse), meta={"isocentre": centre.tolist()})
     small = ResampleToGrid(_GRID)(about).as_tensor().clamp(*_CLIP_HU)[None]
     detail = (small - F.avg_pool3d(small, 5, stride=1, padding=2, count_include_pad=False)).flatten().numpy()
     detail = detail - detail.mean()
