@@ -1,0 +1,86 @@
+"""Similarity of a pair of volumes by this package, by MONAI and by torchmetrics: values, and processor time.
+
+python benchmarks/against.py [--size 96] [--repetitions 3]
+
+What is not installed is left out and named. All take turns. torchmetrics pads the borders that the others leave out, so
+its SSIM is another number. The last column is the physical limit: both volumes read once from memory, at the bandwidth that
+a copy reaches here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from monai.metrics import PSNRMetric, SSIMMetric
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+from drr2ct.networks.ssim import SeparableSSIMMetric
+from drr2ct.pipeline.evaluation.similarity import psnr
+
+Measure = Callable[[], float]
+
+
+def processor_seconds(job: Callable[[], object]) -> float:
+    """Of all threads, once."""
+    began = time.process_time()
+    job()
+    return time.process_time() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--repetitions", type=int, default=3)
+    arguments = parser.parse_args()
+    console = Console()
+    generator = torch.Generator().manual_seed(0)
+    truth = F.avg_pool3d(torch.rand(1, 1, *[arguments.size] * 3, generator=generator), 3, 1, 1)
+    pred = F.avg_pool3d(truth, 5, 1, 2)
+    ssim = {"this package": SeparableSSIMMetric(3, data_range=1.0), "MONAI": SSIMMetric(3, data_range=1.0)}
+    measures: dict[str, dict[str, Measure]] = {
+        "SSIM": {name: lambda kind=kind: float(kind(pred, truth)) for name, kind in ssim.items()},
+        "PSNR": {
+            "this package": lambda: psnr(pred[0], truth[0], 1.0),
+            "MONAI": lambda: float(PSNRMetric(1.0)(pred, truth)),
+        },
+    }
+    if importlib.util.find_spec("torchmetrics") is None:
+        console.print("left out: torchmetrics, which is not installed")
+    else:
+        from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+        measures["SSIM"]["torchmetrics"] = lambda: float(
+            structural_similarity_index_measure(pred, truth, sigma=1.5, data_range=1.0)
+        )
+        measures["PSNR"]["torchmetrics"] = lambda: float(peak_signal_noise_ratio(pred, truth, data_range=1.0))
+    copied = torch.empty(64 * 2**20, dtype=torch.uint8)
+    source = torch.ones_like(copied)
+    bandwidth = 2 * copied.numel() / min(processor_seconds(lambda: copied.copy_(source)) for _ in range(5))
+    limit = 2 * truth.numel() * truth.element_size() / bandwidth
+    title = f"{arguments.size}³, threads: {torch.get_num_threads()}, smallest of {arguments.repetitions}"
+    table = Table("figure", "by", "value", "processor, ms", "ratio", "limit, ms", box=MARKDOWN)
+    for figure, by in measures.items():
+        values = {name: measure() for name, measure in by.items()}
+        rounds = [
+            {name: processor_seconds(measure) for name, measure in by.items()} for _ in range(arguments.repetitions)
+        ]
+        least = {name: min(seconds[name] for seconds in rounds) for name in by}
+        for name, seconds in least.items():
+            ratio = seconds / least["this package"]
+            table.add_row(
+                figure, name, f"{values[name]:.4f}", f"{1e3 * seconds:.0f}", f"{ratio:.1f}", f"{1e3 * limit:.1f}"
+            )
+    table.title = f"{title} (load {os.getloadavg()[0]:.1f})"
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
