@@ -67,7 +67,7 @@ def value_text(value: float | None, figure: str) -> str:
         return NOT_MEASURED
     digits = (
         3
-        if re.match(r"(ssim|ms_ssim|gms|dice|nsd|reprojection)", figure)
+        if re.match(r"(ssim|ms_ssim|gms|dice|nsd|detail|reprojection|interval_(coverage|rank))", figure)
         else 2
         if re.search(r"psnr|_db", figure)
         else 1
