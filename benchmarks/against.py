@@ -3,8 +3,8 @@
 python benchmarks/against.py [--size 96] [--repetitions 3]
 
 What is not installed is left out and named. All take turns. torchmetrics pads the borders that the others leave out, so
-its SSIM is another number. The last column is the physical limit: both volumes read once from memory, at the bandwidth that
-a copy reaches here.
+its SSIM is another number. The last column is the physical limit: both volumes read once from memory, at the bandwidth
+that a copy reaches here.
 """
 
 from __future__ import annotations
