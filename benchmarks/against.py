@@ -3,8 +3,8 @@
 python benchmarks/against.py [--size 96] [--repetitions 3]
 
 What is not installed is left out and named. All take turns. torchmetrics pads the borders that the others leave out, so
-its SSIM is another number. The last column is the physical limit: both volumes read once from memory, at the bandwidth that
-a copy reaches here.
+its SSIM is another number. The last column is the physical limit: both volumes read once from memory, at the bandwidth
+that a copy reaches here.
 """
 
 from __future__ import annotations
@@ -14,18 +14,26 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from monai.metrics import PSNRMetric, SSIMMetric
+from monai.metrics.regression import RegressionMetric
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from drr2ct.networks.ssim import SeparableSSIMMetric
 from drr2ct.pipeline.evaluation.similarity import psnr
 
 Measure = Callable[[], float]
+
+
+def mean_of(metric: RegressionMetric, pred: Tensor, truth: Tensor) -> float:
+    """A MONAI metric's one number for one pair."""
+    return float(torch.as_tensor(metric(pred, truth)))
 
 
 def processor_seconds(job: Callable[[], object]) -> float:
@@ -46,10 +54,10 @@ def main() -> None:
     pred = F.avg_pool3d(truth, 5, 1, 2)
     ssim = {"this package": SeparableSSIMMetric(3, data_range=1.0), "MONAI": SSIMMetric(3, data_range=1.0)}
     measures: dict[str, dict[str, Measure]] = {
-        "SSIM": {name: lambda kind=kind: float(kind(pred, truth)) for name, kind in ssim.items()},
+        "SSIM": {name: partial(mean_of, metric, pred, truth) for name, metric in ssim.items()},
         "PSNR": {
             "this package": lambda: psnr(pred[0], truth[0], 1.0),
-            "MONAI": lambda: float(PSNRMetric(1.0)(pred, truth)),
+            "MONAI": partial(mean_of, PSNRMetric(1.0), pred, truth),
         },
     }
     if importlib.util.find_spec("torchmetrics") is None:
