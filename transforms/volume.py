@@ -247,10 +247,18 @@ def smooth_for_spacing(
     sigmas = [max(0.0, (t / s - 1) / 2) for s, t in zip(spacing, target, strict=True)]
     if not any(sigmas):
         return volume
-    # oneDNN keeps a compiled primitive for every new shape, which for CTs of many sizes grows without end
     kernels = [gaussian_1d(torch.tensor(s), truncated=3.0, normalize=True) if s > 0 else torch.ones(1) for s in sigmas]
-    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):  # None: as it is
+    if volume.device.type != "cpu":
         return separable_filtering(volume[None], [k.to(volume) for k in kernels], mode="replicate")[0]
+    from scipy.ndimage import correlate1d  # local: slow to import, and a reconstruction does not need it
+
+    # as convolutions, oneDNN would keep a compiled primitive for the shape of every CT, and PyTorch's own would unfold
+    # the volume once for each of the kernel's voxels
+    values = volume.numpy()
+    for axis, kernel in enumerate(kernels, start=1):
+        if len(kernel) > 1:
+            values = correlate1d(values, kernel.numpy(), axis=axis, mode="nearest")
+    return torch.from_numpy(values)
 
 
 class ResampleToGrid(InvertibleTransform):
