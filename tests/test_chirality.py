@@ -25,7 +25,7 @@ def test_a_bright_ball_is_lifted_to_where_the_ct_has_it(
     for octant in np.ndindex(2, 2, 2):
         centre = [8 if low == 0 else 21 for low in octant]
         ball = ((index - centre) ** 2).sum(-1) < 6
-        path = write_nifti(tmp_path / "ct" / "ct.nii.gz", np.where(ball, 2000, -1000).astype(np.float32), affine)
+        path = write_nifti(tmp_path / "ct" / "ct.nii.gz", np.where(ball, 40, -1000).astype(np.float32), affine)
         sample = files_to_samples(geometry)({"patient": "ct", "label": str(path)})
         lifted = lift(sample["image"][None, :, None])[0]
         product = lifted.clamp(min=0).prod(dim=0)  # views along channels, one feature each

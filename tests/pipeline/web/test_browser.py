@@ -247,7 +247,7 @@ def test_the_sample_through_a_shipped_network_by_keyboard_alone(page: Page):
     page.viewer_is_ready()
     page.until("return document.activeElement.id === 'result'")  # it goes on at what is new
     assert page.text("#verdict b") == "The volume fits its X-rays"
-    assert not page.browser.execute_script("return document.getElementById('doubt').checkVisibility()"), "no bounds"
+    assert page.browser.execute_script("return document.getElementById('doubt').checkVisibility()"), "it has bounds"
     before = picture_of(page.browser, CANVAS)
     page.tab_to(CANVAS)
     page.press("ARROW_LEFT", 3)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import stat
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -246,10 +247,11 @@ def test_one_runs_and_the_others_wait_and_are_cancelled_or_survive_a_kill(server
     assert server.wait(cases[0])["state"] == "done"
 
 
-def test_a_full_disk_is_said_and_nothing_is_left_at_the_end(checkpoint: Path, drrs: list[Path], tmp_path: Path):
+def test_a_full_disk_is_said_and_nothing_is_left_at_the_end(checkpoint: Path, drrs: list[Path]):
     token = {"authorization": "Bearer 0123456789abcdef"}
     with (
-        file_system(tmp_path / "small", 6) as folder,
+        tempfile.TemporaryDirectory() as short,  # Unix sockets in it may have 107 characters
+        file_system(Path(short) / "small", 6) as folder,
         serving(checkpoint, folder, "--token", token["authorization"][7:]) as own,
     ):
         assert own.ask("/api/state")[0] == 401
@@ -271,6 +273,7 @@ def test_the_first_interrupt_says_what_would_be_lost(checkpoint: Path, drrs: lis
     with serving(checkpoint, tmp_path, "--keep", str(tmp_path / "kept")) as own:
         case = own.wait(own.send("/api/cases", as_files(*drrs))[1])
         own.ask(f"/api/cases/{case['id']}/reconstruct", {})
+        own.wait(case, "running")
         own.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert own.process.poll() is None and own.wait(case)["state"] == "done", "it goes on"
