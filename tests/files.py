@@ -95,5 +95,7 @@ def file_system(folder: Path, mebibytes: int) -> Iterator[Path]:
     )
     if made.returncode:
         pytest.skip("file systems cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
