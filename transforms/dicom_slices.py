@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from monai.data import MetaTensor
 from monai.data.utils import orientation_ras_lps
+from scipy import ndimage
 
 from drr2ct.transforms.hounsfield import AIR_HU
 from drr2ct.transforms.validation import InputError
@@ -103,8 +104,6 @@ def _filled_in(padding: Bool[np.ndarray, "rows columns"], hu: float) -> Bool[np.
     """Which of the pixels that have the padding's value are outside the scan."""
     if hu <= _AIR_LIKE_HU or not padding.any():
         return padding
-    from scipy import ndimage  # of few files is it needed
-
     pieces = ndimage.label(padding)[0]
     return np.isin(pieces, list({int(pieces[i, j]) for i in (0, -1) for j in (0, -1)} - {0}))
 

@@ -27,6 +27,7 @@ from monai.transforms import (
     Transform,
 )
 from nibabel.filebasedimages import ImageFileError
+from scipy import ndimage
 from torch import Tensor
 
 from drr2ct.transforms.dicom_slices import read_slices
@@ -250,14 +251,12 @@ def smooth_for_spacing(
     kernels = [gaussian_1d(torch.tensor(s), truncated=3.0, normalize=True) if s > 0 else torch.ones(1) for s in sigmas]
     if volume.device.type != "cpu":
         return separable_filtering(volume[None], [k.to(volume) for k in kernels], mode="replicate")[0]
-    from scipy.ndimage import correlate1d  # local: slow to import, and a reconstruction does not need it
-
     # as convolutions, oneDNN would keep a compiled primitive for the shape of every CT, and PyTorch's own would unfold
     # the volume once for each of the kernel's voxels
     values = volume.numpy()
     for axis, kernel in enumerate(kernels, start=1):
         if len(kernel) > 1:
-            values = correlate1d(values, kernel.numpy(), axis=axis, mode="nearest")
+            values = ndimage.correlate1d(values, kernel.numpy(), axis=axis, mode="nearest")
     return torch.from_numpy(values)
 
 

@@ -110,13 +110,14 @@ def without_finest_stage(network: nn.Module) -> Callable[[Tensor], Tensor] | Non
     if not isinstance(network, ProgressiveCascade) or len(network.outputs) < 2:
         return None
     coarser = copy.deepcopy(network).eval()
+    coarser.interval = None
     for parameter in coarser.outputs[-1].parameters():
         nn.init.zeros_(parameter)
     device = next(coarser.parameters()).device
 
     def predict(image: Tensor) -> Tensor:
         with torch.inference_mode():
-            return coarser(image.as_subclass(Tensor)[None].to(device).float())[0, :1].cpu()
+            return coarser(image.as_subclass(Tensor)[None].to(device).float())[0].cpu()
 
     return predict
 

@@ -141,9 +141,8 @@ class CheckpointHandler:
 
     def _save(self, trainer: SupervisedTrainer, within_epoch: bool, improved: Sequence[str] = ()) -> None:
         """Write ``last.pt``; what it was becomes ``previous.pt``."""
-        within_epoch |= (
-            self._done % trainer.state.epoch_length != 0
-        )  # one that a time budget closes goes on, if resumed
+        # an epoch that a time budget closed early goes on if it is resumed
+        within_epoch |= self._done % trainer.state.epoch_length != 0
         epoch_state = self.state.gathered(within_epoch)
         self._saved, self._saved_at = self._done, time.monotonic()
         if not is_main_process():

@@ -1,13 +1,13 @@
 """What the random changes of a film share: line integrals in, line integrals out, view by view.
 
 A *film* is a radiograph as it comes out of a department, a DRR what is rendered from a CT. Each effect between the two
-has a file of its own, ``film_….py``: a plain function that applies it at a given strength, which training and the
+has a file of its own in this package: a plain function that applies it at a given strength, which training and the
 robustness table share, and a random transform that draws the strength.
 
-In the order in which they happen: where tube, detector and patient were (``film_pose``, ``film_breathing``), the
-patient's motion during the exposure (``film_blur``), scatter (``film_scatter``), counting noise (``film_noise``), the
-detector's blur (``film_blur``), the console's processing, as far as reading does not undo it (``film_tone``,
-``film_console``), the field (``film_field``), and what is burned in (``film_marker``).
+In the order in which they happen: where tube, detector and patient were (``pose``, ``breathing``), the patient's
+motion during the exposure (``blur``), ``scatter``, counting ``noise``, the detector's blur (``blur``),
+the console's processing, as far as reading does not undo it (``tone``, ``console``), the field (``field``), and what is
+burned in (``marker``).
 """
 
 from __future__ import annotations
