@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from monai.networks.blocks import SubpixelUpsample, TransformerBlock
 from monai.networks.layers import get_act_layer
+from monai.networks.utils import icnr_init
 from torch import Tensor, nn
+
+from drr2ct.networks.convolution import Conv3d
 
 ACTIVATIONS = ("gelu", "leakyrelu", "relu", "silu")
 
@@ -63,7 +66,7 @@ def conv_norm_act(
     With 0 groups there is no normalisation, and the weights begin so large that the convolution keeps the variance
     through rectifiers (He et al., *Delving Deep into Rectifiers*, ICCV 2015).
     """
-    conv = (nn.Conv2d if dims == 2 else nn.Conv3d)(in_channels, out_channels, kernel, stride, padding=kernel // 2)
+    conv = (nn.Conv2d if dims == 2 else Conv3d)(in_channels, out_channels, kernel, stride, padding=kernel // 2)
     if groups:
         return nn.Sequential(conv, GroupNorm(groups, out_channels), activation_layer(activation))
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
@@ -114,7 +117,9 @@ def output_head(channels: int, upscale: int = 1, bias: float = OUTPUT_BIAS) -> n
         head: nn.Module = nn.Conv3d(channels, 1, 1)
     else:
         # its initial weights are equal within a voxel (ICNR), so training starts without a checkerboard
-        head = SubpixelUpsample(3, channels, 1, upscale, apply_pad_pool=False)
+        values = Conv3d(channels, upscale**3, 3, padding=1)
+        icnr_init(values, upscale)
+        head = SubpixelUpsample(3, channels, 1, upscale, conv_block=values, apply_pad_pool=False)
     parameters = dict(head.named_parameters())
     prefix = "" if upscale == 1 else "conv_block."
     weight = parameters[prefix + "weight"]
