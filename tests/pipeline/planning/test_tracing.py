@@ -84,7 +84,7 @@ def test_recomputation_and_custom_functions_are_seen():
     with FakeTensorMode(), StorageTracker() as tracker:
         first, second = torch.empty(1, 1, 16, 16, requires_grad=True), torch.empty(1, 1, 16, 16)
         value = mean_ssim(first, second, [window] * 2)
-        # the images, and at least what SSIM saves of each window position (12²): three maps
-        assert tracker.live >= 2 * KB + 3 * 12 * 12 * 4
+        # the images, and the gradient that SSIM has computed with its value
+        assert tracker.live >= 3 * KB
         assert tracker.peak > tracker.live
         value.sum().backward()
