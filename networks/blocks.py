@@ -61,12 +61,15 @@ class GroupNorm(nn.GroupNorm):
 def conv_norm_act(
     dims: int, in_channels: int, out_channels: int, kernel: int, groups: int, activation: str, stride: int = 1
 ) -> nn.Sequential:
-    """Convolution that keeps the size (or divides it by the stride), normalisation with ``groups``, activation.
+    """Convolution that keeps the size (in 2-D, divides it by the stride), normalisation with ``groups``, activation.
 
     With 0 groups there is no normalisation, and the weights begin so large that the convolution keeps the variance
     through rectifiers (He et al., *Delving Deep into Rectifiers*, ICCV 2015).
     """
-    conv = (nn.Conv2d if dims == 2 else Conv3d)(in_channels, out_channels, kernel, stride, padding=kernel // 2)
+    if dims == 3:
+        conv: nn.Conv2d | nn.Conv3d = Conv3d(in_channels, out_channels, kernel)
+    else:
+        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2)
     if groups:
         return nn.Sequential(conv, GroupNorm(groups, out_channels), activation_layer(activation))
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
@@ -97,7 +100,7 @@ class ResidualDenseBlock(nn.Module):
         self.layers = nn.ModuleList(
             conv_norm_act(3, channels + i * growth, growth, 3, groups, activation) for i in range(layers)
         )
-        self.fuse = nn.Conv3d(channels + layers * growth, channels, 1)
+        self.fuse = Conv3d(channels + layers * growth, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, x, y, z) → the same."""
@@ -114,12 +117,11 @@ def output_head(channels: int, upscale: int = 1, bias: float = OUTPUT_BIAS) -> n
     values inside each voxel, so that no wide map exists at the final size. Otherwise a 1³ convolution.
     """
     if upscale == 1:
-        head: nn.Module = nn.Conv3d(channels, 1, 1)
+        head: nn.Module = Conv3d(channels, 1)
     else:
-        # its initial weights are equal within a voxel (ICNR), so training starts without a checkerboard
-        values = Conv3d(channels, upscale**3, 3, padding=1)
-        icnr_init(values, upscale)
-        head = SubpixelUpsample(3, channels, 1, upscale, conv_block=values, apply_pad_pool=False)
+        convolution = Conv3d(channels, upscale**3, 3)
+        icnr_init(convolution, upscale)  # equal within a voxel, so training starts without a checkerboard
+        head = SubpixelUpsample(3, channels, 1, upscale, conv_block=convolution, apply_pad_pool=False)
     parameters = dict(head.named_parameters())
     prefix = "" if upscale == 1 else "conv_block."
     weight = parameters[prefix + "weight"]

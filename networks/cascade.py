@@ -15,6 +15,7 @@ from drr2ct.networks.blocks import (
     output_head,
 )
 from drr2ct.networks.config import CascadeConfig, SkipConfig, StageConfig
+from drr2ct.networks.convolution import Conv3d
 from drr2ct.networks.encoder import PyramidEncoder, StackedEncoder, pyramid_level
 from drr2ct.networks.interval import IntervalHead
 from drr2ct.networks.lifting import BackprojectionLift, BroadcastLift, ConfidenceLift
@@ -214,7 +215,7 @@ class ProgressiveCascade(nn.Module):
 
     def _mix(self, inputs: int, width: int, norm_groups: int) -> nn.Module:
         if not norm_groups:
-            return nn.Conv3d(inputs, width, 1)
+            return Conv3d(inputs, width)
         return conv_norm_act(3, inputs, width, 1, group_count(width, norm_groups), self.config.activation)
 
     def _skip(self, skip: SkipConfig) -> nn.Module:
@@ -222,7 +223,7 @@ class ProgressiveCascade(nn.Module):
         width = self.config.stages[skip.stage].channels
         up = Upsample(sizes[-1] // sizes[skip.stage])
         if not skip.norm_groups:
-            return nn.Sequential(up, nn.Conv3d(width, skip.channels, skip.kernel, padding=skip.kernel // 2))
+            return nn.Sequential(up, Conv3d(width, skip.channels, skip.kernel))
         groups = group_count(skip.channels, skip.norm_groups)
         return nn.Sequential(up, *conv_norm_act(3, width, skip.channels, skip.kernel, groups, self.config.activation))
 

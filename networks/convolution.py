@@ -1,56 +1,68 @@
-"""Convolutions in 3-D that a CPU computes fast, whatever the batch."""
+"""Convolutions of volumes, kept off the kernels that are slow on a CPU.
 
-from __future__ import annotations
+PyTorch gives two kinds of them on a CPU to kernels that unfold the whole input (``slow_conv3d``) instead of to oneDNN:
+those of 1³ on one thread, and those of any kernel of one small volume. Here the first are matrix products, which they
+are, and the second are computed as a batch of two, in halves. What is computed is the same.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 _SMALL = 20480
-"""Of one float32 sample, PyTorch 2.13 leaves a convolution with less than 4³ neighbours to oneDNN above this product of
-all sizes but the last (``use_mkldnn`` in its Convolution.cpp); below, it unfolds the sample, which takes 5 to 12 times
-as long."""
+"""Up to so many values in a plane of all channels PyTorch leaves one volume to its own kernel (``use_mkldnn`` in
+aten/src/ATen/native/Convolution.cpp)."""
 
 
 class Conv3d(nn.Conv3d):
-    """:class:`torch.nn.Conv3d` that takes a single small volume apart, so that oneDNN computes it as a batch of two.
+    """``torch.nn.Conv3d`` of stride 1 that keeps the volume's size, its parameters and their names.
 
-    The two halves overlap by the kernel's reach; results and gradients are those of the whole, up to rounding. On other
-    devices, in half precision and for what is exported it is its parent.
+    Exported, compiled, on a GPU and in half precision it is PyTorch's own convolution.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel: edge of the kernel, odd.
     """
 
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
+
     def forward(self, input: Tensor) -> Tensor:
-        """(batch, channels, x, y, z) → the same, with the output channels."""
+        """(batch, channels, x, y, z) → the same with the output's channels."""
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)
-            if self._is_unfolded(input):
-                return self._in_halves(input)
-        return F.conv3d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+            if _at_once_on_a_cpu(input):
+                return self._forward_on_cpu(input)
+        return self._conv_forward(input, self.weight, self.bias)
 
     @torch.jit.unused
-    def _is_unfolded(self, input: Tensor) -> bool:
-        """Whether PyTorch would compute this without oneDNN, for no better reason than its size."""
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return False
-        batch, channels, rows, columns = input.shape[:4]
-        reach = int(self.padding[0])
-        return (
-            input.device.type == "cpu"
-            and input.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-            and torch.backends.mkldnn.is_available()
-            and batch == 1
-            and channels * rows * columns <= _SMALL
-            and reach > 0
-            and rows >= 4 * reach
-            and (self.stride, self.dilation, self.groups) == ((1, 1, 1), (1, 1, 1), 1)
-            and self.kernel_size == (2 * reach + 1,) * 3
-        )
+    def _forward_on_cpu(self, input: Tensor) -> Tensor:
+        batch, channels, depth, rows, _ = input.shape
+        if self.kernel_size[0] == 1:
+            return self._product(input)
+        if batch > 1 or channels * depth * rows > _SMALL or depth % 2:
+            return self._conv_forward(input, self.weight, self.bias)
+        edge, half = self.kernel_size[0] // 2, depth // 2
+        padded = F.pad(input, (0, 0, 0, 0, edge, edge))
+        halves = torch.cat([padded[:, :, : half + 2 * edge], padded[:, :, half:]])
+        both = F.conv3d(halves, self.weight, self.bias, padding=(0, edge, edge))
+        return both.transpose(0, 1).reshape(1, self.out_channels, *input.shape[2:])
 
-    @torch.jit.unused
-    def _in_halves(self, input: Tensor) -> Tensor:
-        rows, reach = input.shape[2], int(self.padding[0])
-        half = (rows + 1) // 2  # of an odd number of rows, the middle one is in both
-        padded = F.pad(input, (0, 0, 0, 0, reach, reach))
-        halves = torch.cat([padded[:, :, : half + 2 * reach], padded[:, :, rows - half :]])
-        result = F.conv3d(halves, self.weight, self.bias, padding=(0, reach, reach))
-        return torch.cat([result[:1], result[1:, :, 2 * half - rows :]], dim=2)
+    def _product(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight.flatten(1), self.bias
+        assert bias is not None  # for the type checker
+        if not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last_3d):
+            return F.linear(input.permute(0, 2, 3, 4, 1), weight, bias).permute(0, 4, 1, 2, 3)
+        weights = weight.expand(len(input), -1, -1)
+        return torch.baddbmm(bias[:, None], weights, input.flatten(2)).unflatten(2, input.shape[2:])
+
+
+@torch.jit.unused
+def _at_once_on_a_cpu(input: Tensor) -> bool:
+    """Whether numbers are computed here and now, in float32: not traced, planned or under autocast."""
+    return (
+        type(input) is Tensor  # those of a plan are of a class of their own
+        and input.device.type == "cpu"
+        and input.dtype == torch.float32
+        and not (torch.is_autocast_enabled("cpu") or torch.jit.is_tracing() or torch.compiler.is_compiling())
+    )

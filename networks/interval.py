@@ -13,6 +13,7 @@ from monai.networks.utils import icnr_init
 from torch import Tensor, nn
 
 from drr2ct.networks.blocks import Upsample, activation_layer
+from drr2ct.networks.convolution import Conv3d
 from drr2ct.networks.recompute import recomputed, recording
 
 TAIL = 0.05
@@ -61,14 +62,14 @@ class IntervalHead(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList()
         for stage, width in enumerate(channels):
-            last = nn.Conv3d(_HIDDEN, 2 * upscale**3, 1)
+            last = Conv3d(_HIDDEN, 2 * upscale**3)
             icnr_init(last, upscale)
             assert last.bias is not None  # for the type checker
             with torch.no_grad():  # as flat in the beginning as the estimate; later stages add nothing yet
                 last.weight.mul_(0.05 * (stage == 0) / (last.weight.square().mean() * _HIDDEN).sqrt())
                 last.bias.zero_()
             shuffled = SubpixelUpsample(3, _HIDDEN, 2, upscale, conv_block=last, apply_pad_pool=False)
-            self.heads.append(nn.Sequential(nn.Conv3d(width, _HIDDEN, 1), activation_layer(activation), shuffled))
+            self.heads.append(nn.Sequential(Conv3d(width, _HIDDEN), activation_layer(activation), shuffled))
         self.enlarge = nn.ModuleList(Upsample(scale) if scale > 1 else nn.Identity() for scale in scales)
         self.unit = WIDTH_UNIT
         self.register_buffer("knots", torch.empty(KNOTS))

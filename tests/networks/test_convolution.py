@@ -1,80 +1,62 @@
-"""A convolution of one small volume gives what PyTorch's gives, by another way."""
-
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from drr2ct.networks import create_network
 from drr2ct.networks.convolution import Conv3d
-
-SHAPES = [
-    (1, 3, 8, 7, 6),
-    (1, 3, 9, 4, 5),  # an odd number of rows: the halves share one
-    (1, 3, 4, 3, 3),  # the fewest rows that are taken apart
-    (1, 3, 3, 8, 8),  # too few
-    (2, 3, 8, 7, 6),
-    (1, 3, 32, 213, 2),  # one neighbour's product below the limit, and one above
-    (1, 3, 32, 214, 2),
-]
+from tests.networks.test_cascade import radiographs, tiny
 
 
-def pair(kernel: int = 3) -> tuple[Conv3d, torch.nn.Conv3d]:
-    own = Conv3d(3, 5, kernel, padding=kernel // 2)
-    other = torch.nn.Conv3d(3, 5, kernel, padding=kernel // 2)
-    other.load_state_dict(own.state_dict())
-    return own, other
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_result_and_gradients_are_those_of_the_whole(
-    shape: tuple[int, ...], kernel: int, layout: torch.memory_format
-) -> None:
+def pair(inputs: int, outputs: int, kernel: int, channels_last: bool) -> tuple[Conv3d, nn.Conv3d]:
+    """Ours and PyTorch's, of the same weights."""
     torch.manual_seed(0)
-    own, other = pair(kernel)
-    inputs = [torch.randn(shape).to(memory_format=layout) for _ in range(1)] * 2
-    weights = torch.randn(shape[0], 5, *shape[2:])
-    results, gradients = [], []
-    for module, volume in zip((own, other), inputs, strict=True):
-        volume = volume.clone().requires_grad_()
-        result = module(volume)
-        (result * weights).sum().backward()
-        results.append(result.detach())
-        gradients.append([volume.grad, *(parameter.grad for parameter in module.parameters())])
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
-    for mine, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+    ours, plain = Conv3d(inputs, outputs, kernel), nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2)
+    ours.load_state_dict(plain.state_dict())
+    if channels_last:
+        for module in (ours, plain):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+    return ours, plain
 
 
-def unfolding(network: torch.nn.Module, x: Tensor) -> list[str]:
-    """Shapes of the inputs of 3³ convolutions that PyTorch computed without oneDNN."""
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as record:
-        network(x).sum().backward()
-    wide = [e for e in record.events() if e.name.startswith("aten::slow_conv3d") and e.input_shapes[1][-1:] == [3]]
-    return [str(e.input_shapes) for e in wide]
+def results(module: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output, and gradients of the input and of the parameters."""
+    x = x.clone().requires_grad_()
+    y = module(x)
+    (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+    return [y.detach(), *(p.grad for p in (x, *module.parameters()) if p.grad is not None)]
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
-def test_no_convolution_of_a_single_sample_misses_onednn() -> None:
-    x = torch.rand(1, 3, 16, 16, 16)
-    assert unfolding(pair()[1], x)  # what this is for; once it fails, PyTorch does so by itself
-    network = create_network("cascade64", size=32, detector_size=64)
-    assert unfolding(network, torch.rand(1, 2, 64, 64)) == []
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 6, 5, 4), (1, 3, 5, 4, 6), (2, 3, 6, 5, 4), (1, 6, 60, 60, 2), (1, 3, 2, 2, 2)]
+)
+def test_it_is_pytorch_s_convolution(shape: tuple[int, ...], kernel: int, channels_last: bool) -> None:
+    ours, plain = pair(shape[1], 4, kernel, channels_last)
+    x = torch.randn(shape)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+    found, wanted = results(ours, x), results(plain, x)
+    assert len(found) == 4
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+    if channels_last and kernel == 1:
+        assert found[0].is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def test_other_devices_precisions_and_exports_see_the_plain_convolution() -> None:
-    own, other = pair()
-    x = torch.rand(1, 3, 8, 8, 8)
-    assert own.to("meta")(x.to("meta")).shape == (1, 5, 8, 8, 8)
-    own = pair()[0]
-    other.load_state_dict(own.state_dict())
-    torch.testing.assert_close(own.double()(x.double()), other.double()(x.double()))
-    own.float()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert own(x).dtype == torch.bfloat16
-    traced = torch.jit.trace(own, x)
-    assert "cat" not in str(traced.graph)
-    torch.testing.assert_close(traced(x), own(x), rtol=1e-4, atol=1e-4)
-    assert not any("cat" in str(node.target) for node in torch.export.export(own, (x,)).graph.nodes)
+def test_in_half_precision_it_is_pytorch_s_own() -> None:
+    ours, plain = pair(3, 4, 1, False)
+    x = torch.randn(1, 3, 6, 5, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x).dtype == torch.bfloat16
+        assert torch.equal(ours(x), plain(x))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_no_network_of_ours_reaches_the_slow_kernels(channels_last: bool) -> None:
+    network = tiny(channels_last=channels_last, interval=True)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        network(radiographs(network)[:1]).sum().backward()
+    names = {event.key for event in profiled.key_averages()}
+    assert any("mkldnn_convolution" in name for name in names)
+    assert not any("slow_conv3d" in name for name in names)
