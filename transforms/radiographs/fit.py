@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from drr2ct.transforms.detector import (
@@ -24,28 +23,13 @@ from drr2ct.transforms.radiographs.identity import turn_upright
 from drr2ct.transforms.radiographs.size import cassette_pixel_mm
 from drr2ct.transforms.validation import InputError
 
-WIDEST = 1.3
-"""Width by height of a picture from which on it is wider than any cassette: a screen, not a film."""
-
-_LETTERS = 0.25  # part of a column of a screen that letters may take
-_UNLIT = 0.002  # part of a column in which JPEG may leave a trace
-_DARK = 0.03  # of the range: what is black in spite of JPEG
-
 
 def leave_collimation_out(film: Film) -> Film:
-    """Nothing is covered where the picture shows a collimator; one in the header was followed in decoding.
-
-    Of a screen that is wider than any film, what is black beside the film, with the letters on it, is left out too.
-    """
+    """Nothing is covered where the picture shows a collimator; one in the header was followed in decoding."""
     rows, columns = film.pixels.values.shape
     pixels = film.pixels
     air_is_high = not pixels.counts_fall if film.intensity == "transmission" else pixels.dark_is_high
     top, bottom, left, right = find_collimation(-pixels.values.astype(np.float32) if air_is_high else pixels.values)
-    screen = columns > WIDEST * rows and film.intensity == "display" and not states_pitch(film.facts, film.stated)
-    if screen:
-        dark = (pixels.low + pixels.high - pixels.values) if pixels.dark_is_high else pixels.values
-        first, last = _beside_film(dark[top:bottom, left:right].astype(np.float32))
-        left, right = left + first, right - last
     if (top, bottom, left, right) == (0, rows, 0, columns):
         return film
     field = torch.zeros_like(film.covered)
@@ -55,35 +39,6 @@ def leave_collimation_out(film: Film) -> Film:
         f"{size_text((rows, columns))} were used.",
         covered=film.covered & field,
     )
-
-
-def _beside_film(values: Float[np.ndarray, "rows columns"]) -> tuple[int, int]:
-    """How many of the first and the last columns of a screen are beside the film that it shows.
-
-    They are black but for letters. A film's own air is as black: so many columns stay as make the film square, the
-    widest cassette, as long as they hold no letters.
-    """
-    rows, columns = values.shape
-    if columns <= rows:
-        return 0, 0
-    low, high = np.percentile(values, (0.1, 99.9))
-    lit = (values > low + _DARK * max(high - low, 1e-9)).mean(axis=0)
-    shown = np.flatnonzero(lit > _LETTERS)
-    if not shown.size:
-        return 0, 0
-    sides = lit[: shown[0]][::-1], lit[shown[-1] + 1 :]  # from the body outwards: its slope, air, letters
-    slopes = [_first(side <= _UNLIT) for side in sides]
-    air = [_first(side[slope:] > _UNLIT) for side, slope in zip(sides, slopes, strict=True)]
-    spare = max(0, rows - int(shown[-1] + 1 - shown[0]) - sum(slopes))
-    first, last = (
-        len(side) - slope - min(beside, spare // 2) for side, slope, beside in zip(sides, slopes, air, strict=True)
-    )
-    return first, last
-
-
-def _first(wanted: Bool[np.ndarray, " columns"]) -> int:
-    """Index of the first that is, or how many there are."""
-    return int(np.argmax(np.append(wanted, True)))
 
 
 def turn_as_stated(film: Film, feet_first: bool, opposite_side: bool, strict: bool) -> Film:

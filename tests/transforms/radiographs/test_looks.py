@@ -220,17 +220,3 @@ def test_a_header_that_looks_wrong_is_followed_and_doubted(tmp_path):
         warnings = load(*files)["warnings"]
         assert warnings.count("if the header is wrong") == bool(warned)
         assert f"{warned}.dcm lies as its Patient Orientation says, but looks more like" in warnings or not warned
-
-
-@pytest.mark.parametrize("name", ["screen.png", "screen.jpg"])
-def test_a_screenshot_is_cut_to_its_film(pair, tmp_path, name):
-    """A viewer's black screen with letters, beside a lateral whose own air is as black."""
-    film = toned(line_integrals()[1][FIELD]).repeat_interleave(4, 0).repeat_interleave(4, 1)
-    whole = saved(tmp_path / "whole.png", film)
-    screen = torch.zeros(film.shape[0], 900)
-    screen[:, 290 : 290 + film.shape[1]] = film
-    for row in range(10, 100, 12):
-        screen[row : row + 6, 10:120:4] = screen[row : row + 6, 800:890:4] = 1.0
-    read, right = (load(pair[0], path) for path in (saved(tmp_path / name, screen), whole))
-    assert "columns" in read["assumptions"] and "inverted" not in read["assumptions"]
-    assert differ(read, right) < 0.15
