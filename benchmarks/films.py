@@ -2,9 +2,10 @@
 
 ::
 
-    python benchmarks/films.py --films FOLDER --checkpoint best_psnr.pt --output SOMEWHERE
+    python benchmarks/films.py --films FOLDER --output SOMEWHERE
 
-FOLDER holds ``<patient>/pa.*`` and ``<patient>/lat.*``. SOMEWHERE gets the volumes, their records, ``films.md`` and
+FOLDER holds ``<patient>/pa.*`` and ``<patient>/lat.*``; the network is the one that the command takes by itself, or
+that of ``--checkpoint``. SOMEWHERE gets the volumes, their records, ``films.md`` and
 ``films.png``: for each patient both radiographs as the network was given them, and a coronal, a sagittal and an axial
 plane of the volume. It must lie outside the repository, into which no picture of a patient's film belongs.
 """
@@ -28,6 +29,7 @@ import numpy as np
 from scipy import ndimage
 
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.shipped import chosen_weights
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.radiographs.loading import LoadRadiographsd
 from drr2ct.transforms.validation import InputError
@@ -36,12 +38,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LUNG_HU = -500.0
 
 
-def reconstructed(folder: Path, checkpoint: Path, output: Path) -> tuple[dict[str, Any] | None, str]:
+def reconstructed(folder: Path, checkpoint: Path | None, output: Path) -> tuple[dict[str, Any] | None, str]:
     """The record of a patient's reconstruction, or None and what the command said."""
     pa, lateral = (next(iter(sorted(folder.glob(f"{view}.*")))) for view in ("pa", "lat"))
     volume = output / f"{folder.name}.nii.gz"
     command = [str(Path(sys.executable).with_name("drr2ct")), "reconstruct", "--pa", str(pa), "--lateral", str(lateral)]
-    command += ["--checkpoint", str(checkpoint), "--output", str(volume), "--patient", folder.name, "--overwrite"]
+    command += ["--output", str(volume), "--patient", folder.name, "--overwrite"]
+    command += [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return None, (done.stderr or done.stdout).strip().splitlines()[-1]
@@ -59,7 +62,7 @@ def lungs(volume: np.ndarray) -> np.ndarray:
     return found
 
 
-def row(folder: Path, checkpoint: Path, output: Path) -> tuple[list[str], np.ndarray | None]:
+def row(folder: Path, checkpoint: Path | None, output: Path) -> tuple[list[str], np.ndarray | None]:
     """One line of the table, and the volume in RAS+."""
     record, said = reconstructed(folder, checkpoint, output)
     if record is None:
@@ -121,19 +124,20 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--films", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     output = arguments.output.resolve()
     if output.is_relative_to(REPOSITORY):
         parser.error("--output lies inside the repository; pictures of patients' films do not belong there.")
     output.mkdir(parents=True, exist_ok=True)
-    description = read_checkpoint(arguments.checkpoint)["description"]
+    checkpoint = arguments.checkpoint and arguments.checkpoint.resolve()
+    description = read_checkpoint(chosen_weights(checkpoint))["description"]
     geometry = BiplanarGeometry.from_dict(description["config"]["geometry"])
     load = LoadRadiographsd("image", geometry, fit="pitch", statistics=description.get("radiographs"))
     lines, pictures = [], []
     for folder in sorted(p for p in arguments.films.iterdir() if p.is_dir()):
-        cells, volume = row(folder, arguments.checkpoint.resolve(), output)
+        cells, volume = row(folder, checkpoint, output)
         lines.append(cells)
         try:
             given = load({"image": [next(iter(sorted(folder.glob(f"{view}.*")))) for view in ("pa", "lat")]})["image"]

@@ -29,7 +29,14 @@ import torch
 from PIL import Image
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.uid import MPEG2MPML, DeflatedExplicitVRLittleEndian, HTJ2KLossless, JPEGLSLossless, generate_uid
+from pydicom.uid import (
+    MPEG2MPML,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    HTJ2KLossless,
+    JPEGLSLossless,
+    generate_uid,
+)
 
 from drr2ct.networks import create_network
 from drr2ct.pipeline.checkpoints.description import describe
@@ -1557,8 +1564,8 @@ def nan_nifti(path: Path, sound: Sound) -> None:
     nib.save(nib.Nifti1Image(values.T, np.eye(4)), path)
 
 
-def forty_nifti(path: Path, sound: Sound) -> None:
-    values = counts(sound) / counts(sound).max() * 40
+def scaled_nifti(path: Path, sound: Sound, top: float) -> None:
+    values = counts(sound) / counts(sound).max() * top
     nib.save(nib.Nifti1Image(values.astype(np.float32).T, np.eye(4)), path)
 
 
@@ -1570,6 +1577,13 @@ def marked(path: Path, sound: Sound) -> None:
     values = np.stack([picture(sound)] * 3, axis=-1)
     values[2:6, 2:6] = (220, 0, 0)
     Image.fromarray(values).save(path)
+
+
+def red_capture(path: Path, sound: Sound) -> None:
+    values = np.stack([picture(sound), picture(sound) // 3, picture(sound) // 3], axis=-1)
+    tags = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
+    tags |= {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    dicom(path, picture(sound), PixelData=values.tobytes(), **tags)
 
 
 def two_patients(sound: Sound) -> list[object]:
@@ -1666,9 +1680,20 @@ RADIOGRAPHS = [
     ),
     Case(
         "numbers up to 40, too large for line integrals",
-        as_pa(lambda path, sound: forty_nifti(path, sound), "a.nii.gz"),
+        as_pa(lambda path, sound: scaled_nifti(path, sound, 40), "a.nii.gz"),
         "radiograph … holds floating-point numbers up to 40, too large for line integrals (at most 16) and too small "
         "for a picture from 0 to 255; export it in one of these units.",
+    ),
+    Case(
+        "numbers up to 1.04, line integrals in another unit",
+        as_pa(lambda path, sound: scaled_nifti(path, sound, 1.04), "a.nii.gz"),
+        "radiograph … holds floating-point numbers up to 1.04, too small for line integrals of a chest (at least 2) "
+        "and too large for a picture from 0 to 1; export it in one of these units, or declare the intensity.",
+    ),
+    Case(
+        "a CT as radiograph",
+        as_pa(lambda path, sound: write_nifti(path, asymmetric(3)), "a.nii.gz"),
+        "radiograph … is a volume of … voxels, such as a CT; give a radiograph.",
     ),
     Case(
         "8 bits declared as line integrals",
@@ -1738,6 +1763,25 @@ RADIOGRAPHS = [
         as_pa(lambda path, sound: dicom(path, counts(sound), Modality="CT"), "a.dcm"),
         "radiograph … has the Modality CT, which is no radiograph's; give the right file, or use it all the same by "
         "--set check_header=false.",
+    ),
+    Case(
+        "a slice of a CT whose Modality was taken out",
+        as_pa(lambda path, sound: dicom(path, counts(sound), Modality="", SOPClassUID=CTImageStorage), "a.dcm"),
+        "radiograph … has the Modality CT, which is no radiograph's; give the right file, or use it all the same by "
+        "--set check_header=false.",
+    ),
+    Case(
+        "a coloured DICOM capture",
+        as_pa(red_capture, "a.dcm"),
+        "radiograph … has colours in … of its pixels, so it is no plain radiograph; export it as greyscale, or use its "
+        "luminance (--set colour=ignore).",
+    ),
+    Case(
+        "the same, with --set colour=ignore, DICOM",
+        as_pa(red_capture, "a.dcm", "--set", "colour=ignore"),
+        "",
+        USED,
+        exists,
     ),
     Case(
         "another patient's lateral, by Patient ID",

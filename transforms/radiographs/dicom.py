@@ -11,17 +11,19 @@ import pydicom
 from jaxtyping import Num
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
-from pydicom.pixels import apply_modality_lut
+from pydicom.pixels import apply_color_lut, apply_modality_lut
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
 from drr2ct.transforms.quiet import quiet_libraries
-from drr2ct.transforms.radiographs.header import header_facts
+from drr2ct.transforms.radiographs.header import bring_up_frame_groups, header_facts
+from drr2ct.transforms.radiographs.picture import one_channel
 from drr2ct.transforms.radiographs.pixels import Pixels, Reading, check_size
 from drr2ct.transforms.radiographs.shutter import not_padded, within_shutters
 from drr2ct.transforms.radiographs.voi import see
 from drr2ct.transforms.validation import InputError
 
 _END_OF_IMAGE = b"\xff\xd9"  # of JPEG and JPEG-LS
+_CHANNELS = {"RGB": 3, "PALETTE COLOR": 1, **dict.fromkeys(("YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"), 3)}
 _PIXEL_TAGS = (
     "SOPClassUID", "SOPInstanceUID", "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames", "PixelData",
@@ -51,10 +53,12 @@ def decode_dicom(path: Path, reading: Reading) -> Pixels:
         raise InputError(f"DICOM file {path} has no pixel data; give the image itself.")
     if frames != 1:
         raise InputError(f"DICOM file {path} has {frames} frames; give a single radiograph (CR or DX).")
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+    grey = photometric in ("MONOCHROME1", "MONOCHROME2")
+    if not grey and _CHANNELS.get(photometric) != dataset.get("SamplesPerPixel"):
         raise InputError(f"DICOM file {path} is {photometric or 'of unknown colour'}, not greyscale.")
     check_size(path, rows, columns)
-    stored, bits, notes = _stored(dataset, path)
+    bring_up_frame_groups(dataset)
+    stored, bits, notes = _stored(dataset, path) if grey else _grey(dataset, path, reading)
     try:
         with quiet_libraries():
             values = apply_modality_lut(stored, dataset)
@@ -122,6 +126,16 @@ def decode_dicom(path: Path, reading: Reading) -> Pixels:
     )
 
 
+def _grey(dataset: Dataset, path: Path, reading: Reading) -> tuple[Num[np.ndarray, "rows columns"], int, list[str]]:
+    """Grey kept as colour, as secondary captures are, on one channel; of what depth, and what was found."""
+    samples = _pixel_array(dataset, path)
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        samples = apply_color_lut(samples, dataset)
+    full = float(np.iinfo(samples.dtype).max)
+    stored, note = one_channel(samples, full, path, reading)
+    return stored, 8 * samples.dtype.itemsize, [f"{path.name} was read as grey: {note}"]
+
+
 def _stored(dataset: Dataset, path: Path) -> tuple[Num[np.ndarray, "rows columns"], int, list[str]]:
     """Numbers as stored, how many bits they have, and what was corrected."""
     native = not dataset.file_meta.TransferSyntaxUID.is_compressed if _syntax(dataset) else True
@@ -153,7 +167,7 @@ def _stored(dataset: Dataset, path: Path) -> tuple[Num[np.ndarray, "rows columns
     return stored, bits, notes
 
 
-def _pixel_array(dataset: Dataset, path: Path) -> Num[np.ndarray, "rows columns"]:
+def _pixel_array(dataset: Dataset, path: Path) -> Num[np.ndarray, "rows columns *channels"]:
     """By pydicom; compressed data that it has no codec for, by SimpleITK, whose GDCM knows all of JPEG and JPEG-LS."""
     try:
         with quiet_libraries(also_native=True):

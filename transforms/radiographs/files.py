@@ -13,6 +13,9 @@ from drr2ct.transforms.radiographs.picture import decode_picture, decode_tiff
 from drr2ct.transforms.radiographs.pixels import Pixels, Reading, check_size, with_units
 from drr2ct.transforms.validation import InputError
 
+MOST_VIEWS = 8
+"""Slices of a NIfTI file from which on it is a volume and no stack of radiographs."""
+
 NIFTI_MARK = b"drr2ct line integrals"
 """In ``descrip`` of NIfTI files of this project."""
 
@@ -46,6 +49,11 @@ def _decode_nifti(path: Path, reading: Reading) -> Pixels:
     try:
         with quiet_libraries():
             image: Any = nib.load(path)  # nibabel types it as a base class without these attributes
+            if any(count > MOST_VIEWS for count in image.shape[2:]):
+                raise InputError(
+                    f"radiograph {path} is a volume of {'×'.join(map(str, image.shape))} voxels, such as a CT; give "
+                    "a radiograph."
+                )
             for count in image.shape[2:]:
                 check_size(path, image.shape[0], image.shape[1] * count)
             stored, spacing = np.asanyarray(image.dataobj), image.header.get_zooms()

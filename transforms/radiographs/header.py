@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,39 @@ _VIEW_CODES = {  # DICOM PS3.16 CID 4010: SNOMED CT, and the SNOMED-RT codes of 
     "399067008": "LATERAL",
     "R-102CD": "LATERAL",
 }
+
+
+_OTHER_STORAGE = {  # SOP classes of what is no radiograph of a chest, whatever the Modality
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
+    "1.2.840.10008.5.1.4.1.1.4": "MR",
+    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
+    "1.2.840.10008.5.1.4.1.1.1.2": "MG",
+    "1.2.840.10008.5.1.4.1.1.1.2.1": "MG",
+    "1.2.840.10008.5.1.4.1.1.13.1.3": "MG",
+    "1.2.840.10008.5.1.4.1.1.1.3": "IO",
+    "1.2.840.10008.5.1.4.1.1.1.3.1": "IO",
+    "1.2.840.10008.5.1.4.1.1.6.1": "US",
+    "1.2.840.10008.5.1.4.1.1.20": "NM",
+    "1.2.840.10008.5.1.4.1.1.128": "PT",
+}
+_CASSETTE = re.compile(r"([\d.]+) ?(CM|IN) ?X ?([\d.]+) ?(?:CM|IN)")
+_CASSETTE_ASPECT = 0.05
+"""How far a picture's aspect may be from that of its cassette, of which it is then the whole."""
+
+
+def bring_up_frame_groups(dataset: Dataset) -> None:
+    """Put what enhanced files keep for each frame (functional groups, PS3.3 C.7.6.16) where all others have it.
+
+    Args:
+        dataset: of one frame; what it states itself stays.
+    """
+    for keyword in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for groups in (dataset.get(keyword) or ())[:1]:
+            for group in groups:
+                for element in group.value[0] if group.VR == "SQ" and group.value else ():
+                    if element.tag not in dataset:
+                        dataset.add(element)
 
 
 def header_facts(dataset: Dataset, name: str) -> tuple[dict[str, Any], list[str]]:
@@ -60,7 +94,7 @@ def header_facts(dataset: Dataset, name: str) -> tuple[dict[str, Any], list[str]
         "intensity_relationship": dataset.get("PixelIntensityRelationship"),
         "laterality": dataset.get("ImageLaterality") or dataset.get("Laterality"),
         "body_part": dataset.get("BodyPartExamined"),
-        "modality": dataset.get("Modality"),
+        "modality": _OTHER_STORAGE.get(str(dataset.get("SOPClassUID"))) or dataset.get("Modality"),
         "study_date": dataset.get("StudyDate"),
     }
     found |= {key: str(text) for key, text in texts.items() if text}
@@ -94,9 +128,29 @@ def _spacing(dataset: Dataset, name: str) -> tuple[dict[str, Any], list[str]]:
         plane = "patient" if dataset.get("PixelSpacingCalibrationType") else "unstated"
         return {"pixel_spacing_mm": (calibrated[0], calibrated[1]), "pixel_spacing_plane": plane}, []
     aspect = _positive(dataset.get("PixelAspectRatio"), 2)
+    field = _field(dataset) if aspect is None or aspect[0] == aspect[1] else None
+    if field:
+        pitch = max(field[0]) / max(dataset.Rows, dataset.Columns)
+        note = f"{name} is all of its {field[1]}, so its pixels are {pitch:.3g} mm wide"
+        return {"pixel_spacing_mm": (pitch, pitch), "pixel_spacing_plane": "detector"}, [note]
     if aspect and aspect[0] != aspect[1]:
         return {"pixel_aspect": aspect[0] / aspect[1]}, []
     return {}, []
+
+
+def _field(dataset: Dataset) -> tuple[list[float], str] | None:
+    """Sides (mm) of the detector's field of view or the cassette, and what it is, if the picture has its aspect."""
+    sides, what = _positive(dataset.get("FieldOfViewDimensions"), 2), "field of view"
+    cassette = _CASSETTE.search(str(dataset.get("CassetteSize") or "").upper())
+    if sides is None and cassette:
+        unit = 10.0 if cassette[2] == "CM" else 25.4
+        sides, what = [float(cassette[1]) * unit, float(cassette[3]) * unit], "cassette"
+    if sides is None:
+        return None
+    shape = int(dataset.Rows), int(dataset.Columns)
+    if abs(max(sides) * min(shape) / (min(sides) * max(shape)) - 1) > _CASSETTE_ASPECT:
+        return None
+    return sides, f"{what} of {sides[0] / 10:g}×{sides[1] / 10:g} cm"
 
 
 def _distances(dataset: Dataset, name: str) -> tuple[dict[str, Any], list[str]]:

@@ -29,6 +29,7 @@ from drr2ct.transforms.radiographs.film import Film
 from drr2ct.transforms.radiographs.intensity import QUANTILES, quantiles_for_field
 from drr2ct.transforms.radiographs.markers import fill, find_markers, marker_note
 from drr2ct.transforms.radiographs.orientation import (
+    DOUBTED,
     LIKENESS,
     OTHER_VIEW,
     SURE,
@@ -120,6 +121,8 @@ def turn_by_looks(
     detector_mm = film.view.detector_size[0] * film.view.pixel_pitch_mm
     scores = orientation_scores(_seen(film), template, detector_mm, _pixel_mm(film, edge_to_edge))
     turnable = decide and not film.oriented
+    if decide and film.oriented:
+        film = _doubting_header(film, scores)
     if turnable and not calibrated:
         _check_view(film, max(scores.values()), others, edge_to_edge)
     if not turnable:
@@ -144,6 +147,23 @@ def turn_by_looks(
         covered=best.turn(film.covered),
         pixel_pitch_mm=pitch[::-1] if pitch and best.transposed else pitch,
     )
+
+
+def _doubting_header(film: Film, scores: Mapping[Orientation, float]) -> Film:
+    """With a warning, if a film looks much more usual otherwise than its header says that it lies."""
+    ranking: dict[Orientation, float] = {}
+    for state, score in scores.items():
+        turn = state.turn_alone if is_lateral(film.view) else state.turned_only
+        ranking[turn] = max(ranking.get(turn, -1.0), score)
+    best, stated = max(ranking, key=ranking.__getitem__), ranking[Orientation()]
+    if best.as_stored or ranking[best] < max(LIKENESS, stated + DOUBTED):
+        return film
+    warning = (
+        f"{film.name} lies as its Patient Orientation says, but looks more like view {film.view.name} when it is "
+        f"{best} ({ranking[best]:.2f} against {stated:.2f}): if the header is wrong, say how the stored picture lies "
+        "(--orientation as-is if it is upright)."
+    )
+    return replace(film, warnings=(*film.warnings, warning))
 
 
 def _check_view(film: Film, own: float, others: Sequence[tuple[View, Mapping[str, Any]]], edge_to_edge: bool) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,9 @@ SURE = 0.8
 
 OTHER_VIEW = 0.05
 """How much more a film must look like another view to be taken for one of that."""
+
+DOUBTED = 0.05
+"""How much better a film must score otherwise than its header says that it lies for a warning."""
 
 HEART_MARGIN = 0.03
 """How much better a frontal picture must score mirrored for a warning that its sides may be exchanged."""
@@ -74,6 +77,16 @@ class Orientation:
     def as_stored(self) -> bool:
         """Nothing is turned; it may be inverted."""
         return not (self.transposed or self.upside_down or self.mirrored)
+
+    @property
+    def turn_alone(self) -> Orientation:
+        """The same turn, whatever the polarity."""
+        return replace(self, inverted=False)
+
+    @property
+    def turned_only(self) -> Orientation:
+        """The proper rotation with the same transposition and order of rows, without mirror image or polarity."""
+        return Orientation(self.transposed, self.upside_down, self.transposed != self.upside_down)
 
     def turn(self, image: Shaped[Tensor, "rows columns"]) -> Shaped[Tensor, "r c"]:
         """The picture (or a mask of it) upright; its numbers are not inverted."""
@@ -168,7 +181,7 @@ def choose_orientation(
     lateral = is_lateral(view)
     groups: dict[Orientation, float] = {}
     for state, score in allowed.items():
-        group = state if lateral else _turned_only(state)
+        group = state if lateral else replace(state.turned_only, inverted=state.inverted)
         groups[group] = max(groups.get(group, -1.0), score)
     ranking = sorted(groups, key=groups.__getitem__, reverse=True)
     best, second = ranking[0], ranking[min(1, len(ranking) - 1)]
@@ -204,18 +217,13 @@ def _notes(best: Orientation, score: float, view: View, name: str) -> list[str]:
     """What was done, if anything was."""
     notes = []
     if not best.as_stored:
-        turned = Orientation(best.transposed, best.upside_down, best.mirrored)
+        turned = best.turn_alone
         faced = is_lateral(view) and turned == Orientation(mirrored=True)
         what = f"{name} faced right: mirrored" if faced else f"{name} was {turned}"
         notes.append(f"{what}, as it looks most like the training radiographs of view {view.name} so ({score:.2f}).")
     if best.inverted:
         notes.append(f"{name} was inverted, because it looks more like the training radiographs so.")
     return notes
-
-
-def _turned_only(state: Orientation) -> Orientation:
-    """The proper rotation with the same transposition and the same row order: no mirror image."""
-    return Orientation(state.transposed, state.upside_down, state.transposed != state.upside_down, state.inverted)
 
 
 def _flipped(state: Orientation) -> Orientation:

@@ -141,8 +141,6 @@ def _channels(image: Image.Image, raw_mode: str) -> tuple[np.ndarray, str, str, 
     if mode not in ("L", "LA", "RGB", "RGBA", "I", "F") and not mode.startswith("I;16"):
         raise InputError(f"radiograph {getattr(image, 'filename', '')} is a {mode} picture; export it as greyscale.")
     values = np.asarray(image if image.mode == mode else image.convert(mode))
-    if mode == "I" and values.min() >= 0 and values.max() < 2**16:  # how Pillow holds some 16-bit PNGs
-        values = values.astype(np.uint16)
     return values, mode, kind, notes, own
 
 
@@ -174,7 +172,7 @@ def _grey(
     if samples.ndim == 3 and samples.shape[-1] == 1:
         samples = samples[..., 0]
     if samples.ndim == 3:
-        samples, note = _one_channel(samples, full, path, reading)
+        samples, note = one_channel(samples, full, path, reading)
         notes.append(note)
     if mode == "1":
         notes.append("its one bit per pixel was read as black and white")
@@ -186,10 +184,20 @@ def _grey(
     return with_units(samples, path, reading, own, metadata, dark_is_high, covered, sentences)
 
 
-def _one_channel(
+def one_channel(
     samples: Shaped[np.ndarray, "rows columns channels"], full: float, path: Path, reading: Reading
 ) -> tuple[Shaped[np.ndarray, "rows columns"], str]:
-    """The luminance of three channels, if they are one."""
+    """The luminance of three channels, if they are one, and what was found.
+
+    Args:
+        samples: red, green and blue.
+        full: their full scale.
+        path: of the file.
+        reading: what the user says about it.
+
+    Raises:
+        InputError: for colours, unless they are to be ignored.
+    """
     spread = samples.max(axis=-1).astype(np.float32) - samples.min(axis=-1)
     share = float((spread > CHROMA_TOLERANCE * full).mean())
     if share > STRAY_COLOUR and reading.colour != "ignore":

@@ -18,6 +18,9 @@ COLOURS = ("refuse", "ignore")
 LARGEST_LINE_INTEGRAL = 16.0
 """More than any patient; where 16-bit files of line integrals end."""
 
+LEAST_LINE_INTEGRAL = 2.0
+"""What the densest part of a chest has at least: 10 cm of water; less is another unit (cm⁻¹), or a picture."""
+
 MAX_PIXELS = 2**27
 """Of one picture: four times the finest mammograms. More is a mistake, or a file made to fill the memory."""
 
@@ -100,7 +103,7 @@ def plain_range(values: np.ndarray, path: Path) -> tuple[float, float, int | Non
     """Range and bits of numbers as a file's type gives them; floating-point has a full scale of 1.
 
     Raises:
-        InputError: for integers of more than 16 bits, or below zero.
+        InputError: for integers that need more than 16 bits, or below zero.
     """
     if values.dtype.kind == "f":
         return 0.0, 1.0, None
@@ -163,6 +166,8 @@ def with_units(
     Raises:
         InputError: as :func:`plain_range`, and for more pixels than any film has.
     """
+    if values.dtype.kind in "iu" and values.dtype.itemsize > 2 and values.min() >= 0 and values.max() < 2**16:
+        values = values.astype(np.uint16)  # writers that know no shorter integers
     low, high, bits = plain_range(values, path)
     finite = values[np.isfinite(values)] if bits is None else values
     intensity = reading.intensity
@@ -181,6 +186,12 @@ def _decide(values: np.ndarray, path: Path, own: str | None, bits: int | None, k
     if own is not None and own in INTENSITIES:
         return own, "its mark says so"
     if bits is None and values.size and values.min() >= 0 and 1 < values.max() <= LARGEST_LINE_INTEGRAL:
+        if values.max() < LEAST_LINE_INTEGRAL:
+            raise InputError(
+                f"radiograph {path} holds floating-point numbers up to {values.max():.3g}, too small for line "
+                f"integrals of a chest (at least {LEAST_LINE_INTEGRAL:g}) and too large for a picture "
+                "from 0 to 1; export it in one of these units, or declare the intensity."
+            )
         return (
             "line_integral",
             f"it has no mark, but floating-point numbers from {values.min():.3g} to {values.max():.3g}, as line "

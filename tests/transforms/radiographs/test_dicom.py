@@ -14,7 +14,12 @@ import SimpleITK as sitk
 import torch
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.uid import DigitalXRayImageStorageForProcessing, HTJ2KLossless
+from pydicom.uid import (
+    CTImageStorage,
+    DigitalMammographyXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    HTJ2KLossless,
+)
 
 from drr2ct.transforms.detector import Acquisition, half_chest_mm, pixel_size_on_detector
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
@@ -196,6 +201,63 @@ def test_pitch_of_digitised_films_and_oblong_pixels(tmp_path: Path) -> None:
             assert (image[0].sum(0) > 0).float().mean() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    ("tags", "pitch"),
+    [
+        ({"CassetteSize": "40CMX50CM"}, 10.0),
+        ({"CassetteSize": "20INX16IN"}, 25.4 * 20 / 50),
+        ({"FieldOfViewDimensions": [200, 250]}, 5.0),
+        ({"CassetteSize": "35CMX35CM"}, None),  # of which this picture is a part
+        ({"CassetteSize": "large"}, None),
+        ({"CassetteSize": "40CMX50CM", "ImagerPixelSpacing": [3.0, 3.0]}, 3.0),
+    ],
+)
+def test_a_cassette_that_the_header_names_gives_the_pitch(
+    tmp_path: Path, tags: dict[str, Any], pitch: float | None
+) -> None:
+    metadata = read_radiograph(save_dicom(tmp_path / "a.dcm", RAMP, 12, **tags))[1]
+    assert metadata.get("pixel_spacing_mm") == (None if pitch is None else pytest.approx((pitch, pitch)))
+    noted = pitch is not None and "ImagerPixelSpacing" not in tags
+    assert ("all of its" in " ".join(metadata["assumptions"])) == noted
+
+
+def test_an_enhanced_file_of_one_frame_is_read_by_its_functional_groups(tmp_path: Path) -> None:
+    measures, window, groups, own = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    measures.PixelSpacing = [3.0, 3.0]
+    window.WindowCenter, window.WindowWidth = 2000, 4000
+    groups.PixelMeasuresSequence, own.FrameVOILUTSequence = [measures], [window]
+    sequences = {"SharedFunctionalGroupsSequence": [groups], "PerFrameFunctionalGroupsSequence": [own]}
+    metadata = read_radiograph(save_dicom(tmp_path / "a.dcm", RAMP, 12, NumberOfFrames=1, **sequences))[1]
+    assert metadata["pixel_spacing_mm"] == (3.0, 3.0)
+    assert "its first window (centre 2000, width 4000)" in " ".join(metadata["assumptions"])
+
+
+def colour_capture(path: Path, channels: np.ndarray, photometric: str = "RGB") -> Path:
+    """A secondary capture of three channels of 8 bits."""
+    tags = {
+        "SamplesPerPixel": 3,
+        "PlanarConfiguration": 0,
+        "BitsAllocated": 8,
+        "PhotometricInterpretation": photometric,
+    }
+    return save_dicom(path, RAMP, 8, **tags, PixelData=channels.astype(np.uint8).tobytes())
+
+
+def test_grey_kept_as_colour_is_grey_in_dicom_too(tmp_path: Path) -> None:
+    grey = RAMP // 16
+    path = colour_capture(tmp_path / "a.dcm", np.stack([grey] * 3, axis=-1))
+    image, metadata = read_radiograph(path)
+    torch.testing.assert_close(image, torch.from_numpy(grey.astype(np.float32)) / 255 * DISPLAY_MAXIMUM)
+    assert "a.dcm was read as grey: its colour channels are equal." in metadata["assumptions"]
+    luminance = np.stack([grey, np.full_like(grey, 128), np.full_like(grey, 128)], axis=-1)
+    again, _ = read_radiograph(colour_capture(tmp_path / "b.dcm", luminance, "YBR_FULL"))
+    torch.testing.assert_close(again, image, rtol=0, atol=0.04)
+    red = colour_capture(tmp_path / "c.dcm", np.stack([grey, grey // 3, grey], axis=-1))
+    with pytest.raises(InputError, match=r"has colours in \d+\.\d% of its pixels"):
+        read_radiograph(red)
+    assert "were ignored" in notes_of(red, colour="ignore")
+
+
 PAIR = BiplanarGeometry.from_angles(VolumeGrid(16), detector_size=(40, 50))
 
 
@@ -217,6 +279,8 @@ def load_pair(folder: Path, pa: dict[str, Any], lateral: dict[str, Any], **optio
         ({"PositionerPrimaryAngle": 30}, {}, "Positioner Primary Angle 30°, an oblique view"),
         ({"BodyPartExamined": "KNEE"}, {}, "Body Part Examined KNEE, not a chest"),
         ({"Modality": "CT"}, {}, "Modality CT, which is no radiograph's"),
+        ({"Modality": "", "SOPClassUID": CTImageStorage}, {}, "Modality CT, which is no radiograph's"),
+        ({}, {"SOPClassUID": DigitalMammographyXRayImageStorageForPresentation}, "Modality MG, which is no"),
         ({"PatientID": "7"}, {"PatientID": "8"}, "are of two patients"),
         ({"PatientName": "A^B"}, {"PatientName": "C^D"}, "are of two patients"),
     ],

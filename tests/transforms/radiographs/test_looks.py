@@ -206,3 +206,17 @@ def test_as_is_wins_over_a_wrong_patient_orientation(pair, tmp_path):
         stated = load(wrong, plain[1], orientation="as-is")
         assert differ(stated, right) == 0
         assert f"{name}.dcm is upright as it is stored, as stated." in stated["assumptions"].split("\n")
+
+
+def test_a_header_that_looks_wrong_is_followed_and_doubted(tmp_path):
+    tags = {"ImagerPixelSpacing": [PITCH, PITCH], "DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
+    pa, lateral = ((toned(line_integrals()[i][FIELD]) * 4095).round().numpy() for i in (0, 1))
+    for orientations, warned in (((["L", "F"], ["P", "F"]), ""), ((["L", "H"], ["P", "F"]), "pa"),
+                                 ((["L", "F"], ["A", "F"]), "lat")):  # fmt: skip
+        files = [
+            save_dicom(tmp_path / f"{name}.dcm", picture, 12, PatientOrientation=orientation, **tags)
+            for name, picture, orientation in zip(("pa", "lat"), (pa, lateral), orientations, strict=True)
+        ]
+        warnings = load(*files)["warnings"]
+        assert warnings.count("if the header is wrong") == bool(warned)
+        assert f"{warned}.dcm lies as its Patient Orientation says, but looks more like" in warnings or not warned

@@ -206,3 +206,22 @@ def test_damaged_pictures_are_one_sentence(tmp_path: Path, name: str, capfd: pyt
     with pytest.raises(InputError, match="damaged or incomplete"):
         read_radiograph(tmp_path / name)
     assert capfd.readouterr() == ("", "")
+
+
+def test_integers_of_32_bits_that_need_16_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, GREY.astype(np.int32) * 16)
+    image, _ = said(path)
+    torch.testing.assert_close(image, EXPECTED * 255 * 16 / 65535)
+    tifffile.imwrite(path, GREY.astype(np.int32) * 4096)
+    with pytest.raises(InputError, match="pixels of type int32"):
+        said(path)
+
+
+def test_numbers_too_small_for_a_chest_are_no_line_integrals(tmp_path: Path) -> None:
+    """Those of another unit: lengths in centimetres, attenuation in 1/mm."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, (GREY / GREY.max() * 1.04).astype(np.float32))
+    with pytest.raises(InputError, match=r"up to 1\.04, too small for line integrals of a chest"):
+        read_radiograph(path)
+    assert float(read_radiograph(path, "line_integral")[0].max()) == pytest.approx(1.04)
