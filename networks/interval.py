@@ -101,10 +101,10 @@ class IntervalHead(nn.Module):
         """What a calibration multiplies widths by: (batch, 2, N, N, N) → the same."""
         logarithm = widths.log()
         factors = self.factors.reshape(1, 2, -1, 1, 1, 1)
-        result = factors[:, :, 0].expand_as(widths)
-        for k in range(self.knots.shape[0] - 1):
-            share = ((logarithm - self.knots[k]) / (self.knots[k + 1] - self.knots[k])).clamp(0.0, 1.0)
-            result = result + share * (factors[:, :, k + 1] - factors[:, :, k])
+        result = factors[:, :, 0].expand_as(widths).clone()
+        for k in range(self.knots.shape[0] - 1):  # in place: at 256³ each further copy is 128 MiB
+            share = (logarithm - self.knots[k]).div_(self.knots[k + 1] - self.knots[k]).clamp_(0.0, 1.0)
+            result.addcmul_(share, factors[:, :, k + 1] - factors[:, :, k])
         return result
 
     def reset_calibration(self) -> None:
