@@ -47,7 +47,7 @@ def make_bundle(folder: Path, patients: Sequence[str] = PATIENTS) -> Path:
     """A copy of the bundle that ships nothing yet, with attribution for some patients."""
     shutil.copytree(bundle_file("configs/train.yaml").parents[1], folder, ignore=lambda place, names: _shipped(names))
     collections = [{"name": "Made up", "doi": "10.1/x", "licence": "CC0", "patients": list(patients)}]
-    sources = {"source": "Tests", "changes": "made up", "collections": collections}
+    sources = {"source": "Tests", "changes": "made up", "spacing_mm": 2.0, "collections": collections}
     (folder / "models" / "data.yaml").write_text(yaml.safe_dump(sources))
     return folder
 

@@ -40,13 +40,19 @@ class Sources:
         path: of that file.
         source: whose archive it is.
         changes: what was done to the CTs, in words.
+        spacing_mm: of their voxels, after that.
         collections: each with ``name``, ``doi``, ``licence`` and its ``patients``.
     """
 
     path: Path
     source: str
     changes: str
+    spacing_mm: float
     collections: tuple[Mapping[str, Any], ...]
+
+    def coarser_than(self, networks: Sequence[ShippedNetwork]) -> list[ShippedNetwork]:
+        """Networks whose voxels are finer than the CTs that they were trained on."""
+        return [network for network in networks if network.geometry.grid.spacing_mm < self.spacing_mm]
 
     @property
     def patients(self) -> list[str]:
@@ -73,11 +79,11 @@ def read_sources(models: Path) -> Sources:
             {"patients": [str(p) for p in entry["patients"]], **{key: str(entry[key]) for key in _ATTRIBUTION}}
             for entry in content["collections"]
         )
-        return Sources(path, str(content["source"]), str(content["changes"]), collections)
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        return Sources(path, str(content["source"]), str(content["changes"]), float(content["spacing_mm"]), collections)
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"attribution {path} cannot be read ({error}); it needs source, changes, and collections with name, doi, "
-            "licence and patients."
+            f"attribution {path} cannot be read ({error}); it needs source, changes, spacing_mm, and collections with "
+            "name, doi, licence and patients."
         ) from error
 
 

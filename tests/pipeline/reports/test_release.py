@@ -74,6 +74,18 @@ def test_weights_are_shipped_bit_for_bit_with_all_that_is_said_of_them(run: Path
     assert contents(bundle) == before
 
 
+def test_voxels_finer_than_the_cts_are_told(run: Path, bundle: Path) -> None:
+    sources = bundle / "models" / "data.yaml"
+    release(run, "cascade64", bundle)
+    assert "it could learn nothing" not in (bundle / "models" / "README.md").read_text()
+    sources.write_text(sources.read_text().replace("spacing_mm: 2.0", "spacing_mm: 100.0"))
+    release(run, "cascade64", bundle)
+    assert "smaller than twice 100 mm it could learn nothing" in (bundle / "models" / "README.md").read_text()
+    sources.write_text(sources.read_text().replace("spacing_mm: 100.0", "spacing_mm: fine"))
+    with pytest.raises(InputError, match="it needs source, changes, spacing_mm"):
+        release(run, "cascade64", bundle)
+
+
 def test_a_changed_description_is_refused(run: Path, bundle: Path) -> None:
     release(run, "cascade64", bundle)
     path = bundle / "models" / "cascade64.safetensors"
