@@ -21,6 +21,7 @@ from drr2ct.networks import CascadeConfig, ProgressiveCascade, network_config
 from drr2ct.networks.interval import interval_parameters
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
+from drr2ct.pipeline.training.transfer import transfer_matching
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 
@@ -159,21 +160,38 @@ def trainable_parameters(network: nn.Module, freeze: Sequence[str]) -> list[nn.P
     return left
 
 
-def frozen_with_interval(checkpoint: str | Path | None) -> ProgressiveCascade:
+def frozen_with_interval(checkpoint: str | Path | None, bounds_from: str | Path | None = None) -> ProgressiveCascade:
     """The network of a finished training with an interval head, frozen but for that; its weights are still random.
 
     Args:
         checkpoint: of the training, from which the weights are to be transferred.
+        bounds_from: a checkpoint with bounds, such as a coarser network's: the head begins with its layers. A head of
+            ``checkpoint`` itself comes before it.
 
     Raises:
-        InputError: without a checkpoint, or as ``read_checkpoint``.
+        InputError: without a checkpoint, as ``read_checkpoint``, or if the bounds do not fit or have seen patients
+            that the network has not, of whom then nothing would be said.
     """
     if checkpoint is None:
         raise InputError("bounds are made for a finished network; give transfer_from, such as RUN/checkpoints/last.pt.")
-    config = CascadeConfig.from_dict(read_checkpoint(checkpoint)["description"]["config"])
+    description = read_checkpoint(checkpoint)["description"]
+    config = CascadeConfig.from_dict(description["config"])
     network = ProgressiveCascade(config.with_overrides({"interval": True})).requires_grad_(False)
     for parameter in interval_parameters(network):
         parameter.requires_grad_(True)
+    if bounds_from is not None:
+        content = read_checkpoint(bounds_from)
+        heads = {name: value for name, value in content["network"].items() if name.startswith("interval.heads.")}
+        taken = transfer_matching(network, heads).taken
+        if not taken:
+            raise InputError(f"bounds_from {bounds_from} has no bounds that fit this network; leave it null.")
+        seen = set(content["description"]["patients"].get("training", []))
+        if strange := sorted(seen - set(description["patients"].get("training", []))):
+            raise InputError(
+                f"the bounds of {bounds_from} were trained on patients that {checkpoint} was not trained on "
+                f"({', '.join(strange[:5])}); leave bounds_from null."
+            )
+        print(f"bounds begin with {len(taken)} tensors of {bounds_from}")
     return network
 
 

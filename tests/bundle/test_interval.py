@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from drr2ct.networks import create_network, network_config
-from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.files import read_checkpoint, write_checkpoint
 from drr2ct.pipeline.checkpoints.network_export import export_network, facts
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, merged_config, run_bundle
-from drr2ct.pipeline.training.recipes import coarse_network
+from drr2ct.pipeline.training.recipes import coarse_network, frozen_with_interval
 from drr2ct.pipeline.training.transfer import transfer_matching
+from drr2ct.transforms.validation import InputError
 from tests.bundle.conftest import TRAIN, assert_one_sentence, train
 from tests.bundle.test_resume import same
 
@@ -75,6 +76,25 @@ def test_bounds_for_a_finished_network(dataset: Path, run: Path, tmp_path: Path)
     plain = head_only(dataset, finished, tmp_path / "plain", epochs=1)
     other = head_only(dataset, tmp_path / "first" / "checkpoints" / "last.pt", tmp_path / "again", epochs=1)
     assert not torch.equal(plain["network"]["interval.heads.0.0.weight"], other["network"]["interval.heads.0.0.weight"])
+
+
+def test_bounds_begin_with_those_of_another_checkpoint(
+    dataset: Path, run: Path, doubting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished, bounds = run / "checkpoints" / "last.pt", doubting / "checkpoints" / "last.pt"
+    network = frozen_with_interval(finished, bounds)
+    given = read_checkpoint(bounds)["network"]
+    heads = [name for name in given if name.startswith("interval.heads.")]
+    assert heads and all(torch.equal(network.state_dict()[name], given[name]) for name in heads)
+    assert f"bounds begin with {len(heads)} tensors" in capsys.readouterr().out
+    assert not torch.equal(network.state_dict()["volume"], read_checkpoint(bounds)["network"]["volume"])
+    with pytest.raises(InputError, match="has no bounds that fit"):
+        frozen_with_interval(finished, finished)
+    content = read_checkpoint(bounds)
+    content["description"]["patients"]["training"] += ["stranger"]
+    write_checkpoint(tmp_path / "other.pt", content)
+    with pytest.raises(InputError, match=r"trained on patients that .* was not trained on \(stranger\)"):
+        frozen_with_interval(finished, tmp_path / "other.pt")
 
 
 def test_patients_of_the_first_training_stay_known(dataset: Path, run: Path, tmp_path: Path) -> None:
