@@ -158,8 +158,8 @@ def report_on(
     """
     items = [(part, item) for part, listed in parts.items() for item in listed if not is_variation(item)]
     folder = Path(cache_dir) / "seen"
-    missing = [item for _, item in items if _known(item, folder) is None]
-    mine = [missing[i] for i in share(len(missing))]
+    # of all, not of those that are not known yet: to a later process another's looks are known already
+    mine = [item for _, item in (items[i] for i in share(len(items))) if _known(item, folder) is None]
     shown = tracked(_look_each(mine, folder, workers), len(mine), console or Console(stderr=True), "CTs looked at")
     for _ in shown if mine else ():
         pass

@@ -118,9 +118,11 @@ class Desk:
 
 async def start_reading(desk: Desk, case: Case) -> None:
     """Read a case's films anew, in place of a reading that goes on."""
-    await desk.stop(case)
+    # before anything is waited for: nothing may begin with films that were read for something else
     desk.touch(case, state="reading", sentence="", mistake=InputError, reading=None)
-    desk.work[case.id] = asyncio.create_task(_read(desk, case))
+    await desk.stop(case)
+    if case.id not in desk.work:  # or a later change has begun meanwhile, with all that was stated
+        desk.work[case.id] = asyncio.create_task(_read(desk, case))
 
 
 async def _read(desk: Desk, case: Case) -> None:

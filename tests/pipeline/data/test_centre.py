@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drr2ct.pipeline.data import survey
 from drr2ct.pipeline.data.cohort import CohortPlan, _load_source, write_cohort
 from drr2ct.pipeline.data.datalist import load_parts
 from drr2ct.pipeline.data.dataset_check import check_dataset
@@ -186,6 +187,16 @@ def test_aim_and_twins_are_said_at_the_start_of_a_training(
     with caplog.at_level(logging.WARNING):
         report_on(parts, VolumeGrid(16), tmp_path / "cache")
     assert "again" not in "\n".join(caplog.messages)
+
+
+def test_each_ct_is_looked_at_though_a_process_comes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [
+        {"patient": f"p{i}", "label": str(write_nifti(tmp_path / f"p{i}.nii.gz", chest(seed=i)))} for i in range(5)
+    ]
+    for rank in (0, 1):  # the second finds what the first has looked at
+        monkeypatch.setattr(survey, "share", lambda count, rank=rank: range(rank, count, 2))
+        report_on({"training": items}, VolumeGrid(16), tmp_path / "cache")
+    assert len(list((tmp_path / "cache" / "seen").glob("*.json"))) == len(items)
 
 
 def test_an_isocentre_that_is_none_is_refused(aimed: Path, tmp_path: Path) -> None:
