@@ -62,10 +62,11 @@ async def run_task(
     process = _context.Process(target=_work, args=(name, dict(arguments), str(folder), sender), daemon=True)
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+    starting = asyncio.ensure_future(asyncio.to_thread(process.start))
     try:
         try:
             # the first waits until everything is imported
-            await asyncio.shield(asyncio.to_thread(process.start))
+            await asyncio.shield(starting)
         except (OSError, EOFError) as error:
             raise WorkerDiedError(
                 f"no process can be started ({error}); close other programs and try again."
@@ -86,6 +87,7 @@ async def run_task(
         raise WorkerDiedError(f"this took more than {seconds:.0f} s and was stopped.") from None
     finally:
         loop.remove_reader(receiver.fileno())
+        await asyncio.wait([starting])  # cancelled before, it would start all the same, and work on unseen
         if process.pid is not None:
             process.kill()
             await asyncio.shield(asyncio.to_thread(process.join))

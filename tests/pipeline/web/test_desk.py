@@ -1,12 +1,14 @@
 """Nothing is reconstructed of films that were read for another network, whatever comes at the same time."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drr2ct.pipeline.web import desk as module
+from drr2ct.pipeline.web import processes
 from drr2ct.pipeline.web.cases import Case
 from drr2ct.pipeline.web.desk import Desk, change, enqueue
 from drr2ct.transforms.validation import InputError
@@ -46,3 +48,24 @@ def test_what_is_read_anew_cannot_begin_and_the_last_change_is_what_is_read(
 
     monkeypatch.setattr(module, "run_task", task)
     asyncio.run(user())
+
+
+def test_what_is_stopped_while_it_starts_does_not_work_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[Any] = []
+    start = processes._context.Process.start
+
+    def start_slowly(process: Any) -> None:
+        time.sleep(0.2)
+        start(process)
+        started.append(process)
+
+    async def user() -> None:
+        task = asyncio.create_task(processes.run_task("networks", {"paths": []}, tmp_path, 60))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    monkeypatch.setattr(processes._context.Process, "start", start_slowly)
+    asyncio.run(user())
+    assert len(started) == 1 and not started[0].is_alive()
