@@ -32,7 +32,7 @@ def gaussian_window(size: int, sigma: float) -> list[float]:
 _BLOCK = 2**19
 """Values that are summed at a time on a CPU: they, and what becomes of them, stay in its cache."""
 _SLAB = 2**22
-"""Values of an image that are compared at a time on a CPU."""
+"""Values of an image that are compared at a time."""
 
 
 def _blocks(axis: int, *images: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -108,14 +108,12 @@ def similarity_factors(
 def _slabs(images: Tensor, windows: Windows) -> Iterator[tuple[int, int]]:
     """First position of the window and number of positions along the first axis that are computed at a time.
 
-    On a CPU so few that what lies between is small: fresh memory for whole volumes costs more than computing twice
-    what two slabs share. On a GPU all.
+    So few that what lies between is small: on a CPU fresh memory for whole volumes costs more than computing twice
+    what two slabs share. On every device alike, so that a plan holds for all.
     """
     reach = len(windows[0]) - 1
     length = images.shape[2] - reach
-    thickness = length
-    if not images.is_cuda:
-        thickness = max(_SLAB * images.shape[2] // max(images.numel(), 1), 2 * reach, 1)
+    thickness = max(_SLAB * images.shape[2] // max(images.numel(), 1), 2 * reach, 1)
     for start in range(0, length, thickness):
         yield start, min(thickness, length - start)
 
