@@ -21,6 +21,7 @@ from drr2ct.networks import CascadeConfig, ProgressiveCascade, network_config
 from drr2ct.networks.interval import interval_parameters
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
+from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.pipeline.training.transfer import transfer_matching
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
@@ -191,7 +192,8 @@ def frozen_with_interval(checkpoint: str | Path | None, bounds_from: str | Path 
                 f"the bounds of {bounds_from} were trained on patients that {checkpoint} was not trained on "
                 f"({', '.join(strange[:5])}); leave bounds_from null."
             )
-        print(f"bounds begin with {len(taken)} tensors of {bounds_from}")
+        if is_main_process():
+            print(f"bounds begin with {len(taken)} tensors of {bounds_from}")
     return network
 
 
