@@ -58,6 +58,7 @@ from drr2ct.pipeline.evaluation.similarity import DEFAULT_WINDOW
 from drr2ct.pipeline.reconstruction.consistency import fit_to_radiographs
 from drr2ct.pipeline.running.console import wide_console
 from drr2ct.pipeline.running.precision import AutocastInferer, choose_precision
+from drr2ct.pipeline.training.muon import Muon
 from drr2ct.pipeline.training.time_budget import annealed
 from drr2ct.transforms import files_to_samples
 from drr2ct.transforms.files import replacing, write_json
@@ -73,13 +74,16 @@ CONSISTENCY_STEPS = 2
 
 @dataclass(frozen=True)
 class Variant:
-    """What is trained: a named network with overrides, and its loss."""
+    """What is trained, and how: a named network with overrides, its loss and its optimiser."""
 
     about: str
     network: str = "cascade64"
     overrides: dict[str, Any] = field(default_factory=dict)
     terms: Callable[[], dict[str, Any]] = lambda: dict(DEFAULT_TERMS)
     learning_rate: float = 1e-3
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the optimiser, other than the rate and a weight decay of 1e-4."""
 
     def build(self) -> torch.nn.Module:
         """The network on the benchmark's geometry, with random weights."""
@@ -95,6 +99,8 @@ class Variant:
             "loss": WeightedLoss(self.terms()).weights,
             "learning_rate": self.learning_rate,
         }
+        if self.optimizer is not torch.optim.AdamW or self.settings:
+            recipe["optimizer"] = [self.optimizer.__name__, self.settings]
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -158,6 +164,8 @@ VARIANTS = {
             "encoder_channels": (16, 32, 48, 64),
         },
     ),
+    "momenta": Variant("ours with AdamW's momenta 0.5 and 0.99", settings={"betas": (0.5, 0.99)}),
+    "muon": Variant("ours by Muon instead of AdamW", optimizer=Muon),
     "confidence": Variant(
         "ours with a learned confidence of each view, voxel by voxel", overrides={"confidence": True}
     ),
@@ -391,7 +399,7 @@ def train(variant: Variant, data: str, fold: Fold, budget: Budget, seed: int) ->
     set_determinism(seed, use_deterministic_algorithms=False)
     network = variant.build()
     loss = WeightedLoss(variant.terms())
-    optimizer = torch.optim.AdamW(network.parameters(), variant.learning_rate, weight_decay=1e-4)
+    optimizer = variant.optimizer(network.parameters(), lr=variant.learning_rate, weight_decay=1e-4, **variant.settings)
     curve: list[tuple[float, float]] = []
 
     def measure(used: float, steps: int) -> None:

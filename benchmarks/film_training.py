@@ -9,8 +9,8 @@ variations of all the others, for the same core-seconds: once with the radiograp
 rendered, everything else anew in every step, whose time counts. Both are judged on the patients left out, undeformed,
 under every condition of drr2ct robustness.
 
-Variations (one file for each patient) and results (one for each arm and patient) stay in DIR and are not made again,
-so the command goes on where it was stopped.
+Variations (one file for each patient), networks (one for each arm and group) and results (one for each arm and patient)
+stay in DIR and are not made again, so the command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from drr2ct.pipeline.evaluation.metrics import InWindow
 from drr2ct.pipeline.evaluation.similarity import DEFAULT_WINDOW
 from drr2ct.pipeline.running.bundle import bundle_file
 from drr2ct.pipeline.running.console import wide_console
+from drr2ct.pipeline.training.muon import Muon
 from drr2ct.pipeline.training.time_budget import annealed
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import replacing, write_json
@@ -105,7 +106,7 @@ def train(arm: str, seen: list[dict[str, Tensor]], recipe: Recipe, budget: Budge
     set_determinism(seed, use_deterministic_algorithms=False)
     network = NETWORK.build()
     loss = WeightedLoss(NETWORK.terms())
-    optimizer = torch.optim.AdamW(network.parameters(), NETWORK.learning_rate, weight_decay=1e-4)
+    optimizer = Muon(network.parameters(), NETWORK.learning_rate)
     places = [(patient, number) for patient in range(len(seen)) for number in range(len(seen[patient]["label"]))]
     used, steps = 0.0, 0
     order: list[int] = []
@@ -211,13 +212,15 @@ def main() -> None:
     settings = {key: getattr(arguments, key) for key in keys} | {
         "recipe": hashlib.sha256(arguments.recipe.read_bytes()).hexdigest(),
         "network": NETWORK.digest(),
+        "optimizer": Muon.__name__,
         "patients": list(cts),
     }
     claim = arguments.output / "settings.json"
     if claim.exists() and json.loads(claim.read_text()) != settings:
         parser.error(f"{arguments.output} holds results with other settings ({claim}); choose another folder")
-    variations, kept = arguments.output / "variations", arguments.output / "results"
-    variations.mkdir(parents=True, exist_ok=True)
+    variations, networks, kept = (arguments.output / name for name in ("variations", "networks", "results"))
+    for folder in (variations, networks):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(claim, settings)
     recipe = Recipe(arguments.recipe)
     budget = Budget(arguments.seconds, arguments.steps, lambda: time.process_time() / arguments.threads)
@@ -239,6 +242,9 @@ def main() -> None:
         statistics = radiograph_statistics(undeformed)  # type: ignore[arg-type]
         seen = [torch.load(variations / f"{patient}.pt", weights_only=True) for patient in others]
         trained = {arm: train(arm, seen, recipe, budget, arguments.seed) for arm in missing}
+        for arm, network in trained.items():
+            with replacing(networks / f"{arm}-{index}.pt") as temporary:
+                torch.save(network.state_dict(), temporary)
         del seen
         for patient in track(group, f"group {index}: conditions"):
             found: dict[str, dict[str, float]] = {arm: {} for arm in trained}

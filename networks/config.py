@@ -100,9 +100,8 @@ class CascadeConfig:
         activation: after convolutions, one of ``gelu``, ``leakyrelu``, ``relu``, ``silu``.
         block_activation: the same, inside residual dense blocks.
         checkpointing: recompute activations in the backward pass instead of keeping them (less memory, more time).
-        channels_last: lay weights, and with them all activations, out channels last: faster where the convolutions
-            run in bfloat16, and on a CPU from 128³ on (``network.to(memory_format=…)`` cannot, as it takes one of 2-D
-            and 3-D weights only).
+        channels_last: lay weights, and with them all activations, out channels last, which a training does where it is
+            known to be faster (``network.to(memory_format=…)`` cannot, as it takes one of 2-D and 3-D weights only).
         interval: give a lower and an upper bound beside the estimate (``drr2ct.networks.interval``).
 
     Raises:

@@ -83,6 +83,18 @@ def test_averaged_weights_validate_and_are_kept_with_the_others(dataset: Path, t
         assert all(torch.equal(value, resumed[part][name]) for name, value in content[part].items()), part
 
 
+def test_muon_goes_on_exactly_and_learns(dataset: Path, tmp_path: Path) -> None:
+    common = {"learning_rate": 1e-2, "lr_scheduler#T_max": 4}
+    content = train_with("muon", dataset, tmp_path / "whole", 4, **common)
+    kinds = {tuple(sorted(state)) for state in content["optimizer"]["state"].values()}
+    assert kinds == {("momentum",), ("exp_avg", "exp_avg_sq", "step")}
+    losses = column(tmp_path / "whole", "loss")
+    assert losses[-1] < 0.8 * losses[0]
+    train_with("muon", dataset, tmp_path / "parts", 2, **common)
+    resumed = train_with("muon", dataset, tmp_path / "parts", 4, **common)
+    assert all(torch.equal(value, resumed["network"][name]) for name, value in content["network"].items())
+
+
 def test_warm_up_rises_and_falls(dataset: Path, tmp_path: Path) -> None:
     common = {"warm_up_epochs": 2, "learning_rate": 1e-3}
     train_with("warm_up", dataset, tmp_path / "whole", 5, **common)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from drr2ct.pipeline.running.precision import AutocastInferer, choose_precision, clip_gradients
+from drr2ct.pipeline.running.precision import AutocastInferer, channels_last_pays, choose_precision, clip_gradients
 from drr2ct.transforms.validation import InputError
 
 
@@ -27,6 +27,13 @@ def test_the_network_computes_in_it_and_the_result_is_float32(precision: str, dt
     spy = Spy()
     result = AutocastInferer("cpu", precision)(torch.ones(1, 4), spy)
     assert spy.dtype == dtype and result.dtype == torch.float32
+
+
+def test_the_layout_is_the_one_known_to_be_faster() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert channels_last_pays(cpu, "fp32", 128) and channels_last_pays(cpu, "fp32", 256)
+    assert not channels_last_pays(cpu, "fp32", 64) and not channels_last_pays(cpu, "bf16", 256)
+    assert not channels_last_pays(cuda, "bf16", 256) and not channels_last_pays(cuda, "fp32", 256)
 
 
 def test_the_choice_fits_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
