@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,9 @@ from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import LoadCT
 
 logger = logging.getLogger(__name__)
+
+AT_ONCE = 2
+"""Patients that are read at the same time: what each takes is memory."""
 
 
 @dataclass(frozen=True)
@@ -78,32 +83,35 @@ def load_cases(run: Run, chosen: Mapping[str, str], dataset_dir: str | Path | No
         run.config.get("intensity", "line_integral"),
         run.config.get("feet_first", False),
     )
-    network = None
-    cases = []
-    for rank, patient in chosen.items():
+    for patient in chosen.values():
         if patient not in items:
             raise InputError(f"patient {patient} of {run.evaluation} is not in data set {dataset_dir}; give --dataset.")
+
+    # bounds are not stored on the network's grid
+    doubtful = bool(run.description["config"].get("interval"))
+    opened = cache(lambda: load_network(run.checkpoint))
+
+    def load_case(rank: str, patient: str) -> Case | None:
         try:
             sample = load(items[patient])
         except Exception as error:
             logger.warning("patient %s is not shown: %s", patient, unreadable(error))
-            continue
+            return None
         truth = place_on_grid(sample["label"], run.geometry, sample["label"])
-        # predictions are stored without their doubt on the grid
-        doubtful = bool(run.description["config"].get("interval"))
         prediction = None if doubtful else _stored_prediction(run, patient, truth)
         doubt = None
         if prediction is None:
-            network = network or load_network(run.checkpoint)
             with torch.inference_mode():
-                output = network(sample["image"][None])[0].clone()
+                output = opened()(sample["image"][None])[0].clone()
             place = partial(place_on_grid, geometry=run.geometry, label=sample["label"])
             prediction = place(estimate_of(output))
             if has_bounds(output):
                 doubt = half_width(place_bounds(place, output))
         given = sample["image"] * LINE_INTEGRAL_SCALE
-        cases.append(Case(patient, rank, truth, prediction, doubt, given, render_drr(prediction, run.geometry)))
-    return cases
+        return Case(patient, rank, truth, prediction, doubt, given, render_drr(prediction, run.geometry))
+
+    with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
+        return [case for case in pool.map(load_case, *zip(*chosen.items(), strict=True)) if case is not None]
 
 
 def _stored_prediction(run: Run, patient: str, truth: MetaTensor) -> MetaTensor | None:
