@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 from drr2ct.networks import CascadeConfig, ProgressiveCascade
 from drr2ct.pipeline.evaluation.protocol import by_patient, summarise_all
 from drr2ct.pipeline.evaluation.statistics import compare_paired
