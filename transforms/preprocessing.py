@@ -109,6 +109,7 @@ def kept_to_samples(
     anatomies: Anatomies | None = None,
     prob: float = 1.0,
     render: Any | None = None,
+    pathology: Any | None = None,
 ) -> Compose:
     """What is done each time: vary, render, put on the grid. Samples are those of :func:`files_to_samples`.
 
@@ -120,10 +121,12 @@ def kept_to_samples(
         prob: of varying a sample.
         render: another dictionary transform from the scan under ``label`` (HU, with affine and isocentre) to line
             integrals (V, H, W) under ``image``, for example one in which the patient moves between the views.
+        pathology: a dictionary transform of the varied scan under ``label``, before it is rendered.
     """
     return Compose(
         [
             RandVaryd("label", geometry, variation, mode, anatomies, prob),
+            *([] if pathology is None else [pathology]),
             render or RenderDRRd("label", geometry, output_key="image", thick_planes=True, overwrite=True),
             ScaleIntensityd("image", minv=None, maxv=None, factor=1 / LINE_INTEGRAL_SCALE - 1),
             OntoGridd("label", geometry.grid.size),

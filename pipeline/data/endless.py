@@ -50,6 +50,7 @@ def endless_variations(
     variation: Variation | Mapping[str, Any] | None = None,
     render: Any | None = None,
     afterwards: Any | None = None,
+    pathology: Any | None = None,
 ) -> Compose:
     """What makes a sample of a kept CT: another patient each time, with radiographs rendered from it.
 
@@ -64,6 +65,7 @@ def endless_variations(
         variation: how far patients differ, or what of it is not as :data:`WAYS` has it.
         render: how radiographs are rendered from a varied scan, see ``kept_to_samples``.
         afterwards: random transforms of the samples, such as those of radiographs.
+        pathology: a random transform of a varied scan, see ``kept_to_samples``.
 
     Raises:
         InputError: for an unknown way, a variation that is none, or a single patient to go between.
@@ -83,7 +85,7 @@ def endless_variations(
     anatomies = None
     if vary == "between-patients":
         anatomies = registered_patients(dataset, registration_dir)
-    steps = kept_to_samples(geometry, variation, mode, anatomies, render=render)
+    steps = kept_to_samples(geometry, variation, mode, anatomies, render=render, pathology=pathology)
     return steps if afterwards is None else Compose([steps, afterwards])
 
 
