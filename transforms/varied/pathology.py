@@ -90,7 +90,7 @@ class RandPathologyd(MapTransform, RandomizableTransform):
                 hu = _filled(hu, lungs, self._mass(lungs, spacing, random), random.uniform(*_MASS_HU))
             if has_fluid:
                 hu = _filled(hu, lungs, self._fluid(lungs, spacing, random), random.uniform(*_FLUID_HU))
-            item[key] = MetaTensor(hu[None], affine=scan.affine, meta=dict(scan.meta))
+            item[key] = MetaTensor(hu[None], meta=dict(scan.meta))
         return item
 
     def _mass(self, lungs: Tensor, spacing: np.ndarray, random: np.random.RandomState) -> Tensor:
