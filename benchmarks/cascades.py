@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from drr2ct.networks import create_network, network_config
+from drr2ct.networks import ProgressiveCascade, create_network, network_config
 from drr2ct.networks.config import CascadeConfig, StageConfig
 from drr2ct.networks.losses import DEFAULT_TERMS, ReprojectionLoss, WeightedLoss
 from drr2ct.networks.ssim import SeparableSSIMMetric
@@ -85,7 +85,7 @@ class Variant:
     settings: dict[str, Any] = field(default_factory=dict)
     """Of the optimiser, other than the rate and a weight decay of 1e-4."""
 
-    def build(self) -> torch.nn.Module:
+    def build(self) -> ProgressiveCascade:
         """The network on the benchmark's geometry, with random weights."""
         return create_network(self.network, geometry=GEOMETRY, **self.overrides)
 

@@ -9,8 +9,8 @@ variations of all the others, for the same core-seconds: once with the radiograp
 rendered, everything else anew in every step, whose time counts. Both are judged on the patients left out, undeformed,
 under every condition of drr2ct robustness.
 
-Variations (one file for each patient), networks (one for each arm and group) and results (one for each arm and patient)
-stay in DIR and are not made again, so the command goes on where it was stopped.
+Variations (one file for each patient), networks (a checkpoint for each arm and group) and results (one for each arm and
+patient) stay in DIR and are not made again, so the command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from drr2ct.networks import ProgressiveCascade
 from drr2ct.networks.losses import WeightedLoss
+from drr2ct.pipeline.checkpoints.description import describe
+from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.data.loading import derived_seed
 from drr2ct.pipeline.data.sample.cts import real_cts
 from drr2ct.pipeline.evaluation.conditions import (
@@ -101,7 +104,7 @@ def write_variations(path: Path, ct: Path, count: int, recipe: Recipe, seed: int
         torch.save({name: torch.stack(tensors) for name, tensors in made.items()}, temporary)
 
 
-def train(arm: str, seen: list[dict[str, Tensor]], recipe: Recipe, budget: Budget, seed: int) -> torch.nn.Module:
+def train(arm: str, seen: list[dict[str, Tensor]], recipe: Recipe, budget: Budget, seed: int) -> ProgressiveCascade:
     """A network trained on everybody's variations until the budget is used up."""
     set_determinism(seed, use_deterministic_algorithms=False)
     network = NETWORK.build()
@@ -242,9 +245,11 @@ def main() -> None:
         statistics = radiograph_statistics(undeformed)  # type: ignore[arg-type]
         seen = [torch.load(variations / f"{patient}.pt", weights_only=True) for patient in others]
         trained = {arm: train(arm, seen, recipe, budget, arguments.seed) for arm in missing}
+        about = {"training": [{"patient": patient, "label": str(cts[patient])} for patient in others]}
         for arm, network in trained.items():
-            with replacing(networks / f"{arm}-{index}.pt") as temporary:
-                torch.save(network.state_dict(), temporary)
+            description = describe(network, NETWORK.network, "cube", about)
+            content = {"network": network.state_dict(), "description": description}
+            write_checkpoint(networks / f"{arm}-{index}.pt", content)
         del seen
         for patient in track(group, f"group {index}: conditions"):
             found: dict[str, dict[str, float]] = {arm: {} for arm in trained}
