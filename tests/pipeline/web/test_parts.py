@@ -141,6 +141,8 @@ def test_sentences_are_sorted_and_none_is_lost():
     assert [*films[0]] == ["tone", "size", "other"] and [*films[1]] == ["turn", "polarity"]
     assert films[0]["other"] == ["Jane's.png has a secret of its own."]
     assert len(pair) == 2 and "once side.png is aligned" in pair[0]
+    (other, *_), _ = sorted_sentences(["a.nii was read as line_integral: its mark says so."], ["a.nii"], ["pa.nii"])
+    assert list(other.values()) == [["pa.nii was read as line integrals: its mark says so."]], "a word, not an option"
 
 
 @pytest.mark.parametrize(
