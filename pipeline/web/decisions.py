@@ -53,7 +53,7 @@ def sorted_sentences(
 
 
 def with_names(sentence: str, files: Sequence[str], shown: Sequence[str]) -> str:
-    """A sentence for the page: with the user's names of files in place of ours, and words instead of options' values."""
+    """A sentence for the page: with the user's names of files for ours, and words for values of options."""
     sentence = sentence.replace("line_integral", "line integrals")
     for file, name in sorted(zip(files, shown, strict=True), key=lambda both: -len(both[0])):
         sentence = sentence.replace(file, name)
