@@ -182,7 +182,7 @@ class ProgressiveCascade(nn.Module):
         # last, so that a seed gives all else the weights that it has without
         self.interval: IntervalHead | None = None
         if config.interval:
-            self.interval = IntervalHead([*widths, width], config.head_scale, scales, config.activation)
+            self.interval = IntervalHead([*widths, width], config.head_scale, config.activation)
         if config.channels_last:
             formats = {4: torch.channels_last, 5: torch.channels_last_3d}
             for parameter in self.parameters():
@@ -250,11 +250,12 @@ class ProgressiveCascade(nn.Module):
                 parts.append(skip(kept[i]))
             volume = self.skip_fusion(torch.cat(parts, dim=1))
         given[-1] = self._refined(volume)
-        total = volume[:0]
+        first = self.outputs[0](given[0])
+        total = first
         for i, (output, enlarge) in enumerate(zip(self.outputs, self.enlarge)):  # noqa: B905 (TorchScript)
-            total = enlarge(output(given[i]) if i == 0 else total + output(given[i]))
+            total = enlarge(first if i == 0 else total + output(given[i]))
         interval = self.interval
-        return total if interval is None else interval(total, given)
+        return total if interval is None else interval(total, first, given)
 
     def _refined(self, volume: Tensor) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)

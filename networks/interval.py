@@ -12,7 +12,7 @@ from monai.networks.blocks import SubpixelUpsample
 from monai.networks.utils import icnr_init
 from torch import Tensor, nn
 
-from drr2ct.networks.blocks import Upsample, activation_layer
+from drr2ct.networks.blocks import activation_layer
 from drr2ct.networks.convolution import Conv3d
 from drr2ct.networks.recompute import recomputed, recording
 
@@ -20,7 +20,12 @@ TAIL = 0.05
 """Share of voxels that are meant to lie below the lower bound, and above the upper one: 90 % lie between."""
 WIDTH_UNIT = 0.05
 """What a width is measured in; an untrained head puts each bound 0.035, 142 HU, from the estimate."""
-_HIDDEN = 16
+_HIDDEN, _HIDDEN_FINE = 16, 8
+"""Channels between the two convolutions, of the first stage that gives a volume and of the others."""
+_CONTEXTS = (2, 4, 8)
+"""Edge of the blocks, in voxels of a stage's features, over which the surroundings are averaged."""
+_SLOPE_SCALE = 10.0
+"""Brings slopes, of an estimate in [0, 1], to about its own size."""
 KNOTS = 8
 """Predicted widths at which a calibration has its factors."""
 
@@ -35,13 +40,55 @@ def estimate_of(output: Tensor) -> Tensor:
     return output.narrow(-4, 0, 1)
 
 
+def resized(volume: Tensor, like: Tensor) -> Tensor:
+    """(batch, channels, n, n, n), interpolated to the size of another volume."""
+    if volume.shape[-1] == like.shape[-1]:
+        return volume
+    size = [like.shape[-3], like.shape[-2], like.shape[-1]]
+    return F.interpolate(volume, size=size, mode="trilinear", align_corners=False)
+
+
+def surroundings(estimate: Tensor, upscale: int) -> Tensor:
+    """What an estimate looks like around each voxel of the features that it is made of.
+
+    Errors are large at its edges and where much happens nearby, which a feature alone does not tell.
+
+    Args:
+        estimate: (batch, 1, N, N, N).
+        upscale: its voxels along each edge of a voxel of the features.
+
+    Returns:
+        (batch, 2 · upscale³ + 2 · 3, n, n, n): its values and the length of its gradient, voxel by voxel; then their
+        mean and root mean square over blocks of 2³, 4³ and 8³ features.
+    """
+    n = estimate.shape[-1] // upscale
+    near = F.pad(estimate.float(), [1, 1, 1, 1, 1, 1], mode="replicate")
+    steepness = (
+        (near[:, :, 2:, 1:-1, 1:-1] - near[:, :, :-2, 1:-1, 1:-1]).square()
+        + (near[:, :, 1:-1, 2:, 1:-1] - near[:, :, 1:-1, :-2, 1:-1]).square()
+        + (near[:, :, 1:-1, 1:-1, 2:] - near[:, :, 1:-1, 1:-1, :-2]).square()
+    ) * (0.5 * _SLOPE_SCALE) ** 2
+    both = torch.cat([estimate.float(), steepness], dim=1)
+    cells = both.reshape(-1, 2, n, upscale, n, upscale, n, upscale).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    cells = cells.reshape(-1, 2, upscale**3, n, n, n)
+    found = [cells[:, 0], cells[:, 1].sqrt()]
+    means = cells.mean(dim=2)
+    for edge in _CONTEXTS:
+        block = F.avg_pool3d(means, min(edge, n))
+        block = torch.cat([block[:, :1], block[:, 1:].sqrt()], dim=1)
+        found.append(resized(block, means))
+    return torch.cat(found, dim=1)
+
+
 class IntervalHead(nn.Module):
     """From the features that the estimate is made of to how far below and above it the truth may lie.
 
-    It sees the features and the estimate detached: no gradient of it reaches what makes the estimate. As the estimate
-    is, two widths are summed over the stages that give a volume, coarse to fine; of each, two convolutions of 1³, the
-    second sub-voxel like the estimate's own head. A softplus makes them positive. They are computed again for the
-    backward pass, which is cheaper than keeping what lies between.
+    It sees the features and the estimate detached: no gradient of it reaches what makes the estimate. Two widths are
+    summed over the stages that give a volume, coarse to fine, by two convolutions of 1³ of each. The first of these
+    stages sees what its volume looks like besides (:func:`surroundings`), and its second convolution is sub-voxel like
+    the estimate's own head. Finer stages add theirs on the grid of their features, which are the finest volume's voxels
+    twice as large; a softplus makes the sum positive, and it is interpolated to the volume. What lies between is
+    computed again for the backward pass, which is cheaper than keeping it.
 
     In evaluation the widths are multiplied by a calibration's factors, a broken line over the logarithm of the width;
     until :meth:`calibrate` they are 1. In training they are left out, as the loss is to form the widths themselves.
@@ -49,52 +96,69 @@ class IntervalHead(nn.Module):
     Args:
         channels: of the features of each of these stages.
         upscale: voxels of a stage's volume along each edge of a voxel of its features.
-        scales: from the size of each stage's volume to that of the next; of the last, 1.
         activation: between the two convolutions.
     """
 
     knots: Tensor
     factors: Tensor
 
-    def __init__(
-        self, channels: Sequence[int], upscale: int, scales: Sequence[int] = (1,), activation: str = "relu"
-    ) -> None:
+    def __init__(self, channels: Sequence[int], upscale: int, activation: str = "relu") -> None:
         super().__init__()
-        self.heads = nn.ModuleList()
-        for stage, width in enumerate(channels):
-            last = Conv3d(_HIDDEN, 2 * upscale**3)
-            icnr_init(last, upscale)
-            assert last.bias is not None  # for the type checker
-            with torch.no_grad():  # as flat in the beginning as the estimate; later stages add nothing yet
-                last.weight.mul_(0.05 * (stage == 0) / (last.weight.square().mean() * _HIDDEN).sqrt())
-                last.bias.zero_()
-            shuffled = SubpixelUpsample(3, _HIDDEN, 2, upscale, conv_block=last, apply_pad_pool=False)
-            self.heads.append(nn.Sequential(Conv3d(width, _HIDDEN), activation_layer(activation), shuffled))
-        self.enlarge = nn.ModuleList(Upsample(scale) if scale > 1 else nn.Identity() for scale in scales)
+        self.upscale = upscale
+        last = Conv3d(_HIDDEN, 2 * upscale**3)
+        icnr_init(last, upscale)
+        assert last.bias is not None  # for the type checker
+        with torch.no_grad():  # as flat in the beginning as the estimate
+            last.weight.mul_(0.05 / (last.weight.square().mean() * _HIDDEN).sqrt())
+            last.bias.zero_()
+        shuffled = SubpixelUpsample(3, _HIDDEN, 2, upscale, conv_block=last, apply_pad_pool=False)
+        seen = channels[0] + 2 * upscale**3 + 2 * len(_CONTEXTS)
+        self.heads = nn.ModuleList([nn.Sequential(Conv3d(seen, _HIDDEN), activation_layer(activation), shuffled)])
+        for width in channels[1:]:
+            last = Conv3d(_HIDDEN_FINE, 2)
+            for parameter in last.parameters():  # finer stages add nothing yet
+                nn.init.zeros_(parameter)
+            self.heads.append(nn.Sequential(Conv3d(width, _HIDDEN_FINE), activation_layer(activation), last))
         self.unit = WIDTH_UNIT
         self.register_buffer("knots", torch.empty(KNOTS))
         self.register_buffer("factors", torch.empty(2, KNOTS))
         self.reset_calibration()
 
-    def forward(self, estimate: Tensor, features: list[Tensor]) -> Tensor:
-        """(batch, 1, N, N, N), and of each stage (batch, channels, n, n, n) → (batch, 3, N, N, N), float32."""
-        widths = self._widths([volume.detach() for volume in features]).float() * self.unit
+    def forward(self, estimate: Tensor, first: Tensor, features: list[Tensor]) -> Tensor:
+        """Bounds beside an estimate.
+
+        Args:
+            estimate: (batch, 1, N, N, N).
+            first: the volume of the first stage that gives one, (batch, 1, m, m, m); where there is but one, the
+                estimate.
+            features: of each of these stages, (batch, channels, n, n, n).
+
+        Returns:
+            (batch, 3, N, N, N), float32.
+        """
+        widths = self._widths([first.detach()] + [volume.detach() for volume in features]).float() * self.unit
+        widths = resized(widths, estimate)
         if not self.training:
             widths = widths * self.factor(widths)
         middle = estimate.detach().float()
         # times 1, so that the estimate's gradient is laid out as it is without bounds and gives the same sums
         return torch.cat([estimate.float() * 1.0, middle - widths[:, :1], middle + widths[:, 1:]], dim=1)
 
-    def _widths(self, features: list[Tensor]) -> Tensor:
+    def _widths(self, volumes: list[Tensor]) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)
             if recording():
-                return recomputed(self._summed, features)
-        return self._summed(features)
+                return recomputed(self._summed, volumes)
+        return self._summed(volumes)
 
-    def _summed(self, features: list[Tensor]) -> Tensor:
-        total = features[0]
-        for i, (head, enlarge) in enumerate(zip(self.heads, self.enlarge)):  # noqa: B905 (TorchScript)
-            total = enlarge(head(features[i]) if i == 0 else total + head(features[i]))
+    def _summed(self, volumes: list[Tensor]) -> Tensor:
+        first, features = volumes[0], volumes[1:]
+        total = first
+        for i, head in enumerate(self.heads):
+            x = features[i]
+            if i == 0:
+                total = head(torch.cat([x, surroundings(first, self.upscale).to(x.dtype)], dim=1))
+            else:
+                total = resized(total, x) + head(x)
         return F.softplus(total)
 
     def factor(self, widths: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -142,33 +143,69 @@ class ReprojectionLoss(Loss):
         return project_volume(volume * (self.high - self.low) + self.low, self.geometry) / LINE_INTEGRAL_SCALE
 
 
+_BODY_VALUE = (-500.0 + 1024.0) / 4095.0
+"""−500 HU on the network's scale: more is tissue."""
+_BODY_GRID = 64
+"""Voxels along an edge of the grid on which the body is looked for."""
+_OUTSIDE = 0.1
+"""What a voxel outside the body counts, of one within."""
+
+
+def body_weights(truth: Float[Tensor, "batch 1 n n n"]) -> Float[Tensor, "batch 1 m m m"]:
+    """How much voxels count in the loss of bounds: 1 in the body, 0.1 elsewhere, on a grid of 64³ or so.
+
+    In the body is what has tissue before and behind it along x, and along y. Air around the patient is most of a
+    volume and certain: without this, bounds would learn it first. Where there is no tissue at all, everything counts.
+    """
+    n = truth.shape[-1]
+    factor = math.gcd(n, max(n // _BODY_GRID, 1))
+    tissue = F.avg_pool3d(truth, factor) > _BODY_VALUE
+    inside = torch.ones_like(tissue)
+    for axis in (2, 3):
+        before = tissue.cumsum(axis, dtype=torch.int16)
+        inside &= (before > 0) & ((before.amax(axis, keepdim=True) - before > 0) | tissue)
+    inside |= ~inside.flatten(1).any(dim=1).reshape(-1, 1, 1, 1, 1)
+    return torch.where(inside, 1.0, _OUTSIDE)
+
+
+def _weigh(volume: Tensor, weights: Tensor) -> Tensor:
+    """Multiplied in place, each weight for a block of voxels."""
+    m = weights.shape[-1]
+    edge = volume.shape[-1] // m
+    blocks = volume.view(-1, 1, m, edge, m, edge, m, edge)
+    blocks.mul_(weights.reshape(-1, 1, m, 1, m, 1, m, 1))
+    return volume
+
+
 class _Pinball(torch.autograd.Function):
-    """Mean pinball loss of a bound, ``side`` 1 below and -1 above; it keeps nothing that is not there anyway."""
+    """Weighted mean pinball loss of a bound, ``side`` 1 below and -1 above; it keeps nothing large of its own."""
 
     @staticmethod
-    def forward(ctx: Any, bound: Tensor, truth: Tensor, side: int) -> Tensor:
-        ctx.save_for_backward(bound, truth)
+    def forward(ctx: Any, bound: Tensor, truth: Tensor, weights: Tensor, side: int) -> Tensor:
+        ctx.save_for_backward(bound, truth, weights)
         ctx.side = side
-        inside = (truth - bound).mul_(side)
+        inside = _weigh((truth - bound).contiguous(), weights * (side / weights.mean()))
         return TAIL * inside.mean() - inside.clamp_(max=0).mean()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        bound, truth = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        bound, truth, weights = ctx.saved_tensors
         missed = (truth < bound) if ctx.side > 0 else (truth > bound)
-        return (missed.float() - TAIL) * (gradients[0] * ctx.side / missed.numel()), None, None
+        scale = gradients[0] * ctx.side / (missed.numel() * weights.mean())
+        return _weigh(missed.float().sub_(TAIL).contiguous(), weights * scale), None, None, None
 
 
 class IntervalLoss(nn.Module):
     r"""How badly bounds fit: the pinball losses of the quantiles 5 and 95 %.
 
     Their sum is a twentieth of the interval score (Gneiting and Raftery, *Strictly proper scoring rules, prediction,
-    and estimation*, JASA 102, 2007, eq. 43): :math:`0.05\,(u - l) + (l - t)_+ + (t - u)_+`. Called with an output
-    that has bounds; the estimate in it is not looked at.
+    and estimation*, JASA 102, 2007, eq. 43): :math:`0.05\,(u - l) + (l - t)_+ + (t - u)_+`. What lies outside the body
+    counts a tenth (:func:`body_weights`), which leaves the best bounds of every voxel what they are. Called with an
+    output that has bounds; the estimate in it is not looked at.
     """
 
     def forward(self, output: Float[Tensor, ...], target: Float[Tensor, ...]) -> Scalar:
-        """Output with bounds and target → mean over voxels.
+        """Output with bounds and target → weighted mean over voxels.
 
         Raises:
             InputError: for an output without bounds, or on another grid than the target.
@@ -181,7 +218,8 @@ class IntervalLoss(nn.Module):
         with torch.autocast(output.device.type, enabled=False):
             bounds, truth = output[:, 1:].as_subclass(Tensor).float(), target.as_subclass(Tensor).float()
             low, high = bounds.split(1, dim=1)
-            return _Pinball.apply(low, truth, 1) + _Pinball.apply(high, truth, -1)
+            weights = body_weights(truth)
+            return _Pinball.apply(low, truth, weights, 1) + _Pinball.apply(high, truth, weights, -1)
 
 
 INTERVAL = "interval"

@@ -13,8 +13,9 @@ from drr2ct.networks.interval import (
     has_bounds,
     interval_heads,
     interval_parameters,
+    surroundings,
 )
-from drr2ct.networks.losses import IntervalLoss, L1Loss, WeightedLoss
+from drr2ct.networks.losses import IntervalLoss, L1Loss, WeightedLoss, body_weights
 from drr2ct.pipeline.running.precision import clip_gradients
 from drr2ct.transforms.validation import InputError
 
@@ -74,11 +75,12 @@ def test_bounds_enclose_the_estimate_from_the_start() -> None:
 
 
 def test_the_loss_is_least_at_the_quantiles() -> None:
-    """Of voxels that are anything from 0 to 1, alike, 90 % lie between 0.05 and 0.95."""
-    truth = torch.linspace(0, 1, 20**3).reshape(1, 1, 20, 20, 20)
+    """Of voxels anywhere from 0 to a tenth, 90 % lie between 0.05 and 0.95 tenths; none is tissue, so all count."""
+    truth = torch.linspace(0, 0.1, 20**3).reshape(1, 1, 20, 20, 20)
 
     def loss(low: float, high: float) -> float:
-        return IntervalLoss()(torch.cat([truth, 0 * truth + low, 0 * truth + high], dim=1), truth).item()
+        output = torch.cat([truth, 0 * truth + 0.1 * low, 0 * truth + 0.1 * high], dim=1)
+        return 10 * IntervalLoss()(output, truth).item()
 
     best = loss(0.05, 0.95)
     assert best == pytest.approx(0.05 * 0.9 + 2 * 0.05**2 / 2, rel=1e-3)
@@ -89,11 +91,52 @@ def test_the_losss_gradient_is_that_of_its_formula() -> None:
     _, truth = sample()
     output = torch.rand(1, 3, 16, 16, 16, requires_grad=True)
     low, high = output[:, 1:2], output[:, 2:]
-    by_hand = (0.05 * (high - low) + (low - truth).relu() + (truth - high).relu()).mean()
+    weights = body_weights(truth)
+    by_hand = weights * (0.05 * (high - low) + (low - truth).relu() + (truth - high).relu())
+    by_hand = by_hand.sum() / weights.sum()
     (expected,) = torch.autograd.grad(by_hand, output)
     value = IntervalLoss()(output, truth)
     (3 * value).backward()
     assert torch.allclose(value, by_hand) and torch.allclose(output.grad, 3 * expected)
+
+
+def test_the_body_counts_ten_times() -> None:
+    """A box of tissue with a lung in it, whatever the grid; a couch beneath is no body."""
+    for size in (16, 128):
+        truth = torch.zeros(2, 1, size, size, size)
+        quarter = size // 4
+        truth[0, :, quarter:-quarter, quarter:-quarter, : size // 2] = 0.25
+        truth[0, :, 2 * quarter - 2 : 2 * quarter + 2, 2 * quarter - 2 : 2 * quarter + 2] = 0.04
+        truth[0, :, :, -2:] = 0.2
+        weights = body_weights(truth)
+        step = size // weights.shape[-1]
+        here = weights[0, 0, :, : (size - 2) // step]
+        body = here == 1
+        quarter //= step
+        assert body[2 * quarter, 2 * quarter, 0] and body[quarter, quarter, size // 2 // step - 1]
+        assert (
+            not body[quarter - 1].any() and not body[:, quarter - 1].any() and not body[..., size // 2 // step :].any()
+        )
+        assert torch.equal(here[~body], torch.full_like(here[~body], 0.1))
+        assert (weights[1] == 1).all(), "of a volume without tissue everything counts"
+
+
+def test_the_surroundings_are_of_the_right_place() -> None:
+    """A ramp along y, by which every channel is known; and one voxel in each octant."""
+    ramp = torch.arange(16.0).reshape(1, 1, 1, 16, 1).expand(1, 1, 16, 16, 16) / 16
+    found = surroundings(ramp, 2)
+    assert found.shape == (1, 22, 8, 8, 8)
+    values, slopes = found[0, :8].reshape(2, 2, 2, 8, 8, 8), found[0, 8:16].reshape(2, 2, 2, 8, 8, 8)
+    for y in range(16):
+        assert torch.allclose(values[:, y % 2, :, :, y // 2], torch.tensor(y / 16))
+    assert torch.allclose(slopes[..., 1:-1, :], torch.tensor(10 / 16)), "ten times the slope per voxel"
+    assert torch.allclose(found[0, 16, :, 3:5].mean(), torch.tensor(7.5 / 16)) and found[0, 20, 0, 0, 0] == 7.5 / 16
+    for x, y, z in ((3, 4, 5), (12, 4, 5), (3, 12, 5), (3, 4, 12), (12, 11, 5), (12, 4, 13), (2, 12, 13), (12, 12, 13)):
+        point = torch.zeros(1, 1, 16, 16, 16)
+        point[0, 0, x, y, z] = 1
+        cells = surroundings(point, 2)[0, :8]
+        assert cells.sum() == 1 and cells[x % 2 * 4 + y % 2 * 2 + z % 2, x // 2, y // 2, z // 2] == 1
+    assert surroundings(ramp[..., :3, :3, :3], 1).shape == (1, 8, 3, 3, 3)
 
 
 def test_other_terms_see_the_estimate_alone() -> None:
@@ -120,7 +163,7 @@ def test_training_the_head_finds_how_wrong_an_estimate_is() -> None:
         features = (torch.rand(1, 2, 8, 8, 8) > 0.5).float()
         spread = torch.nn.functional.interpolate(0.005 + 0.045 * features[:, :1], scale_factor=2.0)
         estimate = torch.full((1, 1, 16, 16, 16), 0.25)
-        output = head(estimate, [features])
+        output = head(estimate, estimate, [features])
         optimizer.zero_grad()
         IntervalLoss()(output, estimate + spread * (2 * torch.rand_like(estimate) - 1)).backward()
         optimizer.step()
@@ -143,10 +186,10 @@ def test_factors_follow_the_predicted_width() -> None:
     head.factor(steep).sum().backward()
     assert torch.allclose(steep.grad.flatten(), 2 / steep.detach().flatten() * torch.tensor([0.0, 1.0]), atol=1e-3)
     features, estimate = torch.rand(1, 2, 4, 4, 4), torch.rand(1, 1, 4, 4, 4)
-    calibrated = head(estimate, [features])
-    as_trained = head.train()(estimate, [features])
+    calibrated = head(estimate, estimate, [features])
+    as_trained = head.train()(estimate, estimate, [features])
     head.reset_calibration()
-    assert torch.equal(head.eval()(estimate, [features]), as_trained)
+    assert torch.equal(head.eval()(estimate, estimate, [features]), as_trained)
     assert torch.allclose((estimate - calibrated[:, 1:2]), 2 * (estimate - as_trained[:, 1:2]), atol=1e-5)
 
 

@@ -83,9 +83,9 @@ def test_the_head_gives_what_was_calibrated() -> None:
     _, truth = body(0)
     features = torch.rand(1, 4, 24, 24, 24)
     estimate = truth[None] + 0.03 * torch.randn(1, 1, 24, 24, 24)
-    scores = patient_scores(head(estimate, [features])[0], truth)
+    scores = patient_scores(head(estimate, estimate, [features])[0], truth)
     calibration = calibrate([scores])
     apply_calibration(head, calibration)
-    _, low, high = head(estimate, [features])[0].detach()
+    _, low, high = head(estimate, estimate, [features])[0].detach()
     inside = truth[0] > 0.1
     assert float(((low <= truth[0]) & (truth[0] <= high))[inside].float().mean()) == pytest.approx(0.9, abs=0.01)
