@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from drr2ct.networks.interval import TAIL, estimate_of, has_bounds
 from drr2ct.networks.ssim import gaussian_window, mean_ssim
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
+from drr2ct.transforms.body import TISSUE_HU, within_tissue
 from drr2ct.transforms.drr import project_volume
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.volume import HU_WINDOW
 
 Volume = Float[Tensor, "batch 1 n n n"]
 Scalar = Float[Tensor, ""]
@@ -143,8 +145,8 @@ class ReprojectionLoss(Loss):
         return project_volume(volume * (self.high - self.low) + self.low, self.geometry) / LINE_INTEGRAL_SCALE
 
 
-_BODY_VALUE = (-500.0 + 1024.0) / 4095.0
-"""−500 HU on the network's scale: more is tissue."""
+_BODY_VALUE = (TISSUE_HU - HU_WINDOW[0]) / (HU_WINDOW[1] - HU_WINDOW[0])
+"""On the network's scale, more is tissue."""
 _BODY_GRID = 64
 """Voxels along an edge of the grid on which the body is looked for."""
 _OUTSIDE = 0.1
@@ -154,17 +156,13 @@ _OUTSIDE = 0.1
 def body_weights(truth: Float[Tensor, "batch 1 n n n"]) -> Float[Tensor, "batch 1 m m m"]:
     """How much voxels count in the loss of bounds: 1 in the body, 0.1 elsewhere, on a grid of 64³ or so.
 
-    In the body is what has tissue before and behind it along x, and along y. Air around the patient is most of a
-    volume and certain: without this, bounds would learn it first. Where there is no tissue at all, everything counts.
+    Air around the patient is most of a volume and certain: without this, bounds would learn it first. Where there is no
+    tissue at all, everything counts.
     """
     n = truth.shape[-1]
     factor = math.gcd(n, max(n // _BODY_GRID, 1))
-    tissue = F.avg_pool3d(truth, factor) > _BODY_VALUE
-    inside = torch.ones_like(tissue)
-    for axis in (2, 3):
-        before = tissue.cumsum(axis, dtype=torch.int16)
-        inside &= (before > 0) & ((before.amax(axis, keepdim=True) - before > 0) | tissue)
-    inside |= ~inside.flatten(1).any(dim=1).reshape(-1, 1, 1, 1, 1)
+    inside = within_tissue(F.avg_pool3d(truth, factor)[:, 0] > _BODY_VALUE)[:, None]
+    inside = inside | ~inside.flatten(1).any(dim=1).reshape(-1, 1, 1, 1, 1)
     return torch.where(inside, 1.0, _OUTSIDE)
 
 
