@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -23,6 +22,7 @@ from monai.metrics.regression import RegressionMetric
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
+from side_by_side import copied_bytes_per_second, least_seconds
 from torch import Tensor
 
 from drr2ct.networks.ssim import SeparableSSIMMetric
@@ -34,13 +34,6 @@ Measure = Callable[[], float]
 def mean_of(metric: RegressionMetric, pred: Tensor, truth: Tensor) -> float:
     """A MONAI metric's one number for one pair."""
     return float(torch.as_tensor(metric(pred, truth)))
-
-
-def processor_seconds(job: Callable[[], object]) -> float:
-    """Of all threads, once."""
-    began = time.process_time()
-    job()
-    return time.process_time() - began
 
 
 def main() -> None:
@@ -69,18 +62,12 @@ def main() -> None:
             structural_similarity_index_measure(pred, truth, sigma=1.5, data_range=1.0)
         )
         measures["PSNR"]["torchmetrics"] = lambda: float(peak_signal_noise_ratio(pred, truth, data_range=1.0))
-    copied = torch.empty(64 * 2**20, dtype=torch.uint8)
-    source = torch.ones_like(copied)
-    bandwidth = 2 * copied.numel() / min(processor_seconds(lambda: copied.copy_(source)) for _ in range(5))
-    limit = 2 * truth.numel() * truth.element_size() / bandwidth
+    limit = 2 * truth.numel() * truth.element_size() / copied_bytes_per_second()
     title = f"{arguments.size}³, threads: {torch.get_num_threads()}, smallest of {arguments.repetitions}"
     table = Table("figure", "by", "value", "processor, ms", "ratio", "limit, ms", box=MARKDOWN)
     for figure, by in measures.items():
         values = {name: measure() for name, measure in by.items()}
-        rounds = [
-            {name: processor_seconds(measure) for name, measure in by.items()} for _ in range(arguments.repetitions)
-        ]
-        least = {name: min(seconds[name] for seconds in rounds) for name in by}
+        least = least_seconds(by, arguments.repetitions)
         for name, seconds in least.items():
             ratio = seconds / least["this package"]
             table.add_row(
