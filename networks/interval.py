@@ -24,8 +24,6 @@ _HIDDEN, _HIDDEN_FINE = 16, 8
 """Channels between the two convolutions, of the first stage that gives a volume and of the others."""
 _CONTEXTS = (2, 4, 8)
 """Edge of the blocks, in voxels of a stage's features, over which the surroundings are averaged."""
-_SLOPE_SCALE = 10.0
-"""Brings slopes, of an estimate in [0, 1], to about its own size."""
 KNOTS = 8
 """Predicted widths at which a calibration has its factors."""
 
@@ -48,7 +46,7 @@ def resized(volume: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(volume, size=size, mode="trilinear", align_corners=False)
 
 
-def surroundings(estimate: Tensor, upscale: int) -> Tensor:
+def surroundings(estimate: Tensor, upscale: int, contexts: list[int]) -> Tensor:
     """What an estimate looks like around each voxel of the features that it is made of.
 
     Errors are large at its edges and where much happens nearby, which a feature alone does not tell.
@@ -56,10 +54,11 @@ def surroundings(estimate: Tensor, upscale: int) -> Tensor:
     Args:
         estimate: (batch, 1, N, N, N).
         upscale: its voxels along each edge of a voxel of the features.
+        contexts: edges of blocks of features.
 
     Returns:
-        (batch, 2 · upscale³ + 2 · 3, n, n, n): its values and the length of its gradient, voxel by voxel; then their
-        mean and root mean square over blocks of 2³, 4³ and 8³ features.
+        (batch, 2 · (upscale³ + contexts), n, n, n): its values and ten times the length of its gradient, voxel by
+        voxel, which makes them alike in size; then their mean and root mean square over each kind of block.
     """
     n = estimate.shape[-1] // upscale
     near = F.pad(estimate.float(), [1, 1, 1, 1, 1, 1], mode="replicate")
@@ -67,13 +66,13 @@ def surroundings(estimate: Tensor, upscale: int) -> Tensor:
         (near[:, :, 2:, 1:-1, 1:-1] - near[:, :, :-2, 1:-1, 1:-1]).square()
         + (near[:, :, 1:-1, 2:, 1:-1] - near[:, :, 1:-1, :-2, 1:-1]).square()
         + (near[:, :, 1:-1, 1:-1, 2:] - near[:, :, 1:-1, 1:-1, :-2]).square()
-    ) * (0.5 * _SLOPE_SCALE) ** 2
+    ) * 5.0**2
     both = torch.cat([estimate.float(), steepness], dim=1)
     cells = both.reshape(-1, 2, n, upscale, n, upscale, n, upscale).permute(0, 1, 3, 5, 7, 2, 4, 6)
-    cells = cells.reshape(-1, 2, upscale**3, n, n, n)
+    cells = cells.flatten(2, 4)
     found = [cells[:, 0], cells[:, 1].sqrt()]
     means = cells.mean(dim=2)
-    for edge in _CONTEXTS:
+    for edge in contexts:
         block = F.avg_pool3d(means, min(edge, n))
         block = torch.cat([block[:, :1], block[:, 1:].sqrt()], dim=1)
         found.append(resized(block, means))
@@ -105,6 +104,7 @@ class IntervalHead(nn.Module):
     def __init__(self, channels: Sequence[int], upscale: int, activation: str = "relu") -> None:
         super().__init__()
         self.upscale = upscale
+        self.contexts = list(_CONTEXTS)
         last = Conv3d(_HIDDEN, 2 * upscale**3)
         icnr_init(last, upscale)
         assert last.bias is not None  # for the type checker
@@ -156,7 +156,7 @@ class IntervalHead(nn.Module):
         for i, head in enumerate(self.heads):
             x = features[i]
             if i == 0:
-                total = head(torch.cat([x, surroundings(first, self.upscale).to(x.dtype)], dim=1))
+                total = head(torch.cat([x, surroundings(first, self.upscale, self.contexts).to(x.dtype)], dim=1))
             else:
                 total = resized(total, x) + head(x)
         return F.softplus(total)

@@ -124,7 +124,7 @@ def test_the_body_counts_ten_times() -> None:
 def test_the_surroundings_are_of_the_right_place() -> None:
     """A ramp along y, by which every channel is known; and one voxel in each octant."""
     ramp = torch.arange(16.0).reshape(1, 1, 1, 16, 1).expand(1, 1, 16, 16, 16) / 16
-    found = surroundings(ramp, 2)
+    found = surroundings(ramp, 2, [2, 4, 8])
     assert found.shape == (1, 22, 8, 8, 8)
     values, slopes = found[0, :8].reshape(2, 2, 2, 8, 8, 8), found[0, 8:16].reshape(2, 2, 2, 8, 8, 8)
     for y in range(16):
@@ -134,9 +134,9 @@ def test_the_surroundings_are_of_the_right_place() -> None:
     for x, y, z in ((3, 4, 5), (12, 4, 5), (3, 12, 5), (3, 4, 12), (12, 11, 5), (12, 4, 13), (2, 12, 13), (12, 12, 13)):
         point = torch.zeros(1, 1, 16, 16, 16)
         point[0, 0, x, y, z] = 1
-        cells = surroundings(point, 2)[0, :8]
+        cells = surroundings(point, 2, [2])[0, :8]
         assert cells.sum() == 1 and cells[x % 2 * 4 + y % 2 * 2 + z % 2, x // 2, y // 2, z // 2] == 1
-    assert surroundings(ramp[..., :3, :3, :3], 1).shape == (1, 8, 3, 3, 3)
+    assert surroundings(ramp[..., :3, :3, :3], 1, [2, 4, 8]).shape == (1, 8, 3, 3, 3)
 
 
 def test_other_terms_see_the_estimate_alone() -> None:
