@@ -126,7 +126,7 @@ class ReprojectionLoss(Loss):
         InputError: for an empty window.
     """
 
-    def __init__(self, geometry: BiplanarGeometry, hu_window: tuple[float, float] = (-1024.0, 3071.0)) -> None:
+    def __init__(self, geometry: BiplanarGeometry, hu_window: tuple[float, float] = HU_WINDOW) -> None:
         super().__init__()
         low, high = hu_window
         if not low < high:

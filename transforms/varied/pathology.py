@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, RandomizableTransform
+from monai.transforms import MapTransform, Randomizable
 from torch import Tensor
 
 from drr2ct.transforms.body import TISSUE_HU, within_tissue
@@ -32,7 +32,7 @@ def lungs_of(hu: Float[Tensor, "x y z"]) -> Bool[Tensor, "x y z"]:
     return (hu < TISSUE_HU) & within_tissue(hu >= TISSUE_HU)
 
 
-class RandPathologyd(MapTransform, RandomizableTransform):
+class RandPathologyd(Randomizable, MapTransform):
     """A mass or an effusion in some of the scans, in HU.
 
     A mass is an ellipsoid about a place in a lung, of soft tissue's density. Fluid fills one lung from below up to a
@@ -47,7 +47,7 @@ class RandPathologyd(MapTransform, RandomizableTransform):
         level_mm: least and largest height of the fluid above the lung's lowest place, where the meniscus is lowest.
 
     Raises:
-        InputError: for sizes that are not positive and in order.
+        InputError: for sizes that are not positive and in order, or a probability that is none.
     """
 
     def __init__(
@@ -59,8 +59,7 @@ class RandPathologyd(MapTransform, RandomizableTransform):
         level_mm: tuple[float, float] = (20.0, 120.0),
         allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, 1.0)
+        super().__init__(keys, allow_missing_keys)
         for name, (least, most) in (("mass_mm", mass_mm), ("level_mm", level_mm)):
             if not 0 < least <= most:
                 raise InputError(f"{name} {least:g} to {most:g} must be above 0, the smaller first.")
@@ -73,7 +72,6 @@ class RandPathologyd(MapTransform, RandomizableTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draw anew, and change every key alike."""
         item = dict(data)
-        self.randomize(None)
         has_mass, has_fluid = self.R.uniform(size=2) < self.probabilities
         seed = int(self.R.randint(2**31))
         if not (has_mass or has_fluid):
