@@ -137,9 +137,9 @@ class IntervalHead(nn.Module):
             (batch, 3, N, N, N), float32.
         """
         widths = self._widths([first.detach()] + [volume.detach() for volume in features]).float() * self.unit
-        widths = resized(widths, estimate)
-        if not self.training:
+        if not self.training:  # before it is interpolated: there are an eighth as many
             widths = widths * self.factor(widths)
+        widths = resized(widths, estimate)
         middle = estimate.detach().float()
         # times 1, so that the estimate's gradient is laid out as it is without bounds and gives the same sums
         return torch.cat([estimate.float() * 1.0, middle - widths[:, :1], middle + widths[:, 1:]], dim=1)
@@ -162,11 +162,11 @@ class IntervalHead(nn.Module):
         return F.softplus(total)
 
     def factor(self, widths: Tensor) -> Tensor:
-        """What a calibration multiplies widths by: (batch, 2, N, N, N) → the same."""
+        """What a calibration multiplies widths by: (batch, 2, n, n, n) → the same."""
         logarithm = widths.log()
         factors = self.factors.reshape(1, 2, -1, 1, 1, 1)
         result = factors[:, :, 0].expand_as(widths).clone()
-        for k in range(self.knots.shape[0] - 1):  # in place: at 256³ each further copy is 128 MiB
+        for k in range(self.knots.shape[0] - 1):
             share = (logarithm - self.knots[k]).div_(self.knots[k + 1] - self.knots[k]).clamp_(0.0, 1.0)
             result.addcmul_(share, factors[:, :, k + 1] - factors[:, :, k])
         return result
