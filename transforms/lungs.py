@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 from scipy import ndimage
+
+from drr2ct.transforms.volume import block_means
 
 AIRY_HU = -400.0
 """Below this lies air, above tissue; lung tissue is between."""
@@ -61,7 +62,7 @@ def find_lungs(ct: MetaTensor) -> Lungs | None:
     affine = np.asarray(upright.affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     steps = [max(1, min(round(_VOXEL_MM / s), n)) for s, n in zip(spacing.tolist(), upright.shape[1:], strict=True)]
-    hu = F.avg_pool3d(upright.as_tensor(), steps)[0].numpy()
+    hu = block_means(upright.as_tensor(), steps)[0].numpy()
     voxel = spacing * steps
     inside = _inside_body(hu, voxel)
     pieces, count = ndimage.label(inside)

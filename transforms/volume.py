@@ -7,6 +7,7 @@ HU on the CT's own grid.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -209,12 +210,12 @@ def check_ct(image: MetaTensor, what: str) -> None:
             f"{what} has only {count} slice{'s' * (count != 1)} ({shape}); a CT volume needs {_MIN_SLICES} or more."
         )
     values = image.as_tensor()
-    if not torch.isfinite(values).all():
+    low, high = value_range(values)
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError(f"{what} contains NaN or infinite values; clean it or leave the patient out.")
-    low, high = float(values.min()), float(values.max())
     if low == high:
         raise InputError(f"{what} has the same value {low:g} everywhere; leave the patient out or export it again.")
-    if problem := wrong_numbers(values):
+    if problem := wrong_numbers(in_memory_order(values)):
         raise InputError(f"{what} {problem}.")
     affine = np.asarray(image.affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -229,6 +230,37 @@ def check_ct(image: MetaTensor, what: str) -> None:
     upright = int(np.abs(affine[2, :3] / spacing).argmax())
     if problem := filled_corners(values[0].movedim(upright, -1)):
         raise InputError(f"{what} {problem}.")
+
+
+def in_memory_order(values: Tensor) -> Tensor:
+    """A view with the slowest axis first: readers differ in the order they leave, and passes along memory are fast."""
+    return values.permute(sorted(range(values.ndim), key=values.stride, reverse=True))
+
+
+def value_range(values: Tensor) -> tuple[float, float]:
+    """The least and the greatest value, any shape; NaN for both if there is one."""
+    low, high = torch.aminmax(in_memory_order(values))
+    return float(low), float(high)
+
+
+def block_means(volume: Float[Tensor, "1 i j k"], edges: Sequence[int]) -> Float[Tensor, "1 a b c"]:
+    """Means over blocks of voxels; what is left over at the end of an axis is left out.
+
+    Args:
+        volume: of any layout in memory.
+        edges: of a block, in voxels, along the three axes; none longer than the volume's.
+    """
+    mean = volume
+    # the slowest axis in memory first: whole planes are added, which is many times as fast as pooling block by block
+    for axis in sorted(range(3), key=lambda a: volume.stride(a + 1), reverse=True):
+        edge = edges[axis]
+        if edge > 1:
+            moved = mean.movedim(axis + 1, 0)[: mean.shape[axis + 1] // edge * edge]
+            total = moved[::edge].clone()
+            for i in range(1, edge):
+                total += moved[i::edge]
+            mean = total.div_(edge).movedim(0, axis + 1)
+    return mean
 
 
 def bounding_box_centre(image: MetaTensor) -> Float[np.ndarray, 3]:

@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from drr2ct.transforms.geometry import VolumeGrid
-from drr2ct.transforms.volume import ResampleToGrid
+from drr2ct.transforms.volume import ResampleToGrid, block_means
 
 SAME_ANATOMY = 0.93
 """Correlation from which on two are one scan; benchmarks/twins.py measures how far others stay below."""
@@ -47,7 +47,7 @@ def anatomy_of(ct: MetaTensor) -> Float[np.ndarray, " numbers"]:
     means = [max(1, min(int(_MEAN_MM / edge), n)) for edge, n in zip(spacing, upright.shape[1:], strict=True)]
     coarse = affine @ np.diag([*means, 1.0])
     coarse[:3, 3] = (affine @ np.array([*((n - 1) / 2 for n in means), 1.0]))[:3]
-    mean = F.avg_pool3d(upright.as_tensor(), means)
+    mean = block_means(upright.as_tensor(), means)
     about = MetaTensor(mean, affine=torch.from_numpy(coarse), meta={"isocentre": centre.tolist()})
     small = ResampleToGrid(_GRID)(about).as_tensor().clamp(*_CLIP_HU)[None]
     detail = (small - F.avg_pool3d(small, 5, stride=1, padding=2, count_include_pad=False)).flatten().numpy()

@@ -31,7 +31,7 @@ from drr2ct.transforms.files import write_json
 from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM, PNG_COUNTS
 from drr2ct.transforms.radiographs.write import write_radiograph
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.volume import HU_WINDOW
+from drr2ct.transforms.volume import HU_WINDOW, value_range
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,11 @@ def _write_patient(
     notes = list(candidate.notes)
     values = ct.as_tensor()
     low, high = HU_WINDOW
-    for count, side in ((int((values > high).sum()), f"above {high:g}"), (int((values < low).sum()), f"below {low:g}")):
-        if count:
-            notes.append(f"{count} voxels {side} HU clipped")
+    least, greatest = value_range(values)
+    if greatest > high:
+        notes.append(f"{int((values > high).sum())} voxels above {high:g} HU clipped")
+    if least < low:
+        notes.append(f"{int((values < low).sum())} voxels below {low:g} HU clipped")
     values.clamp_(low, high).round_()  # the DRRs see what the file will hold
     seen = look_at(ct)
     isocentre = seen.centre
