@@ -1,6 +1,6 @@
 """One network's forward pass on the CPU in PyTorch and in other runtimes, as ratios, results checked.
 
-python benchmarks/runtimes.py [--network cascade256] [--repetitions 3] [--compile] [--json FILE]
+python benchmarks/runtimes.py [--network cascade256] [--interval] [--repetitions 3] [--compile] [--json FILE]
 
 What is not installed is left out and named. Runtimes take turns, so that what else the machine does falls on all; the
 smallest processor time of all threads counts. Weights are random.
@@ -54,18 +54,19 @@ def openvino(path: Path, threads: int, precision: str) -> Runtime:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="cascade256")
+    parser.add_argument("--interval", action="store_true", help="the network with bounds, as the shipped ones are")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="torch.compile too, which compiles for minutes")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     console = Console()
     threads = torch.get_num_threads()
-    network = create_network(arguments.network).eval()
+    network = create_network(arguments.network, interval=arguments.interval).eval()
     with torch.no_grad():
         for output in network.outputs[1:]:  # they begin at zero, and would hide what differs before them
             for parameter in output.parameters():
                 parameter.normal_(std=0.01)
-    last = create_network(arguments.network, channels_last=True).eval()
+    last = create_network(arguments.network, interval=arguments.interval, channels_last=True).eval()
     last.load_state_dict(network.state_dict())
     views, (rows, columns) = len(network.config.geometry.views), network.config.geometry.detector_size
     image = torch.rand(1, views, rows, columns, generator=torch.Generator().manual_seed(0))
@@ -98,7 +99,8 @@ def main() -> None:
                     run(image)
                     seconds[name].append(time.process_time() - began)
     load = os.getloadavg()[0]
-    title = f"{arguments.network}, threads: {threads}, smallest of {arguments.repetitions} (load {load:.1f})"
+    bounds = " with bounds" if arguments.interval else ""
+    title = f"{arguments.network}{bounds}, threads: {threads}, smallest of {arguments.repetitions} (load {load:.1f})"
     table = Table("runtime", "processor, s", "ratio", "largest difference", title=title, box=MARKDOWN)
     least = {name: min(values) for name, values in seconds.items()}
     for name, value in least.items():
