@@ -1,10 +1,12 @@
-"""Seconds of whole commands, of this checkout and of another in turn: what a change has made faster, as ratios.
+"""Seconds and memory of whole commands, of this checkout and of another in turn: what a change has gained, as ratios.
 
-python benchmarks/speed.py [--against CHECKOUT] [--network cascade64] [--repetitions 3] [--json FILE]
+python benchmarks/speed.py [--against CHECKOUT [--other-checkpoint FILE]] [--network cascade64] [--repetitions 3]
+    [--json FILE]
 
 Each command runs in a process of its own, of both checkouts alternately, so that what else the machine does falls on
 both. Processor time (of all threads, user and system) says most on a machine that is shared; the smallest of the
-repetitions counts. The first line is what a user first sees, also of an error. Weights are random.
+repetitions counts. The first line is what a user first sees, also of an error. Weights are random. A checkout that
+cannot read this one's checkpoints is given one of its own, of a network of the same name.
 """
 
 from __future__ import annotations
@@ -28,25 +30,36 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 PACKAGES = ("bundles", "networks", "pipeline", "transforms")
 
-START = "import sys; sys.argv[0] = 'drr2ct'; from drr2ct.pipeline.cli import main; main()"
+START = """
+import atexit, os, sys
+def write_peak():
+    with open("/proc/self/status") as status, open(os.environ["PEAK"], "w") as file:
+        file.write(next(line for line in status if line.startswith("VmHWM")))
+atexit.register(write_peak)
+sys.argv[0] = "drr2ct"
+from drr2ct.pipeline.cli import main
+main()
+"""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One command, once: seconds."""
+    """One command, once: seconds, and the memory that was resident at most, in GiB."""
 
     wall: float
     processor: float
     first_line: float
+    resident: float
 
 
-def run_once(arguments: list[str], namespace: Path, folder: Path) -> Run:
+def run_once(arguments: list[str], namespace: Path, folder: Path, expected: int) -> Run:
     """Run ``drr2ct …`` of a checkout.
 
     Raises:
-        RuntimeError: if it crashes.
+        RuntimeError: if it ends otherwise than expected.
     """
-    environment = {**os.environ, "PYTHONPATH": str(namespace), "COLUMNS": "120"}
+    peak = folder / "peak"
+    environment = {**os.environ, "PYTHONPATH": str(namespace), "COLUMNS": "120", "PEAK": str(peak)}
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-c", START, *arguments],
@@ -62,9 +75,11 @@ def run_once(arguments: list[str], namespace: Path, folder: Path) -> Run:
     text += process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode not in (0, 2) or "Traceback" in text:
-        raise RuntimeError(text)
-    return Run(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, first_line)
+    wall = time.perf_counter() - began
+    if process.returncode != expected:
+        raise RuntimeError(f"drr2ct {' '.join(arguments)} ended with {process.returncode}, not {expected}: {text}")
+    resident = int(peak.read_text().split()[1]) / 2**20  # KiB; what the system counts begins with this process's own
+    return Run(wall, usage.ru_utime + usage.ru_stime, first_line, resident)
 
 
 def namespace_of(checkout: Path, folder: Path) -> Path:
@@ -99,6 +114,7 @@ def write_inputs(folder: Path, name: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, help="another checkout of the repository")
+    parser.add_argument("--other-checkpoint", type=Path, help="of that checkout's own")
     parser.add_argument("--network", default="cascade64", help="that reconstructs")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -110,26 +126,34 @@ def main() -> None:
         if arguments.against is not None:
             checkouts = {"other": namespace_of(arguments.against, folder / "other"), **checkouts}
         inputs = write_inputs(folder, arguments.network)
-        commands = {
-            "--help": ["--help"],
-            "reconstruct --help": ["reconstruct", "--help"],
-            "a wrong argument": ["reconstruct", "--nonsense"],
-            "a file that is not there": ["reconstruct", "--checkpoint", "no.pt", "--output", "ct.nii.gz", *inputs[2:]],
-            f"reconstruct, {arguments.network}": ["reconstruct", *inputs, "--output", "ct.nii.gz", "--overwrite"],
+        own = (
+            {"other": ["--checkpoint", str(arguments.other_checkpoint.resolve())]} if arguments.other_checkpoint else {}
+        )
+        whole = f"reconstruct, {arguments.network}"
+        commands: dict[str, tuple[int, list[str]]] = {
+            "--help": (0, ["--help"]),
+            "reconstruct --help": (0, ["reconstruct", "--help"]),
+            "a wrong argument": (2, ["reconstruct", "--nonsense"]),
+            "a file that is not there": (
+                2,
+                ["reconstruct", "--checkpoint", "no.pt", *inputs[2:], "--output", "ct.nii.gz"],
+            ),
+            whole: (0, ["reconstruct", *inputs[2:], "--output", "ct.nii.gz", "--overwrite"]),
         }
         found: dict[str, dict[str, list[Run]]] = {name: {which: [] for which in checkouts} for name in commands}
         with console.status("measuring"):
             for _ in range(arguments.repetitions):
-                for name, command in commands.items():
+                for name, (expected, command) in commands.items():
                     for which, namespace in checkouts.items():
-                        found[name][which].append(run_once(command, namespace, folder))
+                        checkpoint = own.get(which, inputs[:2]) if name == whole else []
+                        found[name][which].append(run_once([*command, *checkpoint], namespace, folder, expected))
     load = os.getloadavg()[0]
-    title = f"seconds, the smallest of {arguments.repetitions} (load of the machine {load:.1f})"
+    title = f"seconds and GiB, the smallest of {arguments.repetitions} (load of the machine {load:.1f})"
     table = Table("command", "measured", *checkouts, title=title, box=MARKDOWN)
     if len(checkouts) > 1:
         table.add_column("ratio")
     for name, runs in found.items():
-        for kind, of in (("processor", name), ("wall", ""), ("first line", "")):
+        for kind, of in (("processor", name), ("wall", ""), ("first line", ""), ("resident", "")):
             least = [min(getattr(run, kind.replace(" ", "_")) for run in runs[which]) for which in checkouts]
             ratio = [f"{least[1] / least[0]:.2f}"] if len(least) > 1 else []
             table.add_row(of, kind, *(f"{value:.2f}" for value in least), *ratio)
