@@ -61,9 +61,16 @@ def serve(
     if token is not None and (len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable()):
         raise InputError(f"the token is shorter than {LEAST_TOKEN} characters, or not plain ASCII; make a longer one.")
     paths = [existing_file(path, "checkpoint").resolve() for path in checkpoints]
+    for number in (signal.SIGTERM, signal.SIGHUP):  # until the server has its own way to stop
+        signal.signal(number, _leave)
     with _listening(host, port) as listener, _session_folder(keep) as folder:
         desk = Desk(folder, [])
         asyncio.run(_run(desk, paths, listener, host, token, keep is not None, console))
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End by an exception, so that the session's folder goes."""
+    raise SystemExit(128 + number)
 
 
 async def _run(
@@ -161,7 +168,11 @@ def _session_folder(keep: Path | None) -> Iterator[Path]:
             folder.mkdir(mode=0o700, parents=True)
         except OSError as error:
             raise InputError(f"{keep} cannot be written ({error.strerror}); choose another folder to keep.") from error
-        yield folder
+        try:
+            yield folder
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # nothing was done
         return
     _remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))

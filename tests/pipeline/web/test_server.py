@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import time
 import zipfile
@@ -282,3 +285,30 @@ def test_the_first_interrupt_says_what_would_be_lost(checkpoint: Path, drrs: lis
         assert "Warning" not in said and "Traceback" not in said
     (kept,) = (tmp_path / "kept").glob("*/*/ct.nii.gz")
     assert nib.load(kept).shape == (16, 16, 16)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_server_that_is_stopped_while_it_loads_leaves_no_folder(checkpoint: Path, tmp_path: Path, kept: bool):
+    options = ["--keep", str(tmp_path / "kept")] if kept else []
+    (tmp_path / "temporary").mkdir()
+    process = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("drr2ct")),
+            "serve",
+            "--checkpoint",
+            str(checkpoint),
+            "--port",
+            "0",
+            *options,
+        ],
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "loading" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in said, said
+    assert not [path for path in tmp_path.rglob("*") if path.name not in ("temporary", "kept")]
