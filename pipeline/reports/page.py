@@ -11,11 +11,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from markupsafe import Markup
 from monai.data import MetaTensor
 
 from drr2ct.pipeline.pictures.scales import DOUBT_COLOURS, DOUBT_RANGE
 from drr2ct.pipeline.reports.parts import VIEWER_WINDOWS, read_asset, templates, viewer_module
+from drr2ct.pipeline.volumes.files import in_file_order
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.nifti import compressed
 
@@ -80,9 +82,8 @@ def encode_doubt(doubt: MetaTensor) -> str:
 
 
 def _encoded(volume: MetaTensor, low: float, step: float, window: tuple[float, float]) -> str:
-    values = volume.as_tensor()[0].cpu().numpy()
-    levels = np.clip(np.round((values - low) / step), 0, 255).astype(np.uint8)
-    image = nib.Nifti1Image(levels, np.asarray(volume.affine, dtype=np.float64))
+    levels = in_file_order(volume.as_tensor(), lambda hu: ((hu - low) / step).round_().clamp_(0, 255).to(torch.uint8))
+    image = nib.Nifti1Image(levels[..., 0], np.asarray(volume.affine, dtype=np.float64))
     image.header.set_slope_inter(step, low)
     image.header.set_xyzt_units("mm")
     image.header["cal_min"], image.header["cal_max"] = window

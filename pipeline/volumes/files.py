@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
-from jaxtyping import Int16
+from jaxtyping import Int16, Real
 from monai.data import MetaTensor
 from monai.data.utils import orientation_ras_lps
+from torch import Tensor
 
 from drr2ct.pipeline.running.provenance import DISCLAIMER
 from drr2ct.transforms.files import replacing
@@ -84,18 +86,26 @@ def read_volume(path: str | Path) -> MetaTensor:
 
 
 def stored_values(volume: MetaTensor) -> Int16[np.ndarray, "i j k *volumes"]:
-    """HU as files hold them: whole numbers of 16 bits, (I, J, K), or (I, J, K, C) of several volumes.
+    """HU as files hold them: whole numbers of 16 bits, (I, J, K), or (I, J, K, C) of several volumes."""
+    stored = in_file_order(volume.as_tensor(), lambda hu: hu.round().clamp_(-32768, 32767).to(torch.int16))
+    return stored[..., 0] if stored.shape[3] == 1 else stored
 
-    In memory the first axis is the fastest, as in the files; turned slab by slab, which takes half the time.
+
+def in_file_order(
+    values: Real[Tensor, "volumes i j k"], converted: Callable[[Tensor], Tensor]
+) -> Real[np.ndarray, "i j k volumes"]:
+    """Volumes whose first axis is the fastest in memory, as files have it.
+
+    Args:
+        values: of any layout in memory.
+        converted: a part of the values → what is stored of it. Slab by slab, turning takes half the time.
     """
-    values = volume.as_tensor()
+    parts = [converted(slab).cpu().numpy() for slab in values.split(_SLAB, dim=1)]
     count, rows, columns, planes = values.shape
-    turned = np.empty((count, planes, columns, rows), dtype=np.int16)
-    for start in range(0, rows, _SLAB):
-        slab = values[:, start : start + _SLAB].round().clamp_(-32768, 32767).to(torch.int16).cpu().numpy()
-        turned[..., start : start + _SLAB] = slab.transpose(0, 3, 2, 1)
-    stored = turned.transpose(3, 2, 1, 0)
-    return stored[..., 0] if count == 1 else stored
+    turned = np.empty((count, planes, columns, rows), dtype=parts[0].dtype)
+    for number, part in enumerate(parts):
+        turned[..., number * _SLAB :][..., : part.shape[1]] = part.transpose(0, 3, 2, 1)
+    return turned.transpose(3, 2, 1, 0)
 
 
 def rounding_to_zero(values: np.ndarray) -> np.ndarray:
