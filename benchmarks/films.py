@@ -95,7 +95,7 @@ def row(folder: Path, checkpoint: Path | None, output: Path) -> tuple[list[str],
         " ".join(part for part in agreement if part),
         f"{record['reprojection_relative']:.0%}" + (f" ({times[1]} × usual)" if times else ""),
         f"{air.sum() * spacing.prod() / 1e6:.1f} l",
-        f"{len(record['warnings'])} warnings" if record["warnings"] else "none",
+        {0: "none", 1: "1 warning"}.get(len(record["warnings"]), f"{len(record['warnings'])} warnings"),
     ], volume
 
 
