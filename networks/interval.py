@@ -90,9 +90,9 @@ class IntervalHead(nn.Module):
     computed again for the backward pass, which is cheaper than keeping it.
 
     In evaluation the widths are multiplied by a calibration's factors, a broken line over the logarithm of the width,
-    before they are interpolated: that differs by about 1 HU from what was calibrated, voxel by voxel, and is an eighth
-    of the work. Until :meth:`calibrate` they are 1. In training they are left out, as the loss is to form the widths
-    themselves.
+    before they are interpolated, which is an eighth of the work; between the head's own voxels this differs a little
+    from what was calibrated on the volume's. Until :meth:`calibrate` they are 1. In training they are left out, as the
+    loss is to form the widths themselves.
 
     Args:
         channels: of the features of each of these stages.

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from drr2ct.transforms import nanodrr_parts, rtk
 from drr2ct.transforms.attenuation import hu_to_attenuation
 from drr2ct.transforms.geometry import BiplanarGeometry, View
+from drr2ct.transforms.memory_order import slowest_first
 from drr2ct.transforms.validation import InputError
 
 SAMPLES_PER_CHUNK = 2**24
@@ -214,7 +215,7 @@ def _memory_order(
 
     Transposing a whole CT takes as long as rendering it; NIfTI readers differ in the order they leave.
     """
-    order = sorted(range(3), key=hu.stride, reverse=True)
+    order = slowest_first(hu)
     return hu.permute(order), [affine[:, [*order[::-1], 3]] for affine in affines]
 
 

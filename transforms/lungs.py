@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 from scipy import ndimage
 
-from drr2ct.transforms.volume import block_means
+from drr2ct.transforms.memory_order import block_means
 
 AIRY_HU = -400.0
 """Below this lies air, above tissue; lung tissue is between."""

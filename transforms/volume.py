@@ -36,6 +36,7 @@ from drr2ct.transforms.geometry import VolumeGrid
 from drr2ct.transforms.hounsfield import AIR_HU as AIR_HU
 from drr2ct.transforms.hounsfield import HU_WINDOW as HU_WINDOW
 from drr2ct.transforms.hounsfield import filled_corners, wrong_numbers
+from drr2ct.transforms.memory_order import in_memory_order, value_range
 from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti, unknown_space
 from drr2ct.transforms.validation import InputError, existing_file
 
@@ -230,37 +231,6 @@ def check_ct(image: MetaTensor, what: str) -> None:
     upright = int(np.abs(affine[2, :3] / spacing).argmax())
     if problem := filled_corners(values[0].movedim(upright, -1)):
         raise InputError(f"{what} {problem}.")
-
-
-def in_memory_order(values: Tensor) -> Tensor:
-    """A view with the slowest axis first: readers differ in the order they leave, and passes along memory are fast."""
-    return values.permute(sorted(range(values.ndim), key=values.stride, reverse=True))
-
-
-def value_range(values: Tensor) -> tuple[float, float]:
-    """The least and the greatest value, any shape; NaN for both if there is one."""
-    low, high = torch.aminmax(in_memory_order(values))
-    return float(low), float(high)
-
-
-def block_means(volume: Float[Tensor, "1 i j k"], edges: Sequence[int]) -> Float[Tensor, "1 a b c"]:
-    """Means over blocks of voxels; what is left over at the end of an axis is left out.
-
-    Args:
-        volume: of any layout in memory.
-        edges: of a block, in voxels, along the three axes; none longer than the volume's.
-    """
-    mean = volume
-    # the slowest axis in memory first: whole planes are added, which is many times as fast as pooling block by block
-    for axis in sorted(range(3), key=lambda a: volume.stride(a + 1), reverse=True):
-        edge = edges[axis]
-        if edge > 1:
-            moved = mean.movedim(axis + 1, 0)[: mean.shape[axis + 1] // edge * edge]
-            total = moved[::edge].clone()
-            for i in range(1, edge):
-                total += moved[i::edge]
-            mean = total.div_(edge).movedim(0, axis + 1)
-    return mean
 
 
 def bounding_box_centre(image: MetaTensor) -> Float[np.ndarray, 3]:

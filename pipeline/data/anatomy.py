@@ -18,7 +18,8 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from drr2ct.transforms.geometry import VolumeGrid
-from drr2ct.transforms.volume import ResampleToGrid, block_means
+from drr2ct.transforms.memory_order import block_means
+from drr2ct.transforms.volume import ResampleToGrid
 
 SAME_ANATOMY = 0.93
 """Correlation from which on two are one scan; benchmarks/twins.py measures how far others stay below."""

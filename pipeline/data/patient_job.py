@@ -28,10 +28,11 @@ from drr2ct.pipeline.running.workers import begin_worker
 from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.files import write_json
+from drr2ct.transforms.memory_order import value_range
 from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM, PNG_COUNTS
 from drr2ct.transforms.radiographs.write import write_radiograph
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.volume import HU_WINDOW, value_range
+from drr2ct.transforms.volume import HU_WINDOW
 
 
 @dataclass(frozen=True)

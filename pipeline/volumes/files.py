@@ -103,8 +103,8 @@ def in_file_order(
     parts = [converted(slab).cpu().numpy() for slab in values.split(_SLAB, dim=1)]
     count, rows, columns, planes = values.shape
     turned = np.empty((count, planes, columns, rows), dtype=parts[0].dtype)
-    for number, part in enumerate(parts):
-        turned[..., number * _SLAB :][..., : part.shape[1]] = part.transpose(0, 3, 2, 1)
+    for start, part in zip(range(0, rows, _SLAB), parts, strict=True):
+        turned[..., start : start + _SLAB] = part.transpose(0, 3, 2, 1)
     return turned.transpose(3, 2, 1, 0)
 
 

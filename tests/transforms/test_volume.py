@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
@@ -22,12 +20,10 @@ from drr2ct.transforms.volume import (
     ResampleToGrid,
     ResampleToGridd,
     WindowHUd,
-    block_means,
     bounding_box_centre,
     check_ct,
     smooth_for_spacing,
     to_hu,
-    value_range,
 )
 from tests.files import chest, write_dicom_series, write_nifti, write_with_itk
 
@@ -243,25 +239,6 @@ def test_an_affine_without_volume_is_refused(step: float) -> None:
     ct = MetaTensor(torch.from_numpy(chest())[None], affine=np.diag([10.0, 10, step, 1]))
     with pytest.raises(InputError, match="affine"):
         check_ct(ct, "CT")
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_means_of_blocks_are_those_of_pooling_in_any_layout(order: tuple[int, int, int]) -> None:
-    stored = torch.randn(13, 12, 11, generator=torch.Generator().manual_seed(0))
-    volume = stored.permute(order)[None]
-    before = volume.clone()
-    for edges in ([3, 2, 4], [1, 1, 1], [1, 5, 1]):
-        assert torch.allclose(block_means(volume, edges), F.avg_pool3d(volume, edges), atol=1e-6)
-    assert torch.equal(volume, before)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_the_range_of_values_tells_what_is_not_finite(bad: float) -> None:
-    values = torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1)
-    assert value_range(values) == (0.0, 23.0)
-    spoilt = values.clone()
-    spoilt[1, 1, 1] = bad
-    assert not all(map(math.isfinite, value_range(spoilt)))
 
 
 def test_unknown_mode_is_refused() -> None:
