@@ -178,13 +178,12 @@ def write_baselines(
     test: Sequence[Mapping[str, Any]],
     load: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     geometry: BiplanarGeometry,
-    split: tuple[Sequence[float], int] = ((0.8, 0.1, 0.1), 0),
     network: nn.Module | None = None,
 ) -> None:
     """Write ``baselines.csv`` and ``baselines.json`` beside an evaluation's ``patients.json``; one process does.
 
-    Only patients that the checkpoint was trained on are learned from; where the data set holds none of them,
-    there is no mean volume and no nearest patient.
+    Only patients that the checkpoint was trained on are learned from, in whichever part of the data set they are; where
+    it holds none of them, there is no mean volume and no nearest patient.
 
     Args:
         output_dir: of the evaluation.
@@ -193,13 +192,13 @@ def write_baselines(
         test: items to judge on.
         load: item → sample.
         geometry: of the samples.
-        split: fractions and seed, for a data set without ``dataset.json``.
         network: that is judged; of a cascade of several outputs, its coarser stages are a baseline too.
     """
     if not is_main_process():
         return
-    # a data set for testing has no other part
-    candidates = load_parts(dataset_dir, [view.name for view in geometry.views], *split, "skip")["training"]
+    judged = {item["patient"] for item in test}
+    parts = load_parts(dataset_dir, [view.name for view in geometry.views], on_bad_sample="skip")
+    candidates = [item for items in parts.values() for item in items if item["patient"] not in judged]
     training = trained_on(description, candidates)
     coarser = None if network is None else without_finest_stage(network)
     found = evaluate_baselines(test, training, load, geometry, coarser=coarser)

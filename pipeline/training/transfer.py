@@ -1,4 +1,4 @@
-"""Start a network from the matching layers of another one's checkpoint: fine-tuning, and growing to a finer grid."""
+"""Start a network from another one's checkpoint: fine-tuning, and growing to a finer grid, wider or deeper."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
+from drr2ct.networks.cascade import ProgressiveCascade
+from drr2ct.networks.config import CascadeConfig
 from drr2ct.networks.interval import interval_heads
+from drr2ct.networks.widening import can_widen, widened
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.transforms.validation import InputError
@@ -25,6 +29,7 @@ class Transfer:
 
     Args:
         taken: names of the network's tensors that the source had with the same shape.
+        widened: names of those that the source had narrower, and that were filled up (``networks.widening``).
         reshaped: (name, the network's shape, the source's shape) where the shapes differ.
         missing: (name, shape) that the source does not have.
         unused: names that only the source has.
@@ -33,6 +38,7 @@ class Transfer:
     """
 
     taken: tuple[str, ...]
+    widened: tuple[str, ...]
     reshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     missing: tuple[tuple[str, tuple[int, ...]], ...]
     unused: tuple[str, ...]
@@ -41,10 +47,11 @@ class Transfer:
 
     def summary(self) -> list[str]:
         """Lines for the terminal; long lists are cut."""
-        tensors = len(self.taken) + len(self.reshaped) + len(self.missing)
+        tensors = len(self.taken) + len(self.widened) + len(self.reshaped) + len(self.missing)
         share = 100 * self.weights / self.of_weights
         weights = f"{self.weights:,} of {self.of_weights:,} weights ({share:.1f} %)"
         lines = [f"took {len(self.taken)} of {tensors} tensors, {weights}"]
+        lines += _cut("widened", list(self.widened))
         lines += _cut("other shape", [f"{name} {_shape(new)}, was {_shape(old)}" for name, new, old in self.reshaped])
         lines += _cut("not there", [f"{name} {_shape(new)}" for name, new in self.missing])
         return lines + _cut("left over", list(self.unused))
@@ -59,18 +66,30 @@ def _cut(what: str, entries: Sequence[str]) -> list[str]:
     return [*lines, f"  {what}: {len(entries) - _SHOWN} more"] if len(entries) > _SHOWN else lines
 
 
-def transfer_matching(network: nn.Module, source: Mapping[str, Tensor]) -> Transfer:
-    """Copy into ``network`` every tensor of ``source`` that has the same name and shape; leave the rest as it is."""
-    own = network.state_dict()
+def transfer_matching(
+    network: nn.Module, source: Mapping[str, Tensor], wider: Mapping[str, Tensor] | None = None
+) -> Transfer:
+    """Copy into ``network`` every tensor of ``source`` that has the same name and shape; leave the rest as it is.
+
+    Args:
+        network: to be changed.
+        source: another network's tensors.
+        wider: what to take where shapes differ, or ``source`` has nothing (``networks.widening``).
+    """
+    own, wider = network.state_dict(), wider or {}
     taken = tuple(name for name, value in own.items() if name in source and source[name].shape == value.shape)
-    network.load_state_dict({name: source[name] for name in taken}, strict=False)
-    differing = [name for name in own if name in source and source[name].shape != own[name].shape]
+    other = [name for name in own if name in source and name not in taken]
+    grown = tuple(name for name in other if name in wider)
+    network.load_state_dict({**wider, **{name: source[name] for name in taken}}, strict=False)
     return Transfer(
         taken=taken,
-        reshaped=tuple((name, tuple(own[name].shape), tuple(source[name].shape)) for name in differing),
+        widened=grown,
+        reshaped=tuple(
+            (name, tuple(own[name].shape), tuple(source[name].shape)) for name in other if name not in wider
+        ),
         missing=tuple((name, tuple(value.shape)) for name, value in own.items() if name not in source),
         unused=tuple(name for name in source if name not in own),
-        weights=sum(own[name].numel() for name in taken),
+        weights=sum(source[name].numel() for name in (*taken, *grown)),
         of_weights=sum(value.numel() for value in own.values()),
     )
 
@@ -79,6 +98,9 @@ def transfer_weights(
     network: nn.Module, path: str | Path | None, ckpt_dir: str | Path | None = None
 ) -> Transfer | None:
     """Initialise the matching layers of a network from a checkpoint of another, and print what was taken.
+
+    Of a network that is the same but for its stages' widths and depths, all layers: the wider one begins with what the
+    narrower gives.
 
     Args:
         network: of this project, on any grid.
@@ -91,7 +113,7 @@ def transfer_weights(
     if path is None or (ckpt_dir is not None and (Path(ckpt_dir) / "last.pt").exists()):
         return None
     content = read_checkpoint(path)
-    transfer = transfer_matching(network, content["network"])
+    transfer = transfer_matching(network, content["network"], _wider(network, content))
     for head in interval_heads(network):  # what was calibrated is about to change
         head.reset_calibration()
     if not transfer.taken:
@@ -102,3 +124,10 @@ def transfer_weights(
     if is_main_process():
         print("\n".join([f"weights from {path}:", *transfer.summary()]))
     return transfer
+
+
+def _wider(network: nn.Module, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    if not isinstance(network, ProgressiveCascade):
+        return {}
+    narrow = CascadeConfig.from_dict(content["description"]["config"])
+    return widened(network, narrow, content["network"]) if can_widen(narrow, network.config) else {}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,3 +63,22 @@ def test_from_a_checkpoint(tmp_path, capsys: pytest.CaptureFixture[str]) -> None
     assert transfer is not None and f"weights from {path}:\ntook {len(transfer.taken)} of " in capsys.readouterr().out
     with pytest.raises(InputError, match="no layer in common"):
         transfer_weights(torch.nn.Linear(2, 2), path)
+
+
+def test_from_a_narrower_network(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    narrow = create_network("cascade64", size=16, detector_size=24)
+    description = describe(narrow, "cascade64", "cube", {})
+    path = write_checkpoint(tmp_path / "last.pt", {"network": narrow.state_dict(), "description": description})
+    stages = (replace(narrow.config.stages[0], channels=40, blocks=3), narrow.config.stages[1])
+    wide = create_network("cascade64", size=16, detector_size=24, stages=stages)
+    transfer = transfer_weights(wide, path)
+    assert transfer is not None and not transfer.reshaped and not transfer.unused
+    assert transfer.weights == 179_664 == sum(value.numel() for value in narrow.state_dict().values()), (
+        "every weight of the narrower network is in the wider one"
+    )
+    printed = capsys.readouterr().out
+    assert "  widened: stages.0.fusion.mix.weight" in printed
+    assert "  not there: stages.0.blocks.2.fuse.weight 40×88×1×1×1" in printed
+    radiographs = torch.rand(1, 2, 24, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(wide(radiographs), narrow(radiographs), rtol=1e-4, atol=1e-5)

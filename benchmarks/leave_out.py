@@ -1,0 +1,198 @@
+"""The shipped networks' recipe on patients left out: for each group of patients, networks trained on all the others.
+
+python benchmarks/leave_out.py CTS --output DIR --seconds cascade64=1800 cascade128=400 [--groups 4] [--only 0 1]
+    [--begin CHECKPOINTS] [--registration DIR] [--seed 0]
+
+CTS is a folder of patient folders; the sample CT of the package joins them. For each group, networks are trained up the
+cascade by configs/recipes/shipped.yaml, each beginning with the one before, for the given times on one CPU thread, and
+judged by drr2ct evaluate on the patients left out, as they are. Nothing is chosen by those: what is judged are the
+last weights. With --begin, the first of them begins with CHECKPOINTS/<group>.pt, a network that the same patients were
+left out of. --only trains some groups now; a finer network for a few of them is another call, in another
+folder, whose --begin holds the coarser ones.
+
+Writes DIR/group-<number>/<network>/run and …/evaluation, and prints a table of all that is there. What is finished is
+not made again, and a training goes on where it was stopped. `drr2ct release NAME --left-out` takes the evaluations into
+the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from drr2ct.networks import network_config
+from drr2ct.pipeline.data.sample.cts import real_cts
+from drr2ct.pipeline.evaluation.protocol import read_patients
+from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
+from drr2ct.pipeline.running.console import wide_console
+from drr2ct.transforms.files import write_json
+
+RECIPES = ("films", "time_budget", "muon", "shipped", "weight_average")
+VARIATIONS = {"cascade64": 10, "cascade128": 4, "cascade256": 2}
+"""Of each patient in an epoch."""
+DECAY = {"cascade64": 0.995, "cascade128": 0.98, "cascade256": 0.95}
+"""Of the average of the weights, in a step."""
+FROZEN = {
+    "cascade128": ["encoder.*", "volume", "stages.[01].*", "outputs.0.*"],
+    "cascade256": ["encoder.*", "volume", "stages.[012].*", "outputs.[01].*", "fine_encoders.0.*"],
+}
+"""Of a finer network: what the coarser one has learned."""
+MEAN = "mean_volume"
+COLUMNS = {
+    "PSNR, dB": ("psnr", ".2f"),
+    "SSIM": ("ssim", ".3f"),
+    "MAE, HU": ("mae_hu", ".1f"),
+    "PSNR to 3071 HU": ("psnr_full", ".2f"),
+    "lung Dice": ("dice_lung", ".3f"),
+    "bone Dice": ("dice_bone", ".3f"),
+    "detail": ("detail_explained", ".3f"),
+}
+"""Of the table: figure of the protocol, and how it is printed. Gains are over the mean volume."""
+
+
+def train(
+    network: str,
+    run: Path,
+    data: Path,
+    group: list[str],
+    seconds: float,
+    before: Path | None,
+    registration: Path,
+    seed: int,
+) -> None:
+    """A network of everybody but a group."""
+    settings: dict[str, Any] = {
+        "dataset_dir": str(data),
+        "output_dir": str(run),
+        "seed": seed,
+        "validation_patients": group,
+        "val_interval": 1_000_000,  # nothing is chosen
+        "vary": "between-patients",
+        "registration_dir": str(registration),
+        "transfer_from": None if before is None else str(before),
+        "train_seconds": seconds,
+        "batch_size": 1,
+        "look_at_cts": False,  # they are the same in each
+        "variations": VARIATIONS[network],
+        "average_decay": DECAY[network],
+    }
+    names = [f"networks/{network}", "vary", *(f"recipes/{name}" for name in RECIPES)]
+    if network in FROZEN:
+        names.append("recipes/freeze")
+        settings["freeze"] = FROZEN[network]
+    run_bundle([bundle_file(f"configs/{name}.yaml") for name in ("train", *names)], settings)
+
+
+def evaluate(weights: Path, folder: Path, data: Path, cts: Mapping[str, Path], group: list[str]) -> None:
+    """The protocol of drr2ct evaluate on a group."""
+    settings = {
+        "dataset_dir": str(data),
+        "datalist": [{"patient": patient, "label": str(cts[patient].resolve())} for patient in group],
+        "checkpoint": str(weights),
+        "output_dir": str(folder),
+        "export_grid": "none",
+    }
+    run_bundle([bundle_file("configs/evaluate.yaml")], settings)
+
+
+def joined(cts: Mapping[str, Path], folder: Path) -> Path:
+    """A data set of all CTs, as links."""
+    for patient, path in cts.items():
+        place = folder / patient / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            place.symlink_to(path.resolve())
+    return folder
+
+
+def print_table(output: Path, networks: list[str]) -> None:
+    """Of each network: means over all patients left out so far, beside the baselines on the same patients."""
+    table = Table(title="patients left out; 3-D, −1024 … 1476 HU; gain: over the mean of the training CTs")
+    table.add_column("network")
+    for column in ("patients", *COLUMNS, "gain, dB", "least gain"):
+        table.add_column(column, justify="right")
+    for network in networks:
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for folder in sorted(output.glob(f"group-*/{network}/evaluation")):
+            found.setdefault(network, {}).update(read_patients(folder))
+            for name, records in json.loads((folder / "baselines.json").read_text())["baselines"].items():
+                found.setdefault(name, {}).update({r["patient"]: r["figures"] for r in records["patients"]})
+        for name, patients in found.items():
+            cells = []
+            for key, form in COLUMNS.values():
+                values = np.array([own.get(key) for own in patients.values()], dtype=float)
+                known = values[np.isfinite(values)]
+                cells.append(f"{known.mean():{form}}" if len(known) else "")
+            if MEAN in found:
+                gains = [own["psnr"] - found[MEAN][patient]["psnr"] for patient, own in patients.items()]
+                cells += [f"{np.mean(gains):+.2f}", f"{min(gains):+.2f}"]
+            table.add_row(name if name == network else f"  {name}", str(len(patients)), *cells)
+        table.add_section()
+    wide_console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cts", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seconds", nargs="+", required=True, metavar="NETWORK=SECONDS", help="from coarse to fine")
+    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--only", type=int, nargs="+", help="groups to train now, from 0; all by default")
+    parser.add_argument(
+        "--begin", type=Path, help="folder of checkpoints <group>.pt that the first network begins with"
+    )
+    parser.add_argument("--registration", type=Path, help="where registrations are kept; default: in the output folder")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    seconds: dict[str, float] = {}
+    for text in arguments.seconds:
+        network, _, number = text.partition("=")
+        if network not in DECAY or not number.replace(".", "", 1).isdigit():
+            parser.error(f"--seconds {text}: give NETWORK=SECONDS, with one of {', '.join(DECAY)}")
+        seconds[network] = float(number)
+    if list(seconds) != sorted(seconds, key=list(DECAY).index):
+        parser.error("--seconds: give coarser networks first, as each begins with the one before")
+    cts = real_cts(arguments.cts)
+    patients = list(cts)
+    if not 2 <= arguments.groups <= len(patients):
+        parser.error(f"--groups: {len(patients)} patients cannot be left out in {arguments.groups} groups")
+    if min(arguments.only or [0]) < 0 or max(arguments.only or [0]) >= arguments.groups:
+        parser.error(f"--only: groups are 0 to {arguments.groups - 1}")
+    settings = {
+        "seconds": seconds,
+        "groups": arguments.groups,
+        "seed": arguments.seed,
+        "patients": patients,
+        "networks": {network: network_config(network).to_dict() for network in seconds},
+        "begin": None if arguments.begin is None else str(arguments.begin),
+    }
+    claim = arguments.output / "settings.json"
+    if claim.exists() and json.loads(claim.read_text()) != json.loads(json.dumps(settings)):
+        parser.error(f"{arguments.output} holds results with other settings ({claim}); choose another folder")
+    write_json(claim, settings)
+    torch.set_num_threads(1)
+    data = joined(cts, arguments.output / "data")
+    registration = arguments.registration or arguments.output / "registration"
+    for number in arguments.only or range(arguments.groups):
+        group = patients[number :: arguments.groups]
+        before = None if arguments.begin is None else arguments.begin / f"{number}.pt"
+        for network in seconds:
+            folder = arguments.output / f"group-{number}" / network
+            last = folder / "run" / "checkpoints" / "last.pt"
+            if not (folder / "evaluation" / "baselines.json").exists():
+                print(f"group {number}, {network}, without {', '.join(group)}", flush=True)
+                train(network, folder / "run", data, group, seconds[network], before, registration, arguments.seed)
+                evaluate(last, folder / "evaluation", data, cts, group)
+            before = last
+    print_table(arguments.output, list(seconds))
+
+
+if __name__ == "__main__":
+    main()
