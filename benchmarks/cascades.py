@@ -179,6 +179,12 @@ VARIANTS = {
         "ours with the reprojection loss, weight 0.1", terms=lambda: {**DEFAULT_TERMS, **_REPROJECTION}
     ),
     "direct256": draft("the draft with its three memory fixes", network="direct256", **_DIRECT),
+    "direct128": Variant(
+        "direct128 cut to 64³, every width divided by 4",
+        network="direct128",
+        overrides=narrowed(network_config("direct128")),
+        learning_rate=5e-4,
+    ),
     "draft": draft("direct256_draft cut to 64³, every width divided by 4"),
     "draft-fix-xray": draft(
         "the draft with 128/4 X-ray channels",

@@ -25,6 +25,8 @@ MUCH = 0.15
 """Part of the body from which on there is a warning."""
 
 _LEVEL = 2.0**-9  # of the range: half a step of 8 bits
+_BACKGROUND = 0.1  # part of a radiograph at its lowest value from which on that is air, free of scatter and noise,
+_UNIFORM_LEVEL = 0.01  # and what attenuates more than this part of the range is the body, however dark its tones are
 _WORKING = 512  # pixels along the longer side at which the body's outline is found
 
 
@@ -70,7 +72,9 @@ def find_clipping(image: Float[Tensor, "rows columns"], covered: Bool[Tensor, "r
     low, high = float(values.min()), float(values.max())
     span = max(high - low, 1e-9)
     step = max(1, max(image.shape) // _WORKING)
-    attenuating = (image > low + BODY_LEVEL * span) & covered
+    black = int((values <= low + _LEVEL * span).sum()) / len(values)
+    level = BODY_LEVEL if black < _BACKGROUND else _UNIFORM_LEVEL
+    attenuating = (image > low + level * span) & covered
     body = attenuating | (_enclosed(attenuating, covered, step) & covered)
     thin = body & (image <= low + _LEVEL * span)
     dense = body & (image >= high - _LEVEL * span)
