@@ -1,18 +1,21 @@
 """Seconds and memory of whole commands, of this checkout and of another in turn: what a change has gained, as ratios.
 
 python benchmarks/speed.py [--against CHECKOUT [--other-checkpoint FILE]] [--network cascade64] [--repetitions 3]
-    [--json FILE]
+    [--prepare PATIENTS] [--json FILE]
 
 Each command runs in a process of its own, of both checkouts alternately, so that what else the machine does falls on
 both. Processor time (of all threads, user and system) says most on a machine that is shared; the smallest of the
 repetitions counts. The first line is what a user first sees, also of an error. Weights are random. A checkout that
-cannot read this one's checkpoints is given one of its own, of a network of the same name.
+cannot read this one's checkpoints is given one of its own, of a network of the same name. --prepare (run with
+PYTHONPATH=.) measures drr2ct prepare instead, of that many patients of 133 DICOM slices by two processes, whose time is
+counted with the command's; resident is the command itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +32,9 @@ from drr2ct.transforms.files import write_json
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 PACKAGES = ("bundles", "networks", "pipeline", "transforms")
+
+WHOLE = "reconstruct, "
+"""What the name of a command that needs a checkpoint begins with."""
 
 START = """
 import atexit, os, sys
@@ -111,11 +117,24 @@ def write_inputs(folder: Path, name: str) -> list[str]:
     return options
 
 
+def reconstructing(inputs: list[str], network: str) -> dict[str, tuple[int, list[str]]]:
+    """Commands by name, with how they end; the last reconstructs from ``inputs``."""
+    nowhere = ["reconstruct", "--checkpoint", "no.pt", *inputs[2:], "--output", "ct.nii.gz"]
+    return {
+        "--help": (0, ["--help"]),
+        "reconstruct --help": (0, ["reconstruct", "--help"]),
+        "a wrong argument": (2, ["reconstruct", "--nonsense"]),
+        "a file that is not there": (2, nowhere),
+        f"{WHOLE}{network}": (0, ["reconstruct", *inputs, "--output", "ct.nii.gz", "--overwrite"]),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, help="another checkout of the repository")
     parser.add_argument("--other-checkpoint", type=Path, help="of that checkout's own")
     parser.add_argument("--network", default="cascade64", help="that reconstructs")
+    parser.add_argument("--prepare", type=int, default=0, metavar="PATIENTS", help="measure prepare instead")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
@@ -125,28 +144,28 @@ def main() -> None:
         checkouts = {"this": namespace_of(CHECKOUT, folder / "this")}
         if arguments.against is not None:
             checkouts = {"other": namespace_of(arguments.against, folder / "other"), **checkouts}
-        inputs = write_inputs(folder, arguments.network)
-        own = (
-            {"other": ["--checkpoint", str(arguments.other_checkpoint.resolve())]} if arguments.other_checkpoint else {}
-        )
-        whole = f"reconstruct, {arguments.network}"
-        commands: dict[str, tuple[int, list[str]]] = {
-            "--help": (0, ["--help"]),
-            "reconstruct --help": (0, ["reconstruct", "--help"]),
-            "a wrong argument": (2, ["reconstruct", "--nonsense"]),
-            "a file that is not there": (
-                2,
-                ["reconstruct", "--checkpoint", "no.pt", *inputs[2:], "--output", "ct.nii.gz"],
-            ),
-            whole: (0, ["reconstruct", *inputs[2:], "--output", "ct.nii.gz", "--overwrite"]),
-        }
+        if arguments.prepare:
+            from prepare import write_patients
+
+            write_patients(folder / "source", arguments.prepare)
+            name = f"prepare, {arguments.prepare} patients"
+            commands = {name: (0, ["prepare", str(folder / "source"), "{new}"])}
+            own: dict[str, list[str]] = {}
+        else:
+            commands = reconstructing(write_inputs(folder, arguments.network), arguments.network)
+            given = arguments.other_checkpoint
+            own = {"other": ["--checkpoint", str(given.resolve())]} if given else {}
         found: dict[str, dict[str, list[Run]]] = {name: {which: [] for which in checkouts} for name in commands}
         with console.status("measuring"):
             for _ in range(arguments.repetitions):
                 for name, (expected, command) in commands.items():
                     for which, namespace in checkouts.items():
-                        checkpoint = own.get(which, inputs[:2]) if name == whole else []
-                        found[name][which].append(run_once([*command, *checkpoint], namespace, folder, expected))
+                        new = tempfile.mkdtemp(dir=folder)
+                        given = [argument.replace("{new}", new) for argument in command]
+                        if which in own and name.startswith(WHOLE):  # typer takes the last of two
+                            given += own[which]
+                        found[name][which].append(run_once(given, namespace, folder, expected))
+                        shutil.rmtree(new)
     load = os.getloadavg()[0]
     title = f"seconds and GiB, the smallest of {arguments.repetitions} (load of the machine {load:.1f})"
     table = Table("command", "measured", *checkouts, title=title, box=MARKDOWN)

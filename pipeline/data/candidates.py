@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
@@ -19,11 +18,10 @@ from drr2ct.pipeline.data.patient_names import name_patients
 from drr2ct.pipeline.data.series import dicom_candidates
 from drr2ct.pipeline.data.volume_file import file_candidate
 from drr2ct.pipeline.running.progress import tracked
-from drr2ct.pipeline.running.workers import begin_worker
 from drr2ct.transforms.validation import InputError
 
 _MANY_FILES = 5000
-"""From so many files on, starting processes to read their headers takes less time than it saves."""
+"""From so many files on, other processes are worth reading their headers with."""
 
 
 def _inspect(path: Path, source: Path) -> Header | Candidate | None:
@@ -34,17 +32,16 @@ def _inspect(path: Path, source: Path) -> Header | Candidate | None:
     return file_candidate(path, source) if is_volume_file(path) else read_header(str(path))
 
 
-def _inspect_all(paths: Sequence[Path], source: Path, workers: int) -> Iterator[Header | Candidate | None]:
+def _inspect_all(paths: Sequence[Path], source: Path, pool: Executor | None) -> Iterator[Header | Candidate | None]:
     inspect = partial(_inspect, source=source)
-    if workers == 1 or len(paths) < _MANY_FILES:
+    if pool is None or len(paths) < _MANY_FILES:
         yield from map(inspect, paths)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin_worker) as pool:
+    else:
         yield from pool.map(inspect, paths, chunksize=100)
 
 
 def find_candidates(
-    source: Path, patient_pattern: str | None = None, workers: int = 1, console: Console | None = None
+    source: Path, patient_pattern: str | None = None, pool: Executor | None = None, console: Console | None = None
 ) -> list[Candidate]:
     """Every CT candidate below ``source``, usable or not; each has a patient.
 
@@ -54,7 +51,7 @@ def find_candidates(
             Where it does not match, and without one, the patient is the Patient ID of a DICOM header, else that of
             :func:`~drr2ct.pipeline.data.patient_names.name_patients`, else the topmost folder, else the Study Instance
             UID.
-        workers: processes that read headers, if there are many.
+        pool: processes that read headers, if there are many; else they start meanwhile, for what comes after.
         console: for progress; silent without.
 
     Raises:
@@ -66,7 +63,9 @@ def find_candidates(
     console = console or Console(quiet=True)
     with console.status(f"listing {source}"):
         paths = list(walk_files(source, unreadable.append))
-    inspected = tracked(_inspect_all(paths, source, workers), len(paths), console, "files' headers")
+    if pool is not None and paths:
+        pool.submit(os.getpid)  # anything: it starts them
+    inspected = tracked(_inspect_all(paths, source, pool), len(paths), console, "files' headers")
     headers: list[Header] = []
     found: list[Candidate] = []
     for result in inspected:

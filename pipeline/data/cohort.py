@@ -10,9 +10,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from monai.data import MetaTensor
 from drr2ct.pipeline.data.datalist import write_datalist
 from drr2ct.pipeline.data.patients import recorded_aim
 from drr2ct.pipeline.data.splitting import PARTS
-from drr2ct.pipeline.running.workers import begin_worker
+from drr2ct.pipeline.running.workers import worker_pool
 from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import replacing
@@ -81,9 +79,7 @@ def write_cohort(
     patients = plan.patients()
     jobs = [(root, name, source, seed, plan.geometry, plan.variation) for _, name, source, seed in patients]
     missing = [job for job in jobs if not _is_complete(root / job[1], plan.geometry)]
-    # spawned, not forked: torch's and ITK's thread pools do not survive a fork
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=begin_worker) as pool:
+    with worker_pool(workers) as pool:
         written = pool.map(_write_patient, missing)  # no process is started for none
         for _ in itertools.chain(range(len(jobs) - len(missing)), written):
             if on_patient is not None:

@@ -10,10 +10,9 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from drr2ct.pipeline.data.patient_names import printable
 from drr2ct.pipeline.data.settings import PrepareSettings, folder_name, keyed
 from drr2ct.pipeline.data.survey import aim_notes, look_at, lungs_to_aim_at
 from drr2ct.pipeline.running.faults import disk_is_full
-from drr2ct.pipeline.running.workers import begin_worker
+from drr2ct.pipeline.running.workers import worker_pool
 from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.files import write_json
@@ -206,9 +205,19 @@ def _write_patient(
     }
 
 
-def run_jobs(jobs: Sequence[Job], dest: Path, settings: PrepareSettings, workers: int) -> Iterator[Outcome]:
-    """Make patients in several processes; one that takes its process down is tried once more alone, then failed."""
-    if workers == 1:
+def run_jobs(
+    jobs: Sequence[Job], dest: Path, settings: PrepareSettings, workers: int, begun: Executor | None
+) -> Iterator[Outcome]:
+    """Make patients in several processes; one that takes its process down is tried once more alone, then failed.
+
+    Args:
+        jobs: the patients.
+        dest: the data set.
+        settings: what to make.
+        workers: processes.
+        begun: those, if they are there already; without any, they are this one.
+    """
+    if begun is None:
         for job in jobs:
             yield make_patient(job, dest, settings)
         return
@@ -216,8 +225,9 @@ def run_jobs(jobs: Sequence[Job], dest: Path, settings: PrepareSettings, workers
     suspects: list[Job] = []
     while queue or suspects:
         alone = not queue
-        count, spawn = 1 if alone else workers, get_context("spawn")
-        with ProcessPoolExecutor(count, spawn, initializer=begin_worker) as pool:
+        count = 1 if alone else workers
+        with begun or worker_pool(count) as pool:
+            begun = None  # one that breaks is of no more use
             running: dict[Future[Outcome], Job] = {}
             try:
                 while running or (suspects if alone else queue):

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from drr2ct.pipeline.data.settings import PrepareSettings, folder_name
 from drr2ct.pipeline.data.splitting import PARTS, split_patients
 from drr2ct.pipeline.running.progress import tracked
 from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
+from drr2ct.pipeline.running.workers import worker_pool
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.validation import InputError
 
@@ -95,34 +97,24 @@ def prepare(
     if source.resolve() == dest.resolve() or source.resolve() in dest.resolve().parents:
         raise InputError(f"the data set {dest} would lie inside its source {source}; choose another folder.")
     _check_dest(dest, settings)
-    candidates = find_candidates(source, settings.patient_pattern, workers, console)
-    jobs = plan_jobs(candidates, source, settings)
-    if not jobs:
-        raise InputError(
-            f"source {source} holds no usable CT; the first of {len(candidates)} left out, "
-            f"{os.path.relpath(candidates[0].source, source)}, is: {candidates[0].reason}."
-        )
-    _warn_of_shared_ids(jobs, console)
-    names = {job.name for job in jobs}
-    found = (path for path in dest.glob("*/*.json") if path.stem == path.parent.name)
-    stray = sorted(path.stem for path in found if path.stem not in names)
-    if stray:
-        raise InputError(
-            f"{dest} holds {len(stray)} patients that the source lacks ({stray[0]}); choose another folder."
-        )
-    mine = [job for job in jobs[rank::world] if not is_ready(dest, job)]
-    _check_space(dest, mine, settings)
-    _claim(dest, settings)
-    for job in mine:
-        failure_file(dest, job.name).unlink(missing_ok=True)
     seconds: dict[str, float] = defaultdict(float)
     failed = 0
-    for outcome in tracked(run_jobs(mine, dest, settings, workers), len(mine), console, "patients"):
-        failed += bool(outcome.error)
-        for step, value in outcome.seconds.items():
-            seconds[step] += value
-        if outcome.error:
-            console.print(f"{outcome.name} left out: {outcome.error}", markup=False)
+    with nullcontext() if workers == 1 else worker_pool(workers) as pool:
+        candidates = find_candidates(source, settings.patient_pattern, pool, console)
+        jobs = plan_jobs(candidates, source, settings)
+        _check_jobs(jobs, candidates, source, dest)
+        _warn_of_shared_ids(jobs, console)
+        mine = [job for job in jobs[rank::world] if not is_ready(dest, job)]
+        _check_space(dest, mine, settings)
+        _claim(dest, settings)
+        for job in mine:
+            failure_file(dest, job.name).unlink(missing_ok=True)
+        for outcome in tracked(run_jobs(mine, dest, settings, workers, pool), len(mine), console, "patients"):
+            failed += bool(outcome.error)
+            for step, value in outcome.seconds.items():
+                seconds[step] += value
+            if outcome.error:
+                console.print(f"{outcome.name} left out: {outcome.error}", markup=False)
     ready = [job for job in jobs if is_ready(dest, job)]
     done = {job.name for job in ready}
     complete = all(job.name in done or failure_file(dest, job.name).exists() for job in jobs)
@@ -133,6 +125,21 @@ def prepare(
                 if re.fullmatch(r"\.[0-9a-f]{32}\..+", path.name):
                     path.unlink()
     return Summary(len(ready), len(mine) - failed, failed, complete, dict(seconds))
+
+
+def _check_jobs(jobs: Sequence[Job], candidates: Sequence[Candidate], source: Path, dest: Path) -> None:
+    if not jobs:
+        raise InputError(
+            f"source {source} holds no usable CT; the first of {len(candidates)} left out, "
+            f"{os.path.relpath(candidates[0].source, source)}, is: {candidates[0].reason}."
+        )
+    names = {job.name for job in jobs}
+    found = (path for path in dest.glob("*/*.json") if path.stem == path.parent.name)
+    stray = sorted(path.stem for path in found if path.stem not in names)
+    if stray:
+        raise InputError(
+            f"{dest} holds {len(stray)} patients that the source lacks ({stray[0]}); choose another folder."
+        )
 
 
 def _check_dest(dest: Path, settings: PrepareSettings) -> None:

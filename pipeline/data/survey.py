@@ -10,10 +10,8 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from drr2ct.pipeline.data.cache import stamp
 from drr2ct.pipeline.data.patients import record_beside
 from drr2ct.pipeline.running.distributed import is_main_process, share, wait
 from drr2ct.pipeline.running.progress import tracked
-from drr2ct.pipeline.running.workers import begin_worker
+from drr2ct.pipeline.running.workers import worker_pool
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import VolumeGrid
 from drr2ct.transforms.lungs import Lungs, find_lungs
@@ -238,7 +236,7 @@ def _look_each(items: Sequence[Mapping[str, Any]], folder: Path, workers: int) -
             _look(item, folder)
             yield
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin_worker) as pool:
+    with worker_pool(workers) as pool:
         yield from pool.map(_look, items, [folder] * len(items))
 
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from multiprocessing import parent_process
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, parent_process
 
 from drr2ct.pipeline.running.startup import start_lightly
 
 
-def begin_worker() -> None:
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """So many processes, which start at the first task.
+
+    Spawned, not forked: torch's and ITK's pools of threads do not survive a fork.
+    """
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_worker)
+
+
+def _begin_worker() -> None:
     """One thread for each process, and an end with its parent: else one that outlives it would go on writing.
 
     Ctrl-C reaches all processes of a terminal; the parent's answer to it is enough.

@@ -19,6 +19,7 @@ import drr2ct.pipeline.data.candidates as module
 from drr2ct.pipeline.data.candidates import find_candidates
 from drr2ct.pipeline.data.prepare import prepare
 from drr2ct.pipeline.data.settings import PrepareSettings
+from drr2ct.pipeline.running.workers import worker_pool
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from tests.files import chest, write_nifti
 from tests.pipeline.data.dicom_files import SHAPE, write_series
@@ -149,4 +150,5 @@ def test_headers_of_a_large_tree_are_read_by_several_processes(tmp_path: Path, m
         write_series(tmp_path / f"{i}", chest(SHAPE), patient=f"P{i}")
     alone = find_candidates(tmp_path)
     monkeypatch.setattr(module, "_MANY_FILES", 10)
-    assert find_candidates(tmp_path, workers=2) == alone and len(alone) == 4
+    with worker_pool(2) as pool:
+        assert find_candidates(tmp_path, pool=pool) == alone and len(alone) == 4
