@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -50,8 +51,16 @@ def draw(counts: Counter[tuple[int, int]], files: dict[str, Path]) -> Figure:
     for row, importer in enumerate(order):
         y = -row - 0.5
         axes.text(0.1, y, label(ROOMS[importer]), fontsize=11, weight="bold", va="center", color=INK)
-        axes.text(2.2, y, subject(ROOMS[importer]), fontsize=8.5, va="center", color=INK)
-        axes.text(left - 0.15, y, f"{sizes[importer]} files", fontsize=8, va="center", ha="right", color="#5a6875")
+        axes.text(2.2, y, textwrap.fill(subject(ROOMS[importer]), 72), fontsize=8.5, va="center", color=INK)
+        axes.text(
+            left - 0.15,
+            y,
+            f"{sizes[importer]} file{'s' * (sizes[importer] != 1)}",
+            fontsize=8,
+            va="center",
+            ha="right",
+            color="#5a6875",
+        )
         for column, imported in enumerate(order):
             x, number = left + 0.62 * column, counts[importer, imported]
             shade = "#c9d1d9" if row == column else FILLED if number else PALE
