@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -140,6 +141,7 @@ class Peer:
         rate: its own learning rate.
         optimizer: parameters and rate → its own optimiser.
         load: the checkout → adapter; its ``root`` can be imported from.
+        settings: files of the checkout that ``load`` reads besides.
     """
 
     option: str
@@ -150,6 +152,7 @@ class Peer:
     rate: float
     optimizer: Callable[[Parameters, float], torch.optim.Optimizer]
     load: Callable[[Path], nn.Module]
+    settings: tuple[str, ...] = ()
 
 
 def _shape(name: str, about: str) -> Peer:
@@ -204,6 +207,7 @@ PEERS = {
         1e-2,
         momentum,
         load_dif_gaussian,
+        ("configs/default.yaml",),
     ),
 }
 
@@ -242,32 +246,46 @@ def load(peer: Peer, checkout: Path) -> nn.Module:
 
 
 _LICENCES = {
-    "MIT License": ("MIT License",),
-    "Apache License 2.0": ("Apache License", "Version 2.0"),
-    "GNU Affero GPL 3": ("GNU AFFERO GENERAL PUBLIC LICENSE", "Version 3"),
-    "GNU LGPL 3": ("GNU LESSER GENERAL PUBLIC LICENSE", "Version 3"),
-    "GNU GPL 3": ("GNU GENERAL PUBLIC LICENSE", "Version 3"),
-    "GNU GPL 2": ("GNU GENERAL PUBLIC LICENSE", "Version 2"),
+    "MIT License": r"mit license",
+    "Apache License 2.0": r"apache license,?( version)? 2\.0|apache license.{0,40}version 2",
+    "GNU Affero GPL 3": r"gnu affero general public license.{0,40}(version 3|v3)",
+    "GNU LGPL 3": r"gnu lesser general public license.{0,40}(version 3|v3)",
+    "GNU GPL 3": r"gnu general public license.{0,40}(version 3|v3)",
+    "GNU GPL 2": r"gnu general public license.{0,40}(version 2|v2)",
 }
 
 
-def licence(checkout: Path) -> str:
-    """The name of a checkout's licence, from its licence file: a known name, or the file's first line."""
+def _known_licence(text: str) -> str | None:
+    head = " ".join(text.split())[:400].lower()
+    return next((name for name, words in _LICENCES.items() if re.search(words, head)), None)
+
+
+def licence(checkout: Path, sources: Path | None = None) -> str:
+    """The name of a checkout's licence, from its licence file: a known name, or the file's first line.
+
+    Args:
+        checkout: its root.
+        sources: folder of modules, whose heads may name another licence; both are told then.
+    """
     names = ("license", "licence", "copying")
     files = sorted(p for p in checkout.iterdir() if p.is_file() and p.name.lower().startswith(names))
-    if not files:
-        return "no licence file"
-    text = files[0].read_text(encoding="utf-8", errors="replace")
-    head = " ".join(text.split())[:400].lower()
-    known = (name for name, words in _LICENCES.items() if all(word.lower() in head for word in words))
-    first_line = next((line.strip()[:80] for line in text.splitlines() if line.strip()), "an empty licence file")
-    return next(known, first_line)
+    named = "no licence file"
+    if files:
+        text = files[0].read_text(encoding="utf-8", errors="replace")
+        first_line = next((line.strip()[:80] for line in text.splitlines() if line.strip()), "an empty licence file")
+        named = _known_licence(text) or first_line
+    heads = {_known_licence(path.read_text(encoding="utf-8", errors="replace")) for path in _modules(sources)}
+    others = sorted(head for head in heads if head not in (None, named))
+    return f"{named}; its sources say {', '.join(others)}" if others else named
+
+
+def _modules(folder: Path | None) -> list[Path]:
+    return [] if folder is None else sorted(folder.rglob("*.py"))
 
 
 def digest(peer: Peer, checkout: Path) -> str:
-    """Of the checkout's modules and of how they are trained here."""
+    """Of the checkout's modules, of what they are set to, and of how they are trained here."""
     found = hashlib.sha256(repr((peer.about, peer.rate, peer.optimizer.__name__)).encode())
-    folder = checkout / peer.root / peer.source
-    for path in sorted(folder.rglob("*.py")):
-        found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    for path in [*_modules(checkout / peer.root / peer.source), *(checkout / name for name in peer.settings)]:
+        found.update(str(path.relative_to(checkout)).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]

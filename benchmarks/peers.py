@@ -155,7 +155,7 @@ def main() -> None:
             about[name] = {
                 "digest": digest(peer, checkout),
                 "repository": peer.repository,
-                "licence": licence(checkout),
+                "licence": licence(checkout, checkout / peer.root / peer.source),
                 "about": peer.about,
             }
             say(f"{name}: {peer.repository}, {about[name]['licence']}: {peer.about}.")

@@ -259,6 +259,20 @@ def test_a_licence_is_named_from_its_file(
     assert bench.checkouts.licence(write(tmp_path, files)) == name
 
 
+def test_another_licence_at_the_head_of_the_sources_is_told(bench: SimpleNamespace, tmp_path: Path) -> None:
+    head = "# Licensed under the GNU General Public License v3.0 (GPL-3.0).\nimport torch\n"
+    checkout = write(tmp_path, {"LICENSE": "MIT License", "nets/a.py": head, "nets/b.py": "import torch\n"})
+    assert bench.checkouts.licence(checkout, checkout / "nets") == "MIT License; its sources say GNU GPL 3"
+
+
+def test_results_are_of_the_settings_too(bench: SimpleNamespace, tmp_path: Path) -> None:
+    peer = bench.checkouts.PEERS["dif-gaussian"]
+    files = {"code/models/model.py": "", "configs/default.yaml": "model: {gs: {res: 12}}"}
+    before = bench.checkouts.digest(peer, write(tmp_path, files))
+    assert bench.checkouts.digest(peer, write(tmp_path, files)) == before
+    assert bench.checkouts.digest(peer, write(tmp_path, {"configs/default.yaml": "model: {gs: {res: 8}}"})) != before
+
+
 def test_mamba_stands_for_its_equations(bench: SimpleNamespace) -> None:
     """No output depends on later inputs, and a state that decays at once leaves the convolution's own product."""
     from peer_standins import Mamba
