@@ -118,8 +118,26 @@ def add_evaluation(measured: Measured, folder: str | Path, description: Mapping[
         measured.patients[patient] = {"group": GROUPS[patient not in validation], **entry}
 
 
-def add_left_out(measured: Measured, folder: str | Path, description: Mapping[str, Any]) -> None:
+def left_out_checkpoint(folder: str | Path) -> Path | None:
+    """The weights that an evaluation is of, if they still lie where they lay then.
+
+    Raises:
+        InputError: if it is no evaluation.
+    """
+    place = _model_of(Path(folder) / "summary.json", "evaluation").get("checkpoint")
+    return Path(place) if place and Path(place).is_file() else None
+
+
+def add_left_out(
+    measured: Measured, folder: str | Path, description: Mapping[str, Any], trained_for: str | None = None
+) -> None:
     """Take in an evaluation of another network of the same kind, on patients that it was not trained on.
+
+    Args:
+        measured: what it is added to.
+        folder: that ``drr2ct evaluate`` wrote.
+        description: of the weights that are released.
+        trained_for: how long that other network was trained, as the card is to say it.
 
     Raises:
         InputError: if it is of another kind or of these weights, or no evaluation.
@@ -132,7 +150,7 @@ def add_left_out(measured: Measured, folder: str | Path, description: Mapping[st
             "without its patients."
         )
     for patient, entry in _entries(Path(folder)).items():
-        measured.left_out[patient] = {"weights_sha256": model["weights_sha256"], **entry}
+        measured.left_out[patient] = {"weights_sha256": model["weights_sha256"], "trained_for": trained_for, **entry}
 
 
 def add_robustness(measured: Measured, folder: str | Path) -> None:

@@ -142,7 +142,12 @@ class ShippedNetwork:
         ]
         if self.measured.left_out:
             networks = len({entry["weights_sha256"] for entry in self.measured.left_out.values()})
-            title = f"Left out: {networks} networks of the recipe of {self.name}, each judged on others' patients"
+            times = {entry.get("trained_for") or "a time not on record" for entry in self.measured.left_out.values()}
+            shipped = training_seconds(self.description)
+            own = "" if shipped is None else f" (the shipped one: {duration_text(shipped)})"
+            kind = f"{networks} network{'s' * (networks != 1)} of the recipe of {self.name}"
+            long = f"trained for {' or '.join(sorted(times))}{own}"
+            title = f"Left out: {kind}, each judged on others' patients; {long}"
             found.append(_figures_table(title, self.measured.left_out))
         if self.measured.robustness is not None:
             found.append(_robustness_table(self.name, self.measured.robustness))

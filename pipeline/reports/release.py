@@ -21,9 +21,16 @@ from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.checkpoints.shipped import shipped_networks
 from drr2ct.pipeline.data.identity import trained_on
 from drr2ct.pipeline.data.sample.cts import sample_ct
-from drr2ct.pipeline.reports.measured import add_evaluation, add_left_out, add_robustness, read_measured
+from drr2ct.pipeline.reports.measured import (
+    add_evaluation,
+    add_left_out,
+    add_robustness,
+    left_out_checkpoint,
+    read_measured,
+)
 from drr2ct.pipeline.reports.model_card import ShippedNetwork, Sources, card, data_line, read_sources
 from drr2ct.pipeline.reports.runs import Run
+from drr2ct.pipeline.running.console import duration_text
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.validation import InputError, existing_file
 
@@ -72,7 +79,7 @@ def release(
     for folder in evaluations:
         add_evaluation(measured, folder, description)
     for folder in left_out:
-        add_left_out(measured, folder, description)
+        add_left_out(measured, folder, description, _time_of(left_out_checkpoint(folder)))
     if robustness is not None:
         add_robustness(measured, robustness)
     description = {**description, "released": name, "training": training_facts(checkpoint, description)}
@@ -168,6 +175,21 @@ def training_facts(checkpoint: Path, description: Mapping[str, Any]) -> dict[str
         "loss": {term: weight[0] if isinstance(weight, list) else weight for term, weight in terms.items()},
         "began_with": None if before is None else _network_before(Path(before)),
     }
+
+
+def _time_of(checkpoint: Path | None) -> str | None:
+    """How long weights were trained, with those that they grew from; None if they or their run are gone."""
+    if checkpoint is None:
+        return None
+    facts: dict[str, Any] | None = training_facts(checkpoint, read_checkpoint(checkpoint)["description"])
+    total, whole = 0.0, True
+    while facts is not None:
+        total += facts["seconds"] or 0.0
+        whole = whole and facts["seconds"] is not None
+        facts = (facts.get("began_with") or {}).get("training")
+    if not total:
+        return None
+    return duration_text(total) + ("" if whole else ", after weights whose time is not on record")
 
 
 def _network_before(checkpoint: Path) -> dict[str, Any]:

@@ -43,7 +43,12 @@ def model_of(weights: Path) -> dict[str, Any]:
     content = read_checkpoint(weights)
     about = content["description"]
     digest = weights_sha256(content["network"])
-    return {"name": about["name"], "geometry": about["config"]["geometry"], "weights_sha256": digest}
+    return {
+        "name": about["name"],
+        "geometry": about["config"]["geometry"],
+        "weights_sha256": digest,
+        "checkpoint": str(weights),
+    }
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -177,7 +182,8 @@ def test_figures_are_those_of_evaluations_of_these_weights(run: Path, bundle: Pa
     # patients left out, by a network of the same kind
     release(shipped, "cascade64", bundle, left_out=[other])
     card = (bundle / "models" / "README.md").read_text()
-    assert "| new | 21.00 |" in card and "Left out: 1 networks" in card
+    assert "| new | 21.00 |" in card and "Left out: 1 network of the recipe" in card
+    assert "each judged on others' patients; trained for 30 s (the shipped one: 30 s)" in card
     with pytest.raises(InputError, match="is not of another cascade64"):
         release(shipped, "cascade64", bundle, left_out=[good])
     # other weights under the name: what was measured of those before does not hold
