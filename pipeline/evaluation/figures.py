@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from drr2ct.pipeline.evaluation.similarity import (
     DEFAULT_WINDOW,
@@ -21,6 +20,7 @@ from drr2ct.pipeline.evaluation.similarity import (
     ms_ssim_from,
     planes,
     ssim_planes,
+    total,
 )
 from drr2ct.pipeline.evaluation.structures import STRUCTURES, TISSUES, Mask
 from drr2ct.transforms.volume import HU_WINDOW
@@ -57,26 +57,29 @@ def lower_is_better(figure: str) -> bool:
     return figure.startswith(("mae_", "bias_", "hd95_", "reprojection_", "interval_width"))
 
 
+def _means(sums: np.ndarray, counts: Sequence[int]) -> list[float]:
+    """NaN of nothing."""
+    return [float(found) / count if count else math.nan for found, count in zip(sums, counts, strict=True)]
+
+
 def window_figures(suffix: str, pred: Volume, truth: Volume, body: Mask, with_scales: bool) -> dict[str, float]:
     """PSNR and SSIM in the window of that suffix (see ``WINDOWS``), everywhere and in the body; MS-SSIM if asked."""
     low, high = WINDOWS[suffix]
     width = high - low
     pred, truth = pred.clamp(low, high), truth.clamp(low, high)
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = np.zeros(2)
     for p, t, inside in planes(pred, truth, body):
         squares = (p - t).square_()
-        sums[0] += squares.sum(dtype=torch.float64).cpu()
-        sums[1] += squares.mul_(inside).sum(dtype=torch.float64).cpu()
-    error, body_error = (sums / torch.tensor([body.numel(), int(body.sum())])).tolist()
+        sums += total(squares), total(squares, inside)
+    error, body_error = _means(sums, [body.numel(), int(body.sum())])
     margin = SMALLEST_GRID // 2
     inner = body[:, margin:-margin, margin:-margin, margin:-margin]
-    sums, done = torch.zeros(3, dtype=torch.float64), 0
+    sums, done = np.zeros(3), 0
     for similarity, contrast in ssim_planes(pred, truth, width):
         inside = inner[:, done : done + similarity.shape[1]]
         done += similarity.shape[1]
-        sums[:2] += torch.stack([x.sum(dtype=torch.float64) for x in (similarity, contrast)]).cpu()
-        sums[2] += similarity.mul_(inside).sum(dtype=torch.float64).cpu()
-    ssim, contrast_mean, body_ssim = (sums / torch.tensor([inner.numel(), inner.numel(), int(inner.sum())])).tolist()
+        sums += total(similarity), total(contrast), total(similarity, inside)
+    ssim, contrast_mean, body_ssim = _means(sums, [inner.numel(), inner.numel(), int(inner.sum())])
     scales = {"ms_ssim": ms_ssim_from((ssim, contrast_mean), pred, truth, width)} if with_scales else {}
     return scales | {
         f"psnr{suffix}": decibels(error, width),
@@ -92,14 +95,14 @@ def hu_figures(pred: Volume, truth: Volume, body: Mask) -> dict[str, float]:
     sums = {name: np.zeros(3) for name in names}  # |error|, error, voxels
     for p, t, inside in planes(pred, truth, body, window=HU_WINDOW):
         error = p - t
-        signed = float(error.sum(dtype=torch.float64))
-        sums[""] += float(error.abs().sum(dtype=torch.float64)), signed, error.numel()
+        signed = total(error)
+        sums[""] += total(error.abs()), signed, error.numel()
         error, there = error.masked_select(inside), t.masked_select(inside)
         tissues = {name: (there >= low) & (there <= high) for name, (low, high) in TISSUES.items()}
         parts = {"body": error, **{name: error.masked_select(mask) for name, mask in tissues.items()}}
         for name, values in parts.items():
-            signed = float(values.sum(dtype=torch.float64))
-            sums[name] += float(values.abs_().sum(dtype=torch.float64)), signed, values.numel()
+            signed = total(values)
+            sums[name] += total(values.abs_()), signed, values.numel()
     figures = {}
     for name, (absolute, signed, count) in sums.items():
         suffix = f"_{name}" if name else ""
@@ -113,7 +116,7 @@ def other_figures(pred: Volume, truth: Volume, body: Mask, spacing_mm: Sequence[
     low, high = DEFAULT_WINDOW
     pred, truth = pred.clamp(low, high), truth.clamp(low, high)
     similarity = gradient_similarity(pred, truth, high - low)
-    in_body = sum(float(g.mul_(inside).sum(dtype=torch.float64)) for g, inside in planes(similarity, body))
+    in_body = sum(total(g, inside) for g, inside in planes(similarity, body))
     count = int(body.sum())
     return {
         "gms_body": in_body / count if count else math.nan,

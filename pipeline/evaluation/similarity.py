@@ -48,6 +48,14 @@ def planes(*volumes: Tensor, window: Sequence[float] | None = None) -> Iterator[
         yield tuple(p if window is None or p.dtype == torch.bool else p.clamp(*window) for p in parts)
 
 
+def total(values: Tensor, weights: Tensor | None = None) -> float:
+    """Sum of all values, each times its weight: of a few planes at a time, so that float32 is exact enough.
+
+    PyTorch adds float32 up in a cascade; to convert each value to float64 before takes twenty times as long.
+    """
+    return float(values.sum() if weights is None else torch.linalg.vecdot(values, weights.to(values)).sum())
+
+
 def decibels(mean_square: float, data_range: float) -> float:
     """A mean squared error as PSNR, 100 dB at most; NaN stays NaN."""
     if math.isnan(mean_square):
@@ -57,7 +65,7 @@ def decibels(mean_square: float, data_range: float) -> float:
 
 def psnr(pred: Volume, truth: Volume, data_range: float) -> float:
     """Peak signal-to-noise ratio in dB of values in one window; 100 dB at most, which identical values get."""
-    squares = sum(float((p - t).square_().sum(dtype=torch.float64)) for p, t in planes(pred, truth))
+    squares = sum(total((p - t).square_()) for p, t in planes(pred, truth))
     return decibels(squares / pred.numel(), data_range)
 
 
@@ -89,11 +97,10 @@ def ssim_planes(pred: Volume, truth: Volume, data_range: float) -> Iterator[tupl
 
 def _mean_similarity(pred: Volume, truth: Volume, data_range: float) -> tuple[float, float]:
     """Means of SSIM and of its contrast-structure factor."""
-    sums = [
-        torch.stack([similarity.sum(dtype=torch.float64), contrast.sum(dtype=torch.float64)])
-        for similarity, contrast in ssim_planes(pred, truth, data_range)
-    ]
-    similarity, contrast = (torch.stack(sums).sum(dim=0) / _positions(pred)).tolist()
+    sums = np.zeros(2)
+    for similarity, contrast in ssim_planes(pred, truth, data_range):
+        sums += total(similarity), total(contrast)
+    similarity, contrast = (sums / _positions(pred)).tolist()
     return similarity, contrast
 
 
@@ -172,17 +179,15 @@ def detail_explained(pred: Volume, truth: Volume, spacing_mm: Sequence[float]) -
     along[2] = torch.fft.rfftfreq(size[2], d=spacing_mm[2], device=device)
     squares = [f.square() for f in along]
     outside = squares[0][:, None, None] + squares[1][:, None] + squares[2] > DETAIL_FREQUENCY**2
+    weight = outside.float()
     # of a real signal half the spectrum is kept; its inner planes stand for two
-    weight = torch.full((len(along[2]),), 2.0, device=device)
-    weight[0] = 1
-    if size[2] % 2 == 0:
-        weight[-1] = 1
+    weight[:, :, 1 : (size[2] + 1) // 2] *= 2
     tapers = [torch.hann_window(n, periodic=False, device=device) for n in size]
     taper = tapers[0][:, None, None] * tapers[1][:, None] * tapers[2]
 
     def power(volume: Tensor) -> float:
-        spectrum = torch.fft.rfftn(volume[0] * taper)
-        return float((spectrum.abs().square_().mul_(outside) * weight).sum(dtype=torch.float64))
+        spectrum = torch.view_as_real(torch.fft.rfftn(volume[0] * taper))
+        return sum(total(part.square().sum(dim=-1), factor) for part, factor in planes(spectrum[None], weight[None]))
 
     there = power(truth)
     return 1 - power(pred - truth) / there if there > 0 else math.nan

@@ -158,7 +158,7 @@ def training_facts(checkpoint: Path, description: Mapping[str, Any]) -> dict[str
     if "training" in description:
         found: dict[str, Any] = description["training"]
         return found
-    folder = checkpoint.parent.parent
+    folder = checkpoint.resolve().parent.parent  # it may be a link
     run = Run(folder, folder / "evaluation", checkpoint, dict(description), folder.name)
     rows = [row for row in run.phase("training") if row["epoch"] <= description.get("epoch", 0)]
     config = run.config

@@ -107,8 +107,12 @@ def test_how_long_it_was_trained_is_added_up_from_the_records(run: Path, bundle:
     assert training_seconds(about) == 30, "two epochs of three, without validation"
     assert about["training"]["loss"] == {"l1": 1.0, "reprojection": 0.1}
     assert "as shipped" in network_sentence(about) and "for 30 s" in network_sentence(about)
-    for before, known in ((run / "checkpoints" / "best_psnr.pt", 60), (tmp_path / "gone.pt", None)):
-        finer = make_run(tmp_path / f"finer{known}", "cascade128", transfer_from=str(before))
+    link = tmp_path / "begin" / "0.pt"
+    link.parent.mkdir()
+    link.symlink_to(run / "checkpoints" / "best_psnr.pt")
+    begun = ((run / "checkpoints" / "best_psnr.pt", 60), (tmp_path / "gone.pt", None), (link, 60))
+    for number, (before, known) in enumerate(begun):
+        finer = make_run(tmp_path / f"finer{number}", "cascade128", transfer_from=str(before))
         release(finer, "cascade128", bundle)
         about = read_checkpoint(bundle / "models" / "cascade128.safetensors")["description"]
         assert training_seconds(about) == known
