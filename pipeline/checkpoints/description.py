@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from drr2ct.networks import ProgressiveCascade
-from drr2ct.pipeline.checkpoints.files import CHECKPOINT_FORMAT, read_checkpoint
+from drr2ct.pipeline.checkpoints.files import CHECKPOINT_FORMAT, as_paths, read_checkpoint
 from drr2ct.pipeline.data.identity import ct_fingerprints
 from drr2ct.pipeline.running.console import duration_text
 from drr2ct.pipeline.running.distributed import is_main_process
@@ -24,7 +25,7 @@ def describe(
     name: str,
     mode: str,
     datalists: Mapping[str, Sequence[Mapping[str, Any]]],
-    started_from: str | Path | None = None,
+    started_from: str | Path | Sequence[str | Path] | None = None,
 ) -> dict[str, Any]:
     """What a user of the weights must know, in plain types.
 
@@ -34,7 +35,8 @@ def describe(
         mode: how CTs were put on the grid, ``cube`` or ``resize``.
         datalists: data lists by part; patients' names are kept, and of the training's CTs a hash of parts of the file,
             by which an evaluation knows them under another name.
-        started_from: the checkpoint that the weights came from before this training; its patients were trained on too.
+        started_from: the checkpoints that the weights came from before this training; their patients were trained on
+            too.
 
     Raises:
         InputError: as ``read_checkpoint``.
@@ -42,8 +44,8 @@ def describe(
     patients = {part: [str(item["patient"]) for item in items] for part, items in datalists.items()}
     # read by the process that writes the description, not by every one
     cts = ct_fingerprints(datalists.get("training", [])) if is_main_process() else []
-    if started_from is not None:
-        before = read_checkpoint(started_from)["description"]
+    for path in as_paths(started_from):
+        before = read_checkpoint(path)["description"]
         earlier = before["patients"].get("training", [])
         patients["training"] = list(dict.fromkeys([*patients.get("training", []), *earlier]))
         cts = sorted({*cts, *before.get("training_cts", [])})
@@ -75,12 +77,25 @@ def training_seconds(description: Mapping[str, Any]) -> float | None:
 
     None where it is not known: only released weights hold it.
     """
+    runs = training_runs(description)
+    return None if None in runs.values() else sum(seconds for seconds in runs.values() if seconds is not None)
+
+
+def began_with(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The networks whose weights a training began with; none if they were random."""
+    before: dict[str, Any] | list[dict[str, Any]] | None = training.get("began_with")  # one alone in older files
+    return [before] if isinstance(before, dict) else before or []
+
+
+def training_runs(description: Mapping[str, Any]) -> dict[str, float | None]:
+    """Seconds of every training behind weights, each once, though two of them may have begun with the same weights."""
     training = description.get("training")
-    if training is None or training["seconds"] is None:
-        return None
-    before = training.get("began_with")
-    earlier = 0.0 if before is None else training_seconds(before)
-    return None if earlier is None else training["seconds"] + earlier
+    if training is None:
+        return {"": None}
+    found: dict[str, float | None] = {json.dumps(training, sort_keys=True): training["seconds"]}
+    for before in began_with(training):
+        found |= training_runs(before)
+    return found
 
 
 def network_sentence(description: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,11 @@ def _sync_folder(folder: Path) -> None:
 def _not_written(path: Path, error: Exception) -> InputError:
     reason = explain_fault(error) or " ".join(str(error).split())
     return InputError(f"checkpoint {path} could not be written, the one before is intact: {reason}")
+
+
+def as_paths(paths: str | Path | Sequence[str | Path] | None) -> list[Path]:
+    """One checkpoint, several or none, as a setting gives them."""
+    return [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths or [])]
 
 
 def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from drr2ct.pipeline.checkpoints.description import training_seconds
+from drr2ct.pipeline.checkpoints.description import began_with, training_seconds
 from drr2ct.pipeline.evaluation.similarity import WINDOWS
 from drr2ct.pipeline.planning.tables import TableText
 from drr2ct.pipeline.reconstruction.record import file_sha256
@@ -218,8 +218,7 @@ def _training(network: ShippedNetwork) -> Iterator[tuple[str, str]]:
     if training["seconds"] is not None:
         on = f" on {training['processor']}" if training.get("processor") else ""
         yield "time of its own training", f"{duration_text(training['seconds'])}{on}"
-    before = training.get("began_with")
-    if before is not None:
+    for before in began_with(training):
         since = training_seconds(before)
         long = "" if since is None else f", after {duration_text(since)}"
         yield "began with the weights of", f"{before['name'] or 'a training whose record is gone'}{long}"

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from drr2ct.networks import network_config
-from drr2ct.pipeline.checkpoints.files import RELEASE_SUFFIX, read_checkpoint, weights_sha256, write_weights
+from drr2ct.pipeline.checkpoints.description import training_runs
+from drr2ct.pipeline.checkpoints.files import RELEASE_SUFFIX, as_paths, read_checkpoint, weights_sha256, write_weights
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.checkpoints.shipped import shipped_networks
 from drr2ct.pipeline.data.identity import trained_on
@@ -153,7 +154,7 @@ def training_facts(checkpoint: Path, description: Mapping[str, Any]) -> dict[str
 
     Returns:
         Plain types. ``seconds`` of the training up to the checkpoint's epoch, None without a record;
-        ``began_with`` the same facts of the network whose weights it began with, None if those were random.
+        ``began_with`` the same facts of the networks whose weights it began with, none if those were random.
     """
     if "training" in description:
         found: dict[str, Any] = description["training"]
@@ -163,7 +164,6 @@ def training_facts(checkpoint: Path, description: Mapping[str, Any]) -> dict[str
     rows = [row for row in run.phase("training") if row["epoch"] <= description.get("epoch", 0)]
     config = run.config
     terms = config.get("loss", {}).get("terms", {})
-    before = config.get("transfer_from")
     return {
         "seconds": sum(row["seconds"] for row in rows) if rows else None,
         "processor": description.get("processor"),
@@ -173,7 +173,7 @@ def training_facts(checkpoint: Path, description: Mapping[str, Any]) -> dict[str
         "batch_size": config.get("batch_size"),
         "learning_rate": config.get("learning_rate"),
         "loss": {term: weight[0] if isinstance(weight, list) else weight for term, weight in terms.items()},
-        "began_with": None if before is None else _network_before(Path(before)),
+        "began_with": [_network_before(path) for path in as_paths(config.get("transfer_from"))],
     }
 
 
@@ -181,15 +181,12 @@ def _time_of(checkpoint: Path | None) -> str | None:
     """How long weights were trained, with those that they grew from; None if they or their run are gone."""
     if checkpoint is None:
         return None
-    facts: dict[str, Any] | None = training_facts(checkpoint, read_checkpoint(checkpoint)["description"])
-    total, whole = 0.0, True
-    while facts is not None:
-        total += facts["seconds"] or 0.0
-        whole = whole and facts["seconds"] is not None
-        facts = (facts.get("began_with") or {}).get("training")
+    facts = training_facts(checkpoint, read_checkpoint(checkpoint)["description"])
+    seconds = training_runs({"training": facts}).values()
+    total = sum(known for known in seconds if known is not None)
     if not total:
         return None
-    return duration_text(total) + ("" if whole else ", after weights whose time is not on record")
+    return duration_text(total) + (", after weights whose time is not on record" if None in seconds else "")
 
 
 def _network_before(checkpoint: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from drr2ct.networks.cascade import ProgressiveCascade
 from drr2ct.networks.config import CascadeConfig
 from drr2ct.networks.interval import interval_heads
 from drr2ct.networks.widening import can_widen, widened
-from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.files import as_paths, read_checkpoint
 from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.transforms.validation import InputError
 
@@ -95,23 +95,30 @@ def transfer_matching(
 
 
 def transfer_weights(
-    network: nn.Module, path: str | Path | None, ckpt_dir: str | Path | None = None
-) -> Transfer | None:
-    """Initialise the matching layers of a network from a checkpoint of another, and print what was taken.
+    network: nn.Module, paths: str | Path | Sequence[str | Path] | None, ckpt_dir: str | Path | None = None
+) -> list[Transfer]:
+    """Initialise the matching layers of a network from checkpoints of others, and print what was taken.
 
     Of a network that is the same but for its stages' widths and depths, all layers: the wider one begins with what the
     narrower gives.
 
     Args:
         network: of this project, on any grid.
-        path: of the checkpoint; None to do nothing.
+        paths: of the checkpoint, or of several, of which later ones win where they share layers; None to do nothing.
         ckpt_dir: if it holds a ``last.pt``, the training goes on from that, and nothing is done either.
 
+    Returns:
+        What was taken of each.
+
     Raises:
-        InputError: as ``read_checkpoint``, or if nothing matches.
+        InputError: as ``read_checkpoint``, or if nothing of one matches.
     """
-    if path is None or (ckpt_dir is not None and (Path(ckpt_dir) / "last.pt").exists()):
-        return None
+    if ckpt_dir is not None and (Path(ckpt_dir) / "last.pt").exists():
+        return []
+    return [_transfer_from(network, path) for path in as_paths(paths)]
+
+
+def _transfer_from(network: nn.Module, path: Path) -> Transfer:
     content = read_checkpoint(path)
     transfer = transfer_matching(network, content["network"], _wider(network, content))
     for head in interval_heads(network):  # what was calibrated is about to change

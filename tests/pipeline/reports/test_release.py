@@ -116,6 +116,18 @@ def test_how_long_it_was_trained_is_added_up_from_the_records(run: Path, bundle:
         release(finer, "cascade128", bundle)
         about = read_checkpoint(bundle / "models" / "cascade128.safetensors")["description"]
         assert training_seconds(about) == known
+    # two that began alike: what they share counts once
+    finer = make_run(
+        tmp_path / "joined", "cascade128", transfer_from=[str(bundle / "models" / "cascade128.safetensors"), str(link)]
+    )
+    release(finer, "cascade128", bundle)
+    about = read_checkpoint(bundle / "models" / "cascade128.safetensors")["description"]
+    assert training_seconds(about) == 90
+    card = (bundle / "models" / "README.md").read_text()
+    assert (
+        "began with the weights of: cascade128, after 60 s" in card
+        and "began with the weights of: cascade64, after 30 s" in card
+    )
     # from the shipped file, after its run is gone
     last = make_run(tmp_path / "last", transfer_from=str(bundle / "models" / "cascade64.safetensors"), seed=1)
     release(last, "cascade64", bundle)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,12 +58,28 @@ def test_from_a_checkpoint(tmp_path, capsys: pytest.CaptureFixture[str]) -> None
     description = describe(source, "cascade64", "cube", {})
     path = write_checkpoint(tmp_path / "last.pt", {"network": source.state_dict(), "description": description})
     target = create_network("cascade64", size=32, detector_size=24)
-    assert transfer_weights(target, None) is None
-    assert transfer_weights(target, path, tmp_path) is None, "a training that is resumed does not start from it again"
-    transfer = transfer_weights(target, path)
-    assert transfer is not None and f"weights from {path}:\ntook {len(transfer.taken)} of " in capsys.readouterr().out
+    assert transfer_weights(target, None) == []
+    assert transfer_weights(target, path, tmp_path) == [], "a training that is resumed does not start from it again"
+    [transfer] = transfer_weights(target, path)
+    assert f"weights from {path}:\ntook {len(transfer.taken)} of " in capsys.readouterr().out
     with pytest.raises(InputError, match="no layer in common"):
         transfer_weights(torch.nn.Linear(2, 2), path)
+
+
+def test_from_two_the_later_one_wins(tmp_path: Path) -> None:
+    fine = create_network("cascade128", size=32, detector_size=48)
+    coarse = create_network("cascade64", size=16, detector_size=24)
+    paths = []
+    for name, trained in {"cascade128": fine, "cascade64": coarse}.items():
+        content = {"network": trained.state_dict(), "description": describe(trained, name, "cube", {})}
+        paths.append(write_checkpoint(tmp_path / f"{name}.pt", content))
+    network = create_network("cascade128", size=32, detector_size=48)
+    transfers = transfer_weights(network, paths)
+    assert len(transfers) == 2
+    own, later = network.state_dict(), coarse.state_dict()
+    for key, value in fine.state_dict().items():
+        assert torch.equal(own[key], later.get(key, value)), key
+    assert later.keys() < own.keys()
 
 
 def test_from_a_narrower_network(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,8 +88,8 @@ def test_from_a_narrower_network(tmp_path, capsys: pytest.CaptureFixture[str]) -
     path = write_checkpoint(tmp_path / "last.pt", {"network": narrow.state_dict(), "description": description})
     stages = (replace(narrow.config.stages[0], channels=40, blocks=3), narrow.config.stages[1])
     wide = create_network("cascade64", size=16, detector_size=24, stages=stages)
-    transfer = transfer_weights(wide, path)
-    assert transfer is not None and not transfer.reshaped and not transfer.unused
+    [transfer] = transfer_weights(wide, path)
+    assert not transfer.reshaped and not transfer.unused
     assert transfer.weights == 179_664 == sum(value.numel() for value in narrow.state_dict().values()), (
         "every weight of the narrower network is in the wider one"
     )
