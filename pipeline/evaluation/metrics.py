@@ -164,10 +164,11 @@ class ReconstructionMetric(RegressionMetric):
         wanted = set(self.figures)
         body = body_mask(truth)
         found: dict[str, float] = {}
-        for suffix in WINDOWS:
-            names = {name for name in WINDOW_NAMES if name.replace("_body", "")[4:] == suffix}
-            if wanted & (names if suffix else {*names, "ms_ssim"}):
-                found |= window_figures(suffix, pred, truth, body, not suffix and "ms_ssim" in wanted)
+        asked = {name.replace("_body", "")[4:] for name in wanted & set(WINDOW_NAMES)}
+        with_scales = "ms_ssim" in wanted
+        suffixes = [suffix for suffix in WINDOWS if suffix in asked or (with_scales and not suffix)]
+        if suffixes:
+            found |= window_figures(suffixes, pred, truth, body, with_scales)
         if wanted & set(HU_NAMES):
             found |= hu_figures(pred, truth, body)
         if wanted & set(OTHER_NAMES):

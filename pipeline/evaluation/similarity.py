@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from drr2ct.networks.ssim import gaussian_window, similarity_factors, windowed_mean
@@ -48,12 +48,12 @@ def planes(*volumes: Tensor, window: Sequence[float] | None = None) -> Iterator[
         yield tuple(p if window is None or p.dtype == torch.bool else p.clamp(*window) for p in parts)
 
 
-def total(values: Tensor, weights: Tensor | None = None) -> float:
-    """Sum of all values, each times its weight: of a few planes at a time, so that float32 is exact enough.
+def total(values: Tensor) -> float:
+    """Sum of all values of a few planes: so few that float32, which PyTorch adds up in a cascade, is exact enough.
 
-    PyTorch adds float32 up in a cascade; to convert each value to float64 before takes twenty times as long.
+    To convert each value to float64 before takes twenty times as long.
     """
-    return float(values.sum() if weights is None else torch.linalg.vecdot(values, weights.to(values)).sum())
+    return float(values.sum())
 
 
 def decibels(mean_square: float, data_range: float) -> float:
@@ -69,36 +69,89 @@ def psnr(pred: Volume, truth: Volume, data_range: float) -> float:
     return decibels(squares / pred.numel(), data_range)
 
 
-def ssim_planes(pred: Volume, truth: Volume, data_range: float) -> Iterator[tuple[Volume, Volume]]:
+Pair = tuple[Volume, Volume]
+
+
+def clipped(pred: Volume, truth: Volume, windows: Sequence[Sequence[float]]) -> list[Pair]:
+    """Both volumes in each window; the very pair of the first where another window's is equal."""
+    pairs = [(pred.clamp(*window), truth.clamp(*window)) for window in windows]
+    return [pairs[0] if all(map(torch.equal, pair, pairs[0])) else pair for pair in pairs]
+
+
+def ssim_planes(pred: Volume, truth: Volume, windows: Sequence[Sequence[float]]) -> Iterator[list[Pair]]:
     """SSIM and its contrast-structure factor at every position where the whole Gaussian window (11, σ 1.5) fits.
 
     Wang et al., IEEE TIP 13(4), 2004, with population variances, as MONAI has it; the mean of the first is MONAI's
     ``SSIMMetric``. Both come a few planes at a time, in order along the first axis; each axis of the whole is 10
     shorter than the volumes'.
+
+    Args:
+        pred: (1, n, m, k) in HU.
+        truth: the same.
+        windows: HU windows, to which both are clipped; their widths are the data ranges. What several share is computed
+            once: they differ in few voxels only.
+
+    Yields:
+        for each window SSIM and the factor.
     """
-    weights, one = gaussian_window(SMALLEST_GRID, _SIGMA), [1.0]
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    kept: list[Tensor] = []
+    weights = gaussian_window(SMALLEST_GRID, _SIGMA)
+    kept: list[Tensor] = []  # moments of the planes before that the window still reaches
     for p, t in planes(pred, truth):
-        moments = torch.stack([p, t, (p * p).addcmul_(t, t), p * t], dim=1)
-        smooth = torch.cat([*kept, windowed_mean(moments, [one, weights, weights])], dim=2)
-        kept = [smooth[:, :, 1 - SMALLEST_GRID :]]
-        count = smooth.shape[2] - SMALLEST_GRID + 1
+        new = _moments_of(clipped(p, t, windows), weights)
+        smooth: list[Tensor] = []
+        for i, moments in enumerate(new):
+            shared = i > 0 and moments is new[0] and (not kept or kept[i] is kept[0])
+            smooth.append(smooth[0] if shared else torch.cat([*kept[i : i + 1], moments], dim=2))
+        first = smooth[0][:, :, 1 - SMALLEST_GRID :]
+        kept = [first if x is smooth[0] else x[:, :, 1 - SMALLEST_GRID :] for x in smooth]
+        count = smooth[0].shape[2] - SMALLEST_GRID + 1
         if count < 1:
             continue
         # across the few planes, one product is several times faster than shifted sums
-        across = torch.zeros(count, smooth.shape[2], device=smooth.device)
+        across = torch.zeros(count, smooth[0].shape[2], device=pred.device)
         for offset, weight in enumerate(weights):
             across.diagonal(offset).fill_(weight)
-        mean, other, squares, product = (torch.tensordot(across, moment, dims=1)[None] for moment in smooth[0])
-        luminance, contrast, *_ = similarity_factors(mean, other, squares, product, c1, c2)
-        yield luminance.mul_(contrast), contrast
+        found = []
+        for (low, high), moments in zip(windows, smooth, strict=True):
+            c1, c2 = (0.01 * (high - low)) ** 2, (0.03 * (high - low)) ** 2
+            mean, other, squares, product = (torch.tensordot(across, moment, dims=1)[None] for moment in moments[0])
+            luminance, contrast, *_ = similarity_factors(mean, other, squares, product, c1, c2)
+            found.append((luminance.mul_(contrast), contrast))
+        yield found
 
 
-def _mean_similarity(pred: Volume, truth: Volume, data_range: float) -> tuple[float, float]:
+def _moments_of(pairs: Sequence[Pair], weights: Sequence[float]) -> list[Tensor]:
+    """Means in the window within each plane, (1, 4, planes, rows, columns) for each pair: as ``similarity_factors``."""
+
+    def mean(pred: Tensor, truth: Tensor) -> Tensor:
+        moments = torch.stack([pred, truth, (pred * pred).addcmul_(truth, truth), pred * truth], dim=1)
+        return windowed_mean(moments, [[1.0], weights, weights])
+
+    shared = mean(*pairs[0])
+    found = [shared]
+    for pair in pairs[1:]:
+        own = shared
+        if pair is not pairs[0]:  # anew where they differ, and as far around as the window reaches
+            other = (pair[0] != pairs[0][0]).logical_or_(pair[1] != pairs[0][1])[0].any(dim=0)
+            inner, outer = zip(*(_reach(other.any(dim=axis), len(weights)) for axis in (1, 0)), strict=True)
+            own = shared.clone()
+            own[..., *inner] = mean(*(x[..., *outer] for x in pair))
+        found.append(own)
+    return found
+
+
+def _reach(marked: Bool[Tensor, " n"], size: int) -> tuple[slice, slice]:
+    """Positions of a window of so many voxels that hold a marked voxel, and the voxels that those windows hold."""
+    where = marked.nonzero()
+    first = max(int(where.min()) - size + 1, 0)
+    last = min(int(where.max()), len(marked) - size)
+    return slice(first, last + 1), slice(first, last + size)
+
+
+def _mean_similarity(pred: Volume, truth: Volume, window: Sequence[float]) -> tuple[float, float]:
     """Means of SSIM and of its contrast-structure factor."""
     sums = np.zeros(2)
-    for similarity, contrast in ssim_planes(pred, truth, data_range):
+    for [(similarity, contrast)] in ssim_planes(pred, truth, [window]):
         sums += total(similarity), total(contrast)
     similarity, contrast = (sums / _positions(pred)).tolist()
     return similarity, contrast
@@ -109,22 +162,23 @@ def _positions(volume: Volume) -> int:
     return math.prod(n - SMALLEST_GRID + 1 for n in volume.shape[1:])
 
 
-def ms_ssim(pred: Volume, truth: Volume, data_range: float) -> float:
+def ms_ssim(pred: Volume, truth: Volume, window: Sequence[float]) -> float:
     """Multi-scale SSIM with as many of the five scales as the volume has room for (11 voxels at the coarsest).
 
     MONAI's ``MultiScaleSSIMMetric`` with the first weights, renormalised to sum 1: five scales from 176 voxels on,
     four from 88, three from 44.
     """
-    return ms_ssim_from(_mean_similarity(pred, truth, data_range), pred, truth, data_range)
+    return ms_ssim_from(_mean_similarity(pred, truth, window), pred, truth, window)
 
 
-def ms_ssim_from(finest: tuple[float, float], pred: Volume, truth: Volume, data_range: float) -> float:
+def ms_ssim_from(finest: tuple[float, float], pred: Volume, truth: Volume, window: Sequence[float]) -> float:
     """The product over scales, when the mean SSIM and contrast of the finest are known."""
     scales = max(1, min(len(MS_SSIM_WEIGHTS), int(np.log2(min(pred.shape[1:]) / SMALLEST_GRID)) + 1))
     means = [finest]
+    pred, truth = pred.clamp(*window), truth.clamp(*window)
     for _ in range(1, scales):
         pred, truth = F.avg_pool3d(pred, 2), F.avg_pool3d(truth, 2)
-        means.append(_mean_similarity(pred, truth, data_range))
+        means.append(_mean_similarity(pred, truth, window))
     factors = [*(contrast for _, contrast in means[:-1]), means[-1][0]]
     weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
     return float(np.prod(np.maximum(factors, 0.0) ** weights))
@@ -187,7 +241,8 @@ def detail_explained(pred: Volume, truth: Volume, spacing_mm: Sequence[float]) -
 
     def power(volume: Tensor) -> float:
         spectrum = torch.view_as_real(torch.fft.rfftn(volume[0] * taper))
-        return sum(total(part.square().sum(dim=-1), factor) for part, factor in planes(spectrum[None], weight[None]))
+        parts = planes(spectrum[None], weight[None])
+        return sum(total(part.square().sum(dim=-1).mul_(factor)) for part, factor in parts)
 
     there = power(truth)
     return 1 - power(pred - truth) / there if there > 0 else math.nan

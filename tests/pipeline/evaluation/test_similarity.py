@@ -19,7 +19,7 @@ def test_ms_ssim_is_monais(size, scales):
     monai = MultiScaleSSIMMetric(3, data_range=2500.0, weights=(weights / weights.sum()).tolist())
     x, y = pred.clamp(*similarity.DEFAULT_WINDOW), truth.clamp(*similarity.DEFAULT_WINDOW)
     expected = float(monai(x[None], y[None]))
-    assert similarity.ms_ssim(x, y, 2500.0) == pytest.approx(expected, abs=1e-4)
+    assert similarity.ms_ssim(x, y, similarity.DEFAULT_WINDOW) == pytest.approx(expected, abs=1e-4)
     assert ReconstructionMetric(["ms_ssim"]).compute(pred, truth)["ms_ssim"] == pytest.approx(expected, abs=1e-4)
 
 
