@@ -88,8 +88,15 @@ def _not_written(path: Path, error: Exception) -> InputError:
 
 
 def as_paths(paths: str | Path | Sequence[str | Path] | None) -> list[Path]:
-    """One checkpoint, several or none, as a setting gives them."""
-    return [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths or [])]
+    """One checkpoint, several or none, as a setting gives them.
+
+    Raises:
+        InputError: for anything else, such as a number.
+    """
+    found = [paths] if isinstance(paths, (str, Path)) else paths or []
+    if not isinstance(found, Sequence) or not all(isinstance(path, (str, Path)) for path in found):
+        raise InputError(f"{paths!r} is neither a checkpoint's path nor a list of such paths; give one of these.")
+    return [Path(path) for path in found]
 
 
 def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

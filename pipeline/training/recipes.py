@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from drr2ct.networks import CascadeConfig, ProgressiveCascade, network_config
 from drr2ct.networks.interval import interval_parameters
-from drr2ct.pipeline.checkpoints.files import read_checkpoint
+from drr2ct.pipeline.checkpoints.files import as_paths, read_checkpoint
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.pipeline.training.transfer import transfer_matching
@@ -161,7 +161,9 @@ def trainable_parameters(network: nn.Module, freeze: Sequence[str]) -> list[nn.P
     return left
 
 
-def frozen_with_interval(checkpoint: str | Path | None, bounds_from: str | Path | None = None) -> ProgressiveCascade:
+def frozen_with_interval(
+    checkpoint: str | Path | Sequence[str | Path] | None, bounds_from: str | Path | None = None
+) -> ProgressiveCascade:
     """The network of a finished training with an interval head, frozen but for that; its weights are still random.
 
     Args:
@@ -170,12 +172,15 @@ def frozen_with_interval(checkpoint: str | Path | None, bounds_from: str | Path 
             ``checkpoint`` itself comes before it.
 
     Raises:
-        InputError: without a checkpoint, as ``read_checkpoint``, or if the bounds do not fit or have seen patients
-            that the network has not, of whom then nothing would be said.
+        InputError: without a checkpoint or for several, as ``read_checkpoint``, or if the bounds do not fit or have
+            seen patients that the network has not, of whom then nothing would be said.
     """
-    if checkpoint is None:
+    paths = as_paths(checkpoint)
+    if not paths:
         raise InputError("bounds are made for a finished network; give transfer_from, such as RUN/checkpoints/last.pt.")
-    description = read_checkpoint(checkpoint)["description"]
+    if len(paths) > 1:
+        raise InputError(f"bounds are made for one finished network, not for {len(paths)}; give one as transfer_from.")
+    description = read_checkpoint(paths[0])["description"]
     config = CascadeConfig.from_dict(description["config"])
     network = ProgressiveCascade(config.with_overrides({"interval": True})).requires_grad_(False)
     for parameter in interval_parameters(network):

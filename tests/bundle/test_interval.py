@@ -127,6 +127,13 @@ def test_without_a_finished_network_it_says_what_is_missing(dataset: Path, tmp_p
     assert "give transfer_from, such as" in str(find_input_error(refused.value))
 
 
+def test_bounds_of_several_networks_are_refused(dataset: Path, tmp_path: Path) -> None:
+    settings = {"dataset_dir": str(dataset), "output_dir": str(tmp_path), "transfer_from": ["a.pt", "b.pt"]}
+    with pytest.raises(Exception) as refused:
+        run_bundle([bundle_file(TRAIN), RECIPE], settings)
+    assert "one finished network, not for 2" in str(find_input_error(refused.value))
+
+
 def test_bounds_grow_with_the_network() -> None:
     files = [bundle_file(TRAIN), bundle_file("configs/recipes/coarse_stages.yaml")]
     config = merged_config(files, {"network_def#interval": True, "network_name": "cascade64", "coarse_stages": 1})
