@@ -20,13 +20,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import orientation_ras_lps
 from monai.networks.layers import gaussian_1d, separable_filtering
-from monai.transforms import (
-    InvertibleTransform,
-    MapTransform,
-    ScaleIntensityRange,
-    SpatialResample,
-    Transform,
-)
+from monai.transforms import InvertibleTransform, MapTransform, ScaleIntensityRange, Transform
+from monai.utils import TraceKeys
 from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage
 from torch import Tensor
@@ -38,6 +33,7 @@ from drr2ct.transforms.hounsfield import HU_WINDOW as HU_WINDOW
 from drr2ct.transforms.hounsfield import filled_corners, wrong_numbers
 from drr2ct.transforms.memory_order import in_memory_order, value_range
 from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti, unknown_space
+from drr2ct.transforms.resampling import resampled
 from drr2ct.transforms.validation import InputError, existing_file
 
 if TYPE_CHECKING:
@@ -93,7 +89,7 @@ class LoadCT(Transform):
         if array.ndim != 3:
             shape = "×".join(map(str, array.shape))
             raise InputError(f"CT {path} has {array.ndim} dimensions ({shape}); a CT volume has three; extract one.")
-        image = MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32), meta)[None]
+        image = MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32, copy=False), meta)[None]
         # geometry only: headers of different formats do not stack in a batch, and may name the patient
         image.meta = {key: image.meta[key] for key in _KEPT_META if key in image.meta}
         image.meta["filename_or_obj"] = str(path)
@@ -280,8 +276,6 @@ class ResampleToGrid(InvertibleTransform):
             raise InputError(f"grid mode {mode!r} is unknown; choose from {', '.join(GRID_MODES)}.")
         self.grid = grid
         self.mode = mode
-        # zero padding: values are shifted so that zero is air
-        self._resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=True, dtype=np.float32)
 
     def target_affine(self, image: MetaTensor) -> Float[np.ndarray, "4 4"]:
         """Affine (unflipped) of the result for this scan."""
@@ -300,16 +294,23 @@ class ResampleToGrid(InvertibleTransform):
         source = np.asarray(image.affine, dtype=np.float64)
         # spacing of the target along the source's own axes
         step = np.abs(np.linalg.solve(source[:3, :3], target[:3, :3])).max(axis=1)
-        smooth = smooth_for_spacing(image.as_tensor(), (1.0, 1.0, 1.0), step.tolist()) - AIR_HU
-        shifted = MetaTensor(smooth, meta=image.meta, applied_operations=image.applied_operations)
-        size = (self.grid.size,) * 3
-        resampled: Any = self._resample(shifted, dst_affine=torch.from_numpy(target), spatial_size=size)
-        return resampled + AIR_HU
+        # zero outside: values are shifted so that zero is air
+        shifted = smooth_for_spacing(image.as_tensor(), (1.0, 1.0, 1.0), step.tolist()) - AIR_HU
+        values = resampled(shifted, source, target, (self.grid.size,) * 3).add_(AIR_HU)
+        result = MetaTensor(values, meta=image.meta, applied_operations=image.applied_operations)
+        result.affine = torch.from_numpy(target)
+        self.push_transform(result, orig_size=image.shape[1:], extra_info={"affine": source.tolist()})
+        return result
 
     def inverse(self, data: MetaTensor) -> MetaTensor:
         """Back onto the scan's own voxels, −1024 HU outside the grid."""
-        restored: Any = self._resample.inverse(data - AIR_HU)
-        return restored + AIR_HU
+        done = self.pop_transform(data)
+        source = np.asarray(done[TraceKeys.EXTRA_INFO]["affine"])
+        shifted = data.as_tensor() - AIR_HU
+        values = resampled(shifted, np.asarray(data.affine), source, done[TraceKeys.ORIG_SIZE]).add_(AIR_HU)
+        restored = MetaTensor(values, meta=data.meta, applied_operations=data.applied_operations)
+        restored.affine = torch.from_numpy(source)
+        return restored
 
 
 class ResampleToGridd(MapTransform, InvertibleTransform):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
-from drr2ct.pipeline.pictures.figures import bare
+from drr2ct.pipeline.pictures.figures import compared
 from drr2ct.pipeline.pictures.scales import show_doubt, show_error, show_hu
 
 if TYPE_CHECKING:
@@ -35,9 +35,10 @@ def planes_figure(volume: MetaTensor, title: str) -> Figure:
     """Three planes of one volume in HU."""
     from matplotlib.figure import Figure  # not at the top: TensorBoard's planes need none
 
-    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.6, 3.6))
     figure.suptitle(title)
-    for axes, (name, plane) in zip(figure.subplots(1, 3), mid_planes(volume).items(), strict=True):
+    row = figure.subplots(1, 3, gridspec_kw={"left": 0.01, "right": 0.99, "top": 0.86, "bottom": 0.01, "wspace": 0.03})
+    for axes, (name, plane) in zip(row, mid_planes(volume).items(), strict=True):
         show_hu(axes, plane)
         axes.set_title(name, fontsize=10)
         axes.axis("off")
@@ -48,13 +49,13 @@ def doubt_figure(doubt: MetaTensor) -> Figure:
     """Three planes of half of what lies between bounds, (1, I, J, K) in HU, with the colours' meaning."""
     from matplotlib.figure import Figure  # see above
 
-    figure = Figure(figsize=(9.6, 3.9), layout="constrained")
-    row = figure.subplots(1, 3)
+    figure = Figure(figsize=(10.4, 3.4))
+    row = figure.subplots(1, 3, gridspec_kw={"left": 0.01, "right": 0.9, "top": 0.92, "bottom": 0.01, "wspace": 0.03})
     for axes, (name, plane) in zip(row, mid_planes(doubt).items(), strict=True):
         shown = show_doubt(axes, plane)
         axes.set_title(name, fontsize=10)
         axes.axis("off")
-    figure.colorbar(shown, ax=row, label="± HU", extend="max", shrink=0.8)
+    figure.colorbar(shown, cax=figure.add_axes((0.915, 0.1, 0.013, 0.74)), label="± HU", extend="max")
     return figure
 
 
@@ -65,17 +66,12 @@ def comparison_figure(truth: MetaTensor, prediction: MetaTensor) -> Figure:
         truth: (1, N, N, N) in HU.
         prediction: (1, N, N, N) in HU on the same voxels.
     """
-    from matplotlib.figure import Figure  # as above
-
-    error = MetaTensor(prediction.as_tensor() - truth.as_tensor(), affine=truth.affine)
-    columns = [mid_planes(volume) for volume in (truth, prediction, error)]
-    figure = Figure(figsize=(5.6, 6.6), layout="constrained")
-    grid = figure.subplots(3, 3)
-    for row, plane in zip(grid, columns[0], strict=True):
-        for axes, volume in zip(row[:2], columns, strict=False):
-            show_hu(axes, volume[plane])
-        shown = show_error(row[2], columns[2][plane])
-        row[0].set_ylabel(plane, fontsize=10)
-    bare(grid, ("truth", "prediction", "error"))
-    figure.colorbar(shown, ax=grid, label="error in HU", orientation="horizontal", shrink=0.6, aspect=30)
+    planes = mid_planes(truth)
+    figure, grid, scale = compared(len(planes), ("truth", "prediction", "error"))
+    for row, (name, seen), made in zip(grid, planes.items(), mid_planes(prediction).values(), strict=True):
+        show_hu(row[0], seen)
+        show_hu(row[1], made)
+        shown = show_error(row[2], made - seen)
+        row[0].set_ylabel(name, fontsize=10)
+    figure.colorbar(shown, cax=scale, label="error in HU", orientation="horizontal")
     return figure

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from drr2ct.pipeline.pictures.figures import bare
+from drr2ct.pipeline.pictures.figures import compared
 from drr2ct.pipeline.pictures.scales import show_error
 from drr2ct.transforms.geometry import BiplanarGeometry
 
@@ -25,17 +25,11 @@ def radiographs_figure(
         geometry: whose views they are.
         top: line integral shown in white, alike for all patients; a quarter of it is the end of the difference's scale.
     """
-    views = len(geometry.views)
-    figure = Figure(figsize=(5.6, 1.95 * views + 0.75), layout="constrained")
-    grid = figure.subplots(views, 3, squeeze=False)
-    limit = top / 4
+    figure, grid, scale = compared(len(geometry.views), ("given X-ray", "reprojection", "difference"))
     for row, view, seen, made in zip(grid, geometry.views, given.cpu().numpy(), reprojected.cpu().numpy(), strict=True):
         row[0].imshow(seen, cmap="gray", vmin=0, vmax=top)
         row[1].imshow(made, cmap="gray", vmin=0, vmax=top)
-        shown = show_error(row[2], made - seen, limit)
+        shown = show_error(row[2], made - seen, top / 4)
         row[0].set_ylabel(f"{view.name} ({view.gantry_angle_deg:g}°)", fontsize=10)
-    bare(grid, ("given X-ray", "reprojection", "difference"))
-    figure.colorbar(
-        shown, ax=grid, label="difference of line integrals", orientation="horizontal", shrink=0.6, aspect=30
-    )
+    figure.colorbar(shown, cax=scale, label="difference of line integrals", orientation="horizontal")
     return figure

@@ -19,8 +19,8 @@ def curve_figure(
     curves: Curves, x_label: str, y_label: str, logarithmic: bool = False, from_zero: bool = False
 ) -> Figure:
     """Lines over epochs or iterations; long ones are thinned to what a page can show."""
-    figure = Figure(figsize=(4.4, 3.0), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(4.4, 3.0))
+    axes = figure.add_axes((0.17, 0.16, 0.81, 0.8))
     for colour, (name, (x, y)) in zip(_COLOURS * (1 + len(curves) // len(_COLOURS)), curves.items(), strict=False):
         step = max(1, len(x) // _MAX_POINTS)
         axes.plot(x[::step], y[::step], color=colour, label=name, marker="o" if len(x) < 30 else None, markersize=3)

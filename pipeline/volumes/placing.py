@@ -9,10 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd, Orientation, SpatialResample
+from monai.transforms import Compose, Invertd, Orientation
 from torch import Tensor
 
 from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.resampling import resampled
 from drr2ct.transforms.volume import AIR_HU, HU_WINDOW, ResampleToGrid, smooth_for_spacing, to_hu
 
 
@@ -68,11 +69,10 @@ def place_like(prediction: Tensor, geometry: BiplanarGeometry, ct: MetaTensor, m
     affine = ResampleToGrid(geometry.grid, mode).target_affine(upright)
     target = np.asarray(ct.affine, dtype=np.float64)
     step = np.abs(np.linalg.solve(affine[:3, :3], target[:3, :3])).max(axis=1)
-    # zero padding: values are shifted so that zero is air
-    shifted = MetaTensor(smooth_for_spacing(hu, (1.0, 1.0, 1.0), step.tolist()) - AIR_HU, torch.from_numpy(affine))
-    resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=True, dtype=np.float32)
-    placed: Any = resample(shifted, dst_affine=torch.from_numpy(target), spatial_size=ct.shape[1:])
-    return MetaTensor(placed.as_tensor() + AIR_HU, affine=torch.from_numpy(target))
+    # zero outside: values are shifted so that zero is air
+    shifted = smooth_for_spacing(hu, (1.0, 1.0, 1.0), step.tolist()) - AIR_HU
+    placed = resampled(shifted, affine, target, ct.shape[1:])
+    return MetaTensor(placed.add_(AIR_HU), affine=torch.from_numpy(target))
 
 
 def place_bounds(place: Callable[[Tensor], MetaTensor], output: Tensor) -> MetaTensor:
