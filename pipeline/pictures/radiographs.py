@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import math
+
+import torch.nn.functional as F
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from monai.data import MetaTensor
 from torch import Tensor
 
 from drr2ct.pipeline.pictures.figures import compared
 from drr2ct.pipeline.pictures.scales import show_error
+from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry
+
+_ENOUGH_PIXELS = 256
+"""Of a detector, along its shorter side: a picture is not as wide, and rays take time."""
+
+
+def with_reprojection(
+    given: Float[Tensor, "views rows columns"], volume: MetaTensor, geometry: BiplanarGeometry
+) -> tuple[Float[Tensor, "views fewer_rows fewer_columns"], Float[Tensor, "views fewer_rows fewer_columns"]]:
+    """Radiographs that were given and those of a volume, as :func:`radiographs_figure` wants them.
+
+    On a detector of no more pixels than a picture shows, for which those of the given ones are averaged.
+
+    Args:
+        given: line integrals, in the order of the geometry's views.
+        volume: (1, N, N, N) in HU on the geometry's grid.
+        geometry: whose views they are.
+    """
+    rows, columns = geometry.detector_size
+    factor = max(
+        n for n in range(1, 1 + max(1, min(rows, columns) // _ENOUGH_PIXELS)) if math.gcd(rows, columns) % n == 0
+    )
+    coarse = geometry.resized(detector_size=(rows // factor, columns // factor))
+    return F.avg_pool2d(given[None], factor)[0], render_drr(volume, coarse)
 
 
 def radiographs_figure(

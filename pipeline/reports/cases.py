@@ -19,10 +19,10 @@ from drr2ct.networks.interval import estimate_of, has_bounds
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_parts
 from drr2ct.pipeline.evaluation.readable import unreadable
+from drr2ct.pipeline.pictures.radiographs import with_reprojection
 from drr2ct.pipeline.reports.runs import Figures, Run
 from drr2ct.pipeline.volumes.placing import half_width, place_bounds, place_on_grid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
-from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import LoadCT
@@ -35,7 +35,7 @@ AT_ONCE = 2
 
 @dataclass(frozen=True)
 class Case:
-    """One patient to show: volumes in HU on the network's grid (the doubt ± HU), radiographs in line integrals."""
+    """One patient to show: volumes in HU on the network's grid (the doubt ± HU), radiographs as pictures show them."""
 
     patient: str
     rank: str
@@ -108,7 +108,7 @@ def load_cases(run: Run, chosen: Mapping[str, str], dataset_dir: str | Path | No
             if has_bounds(output):
                 doubt = half_width(place_bounds(place, output))
         given = sample["image"] * LINE_INTEGRAL_SCALE
-        return Case(patient, rank, truth, prediction, doubt, given, render_drr(prediction, run.geometry))
+        return Case(patient, rank, truth, prediction, doubt, *with_reprojection(given, prediction, run.geometry))
 
     with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
         return [case for case in pool.map(load_case, *zip(*chosen.items(), strict=True)) if case is not None]

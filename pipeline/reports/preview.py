@@ -14,12 +14,11 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from drr2ct.pipeline.pictures.planes import doubt_figure, planes_figure
-from drr2ct.pipeline.pictures.radiographs import radiographs_figure
+from drr2ct.pipeline.pictures.radiographs import radiographs_figure, with_reprojection
 from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW, DOUBT_RANGE
 from drr2ct.pipeline.reports.page import VIEWER_STEP_HU, encode_doubt, encode_volume, viewer_values, write_page
 from drr2ct.pipeline.reports.tables import geometry_tables
 from drr2ct.pipeline.reports.wording import bounds_note
-from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry
 
 
@@ -43,10 +42,11 @@ def write_preview(
     """
     views, grid = geometry_tables(geometry)
     low, high = DISPLAY_WINDOW
+    top = max(float(given.max()), 1.0)
     pictures = [
         (planes_figure(volume, ""), f"Middle planes, {low:.0f} to {high:.0f} HU.".replace("-", "−")),
         (
-            radiographs_figure(given, render_drr(volume, geometry), geometry, top=max(float(given.max()), 1.0)),
+            radiographs_figure(*with_reprojection(given, volume, geometry), geometry, top),
             "The X-rays as the network was given them, those that its own volume would give, and the difference.",
         ),
     ]

@@ -11,9 +11,9 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from drr2ct.pipeline.pictures.planes import comparison_figure, doubt_figure, mid_planes
-from drr2ct.pipeline.pictures.radiographs import radiographs_figure
+from drr2ct.pipeline.pictures.radiographs import radiographs_figure, with_reprojection
 from drr2ct.pipeline.pictures.scales import DISPLAY_WINDOW, DOUBT_COLOURS, DOUBT_RANGE, ERROR_RANGE, grey
-from drr2ct.transforms import BiplanarGeometry, VolumeGrid
+from drr2ct.transforms import BiplanarGeometry, VolumeGrid, render_drr
 
 MIDDLE = 8
 
@@ -72,6 +72,22 @@ def test_radiographs_share_the_colours_on_their_own_scale() -> None:
     assert (error.norm.vmin, error.norm.vmax) == (-2.0, 2.0) and float(np.asarray(error.get_array()).max()) == 1.0
     red, _, blue = colour(error, 2.0)
     assert red > 2 * blue, "more than was given is red here too"
+
+
+@pytest.mark.parametrize(("size", "shown"), [((512, 512), (256, 256)), ((1024, 768), (512, 384)), ((40, 24), (40, 24))])
+def test_pictures_of_radiographs_have_no_more_pixels_than_they_show(
+    size: tuple[int, int], shown: tuple[int, int]
+) -> None:
+    grid = VolumeGrid(24)
+    geometry = BiplanarGeometry.from_angles(grid, detector_size=size)
+    hu = torch.full((1, 24, 24, 24), -1000.0)
+    hu[:, 4:18, 6:20, 3:12] = 200.0
+    volume = MetaTensor(hu, affine=grid.affine())
+    fine = render_drr(volume, geometry)
+    given, made = with_reprojection(fine, volume, geometry)
+    assert given.shape == made.shape == (2, *shown)
+    assert float((given - made).abs().mean()) < 0.01 * float(made.mean()), "the same rays"
+    assert float(made.mean()) == pytest.approx(float(fine.mean()), rel=0.01)
 
 
 def test_grey_runs_from_black_to_white() -> None:
