@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from drr2ct.pipeline.running.memory import peak_resident_bytes, resident_bytes
+from drr2ct.pipeline.running.startup import use_large_pages
 from drr2ct.transforms.files import write_json
 
 
@@ -85,6 +86,7 @@ def measured_apart(name: str, precision: str, threads: int) -> dict[str, float]:
 
 
 def main() -> None:
+    use_large_pages()  # as the command does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["cascade256", "direct256"])
     parser.add_argument("--precision", default="bf16")

@@ -27,6 +27,7 @@ from drr2ct.pipeline.data.cache import AugmentedDataset, CachedDataset, decoded,
 from drr2ct.pipeline.planning.fitting import parse_rate
 from drr2ct.pipeline.planning.plan import Settings, plan_network
 from drr2ct.pipeline.running.bundle import bundle_file
+from drr2ct.pipeline.running.startup import use_large_pages
 from drr2ct.transforms.films.noise import RandQuantumNoised
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_kept, files_to_samples, kept_to_samples
@@ -89,6 +90,7 @@ def varied_sample(ct: Path, size: int, detector: int, repetitions: int) -> dict[
 
 
 def main() -> None:
+    use_large_pages()  # as the command does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ct", type=Path, default=SAMPLE)
     parser.add_argument("--size", type=int, default=256)

@@ -29,6 +29,7 @@ from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from drr2ct.pipeline.evaluation.similarity import DEFAULT_WINDOW
 from drr2ct.pipeline.evaluation.structures import body_mask
 from drr2ct.pipeline.running.memory import peak_resident_bytes, resident_bytes, restart_peak
+from drr2ct.pipeline.running.startup import use_large_pages
 from drr2ct.transforms.geometry import VolumeGrid
 from drr2ct.transforms.volume import LoadCT, ResampleToGrid
 
@@ -44,6 +45,7 @@ PARTS = {
 
 
 def main() -> None:
+    use_large_pages()  # as the command does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ct", type=Path, default=sample_ct())
     parser.add_argument("--size", type=int, default=256)

@@ -37,6 +37,7 @@ from drr2ct.pipeline.planning.tables import TableText
 from drr2ct.pipeline.planning.tracing import TrainingStep
 from drr2ct.pipeline.running.console import wide_console
 from drr2ct.pipeline.running.memory import peak_resident_bytes, resident_bytes, restart_peak
+from drr2ct.pipeline.running.startup import use_large_pages
 from drr2ct.transforms.files import write_json
 
 TOLERANCE = {"cpu": 0.15, "cuda": 0.10}
@@ -125,6 +126,7 @@ def measured_apart(network: str, size: int, precision: str, device: str) -> int:
 
 
 def main() -> None:
+    use_large_pages()  # as the command does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["cascade256", "direct256"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[32, 64, 96])

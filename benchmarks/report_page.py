@@ -25,6 +25,7 @@ from drr2ct.pipeline.evaluation.figures import REPROJECTION_FIGURES
 from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from drr2ct.pipeline.evaluation.protocol import FORMAT, patient_records, write_table
 from drr2ct.pipeline.reports.report import write_report
+from drr2ct.pipeline.running.startup import use_large_pages
 from drr2ct.pipeline.training.epoch_csv import CSV_COLUMNS
 from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.pipeline.volumes.placing import place_on_grid
@@ -33,6 +34,7 @@ from drr2ct.transforms.preprocessing import files_to_samples
 
 
 def main() -> None:
+    use_large_pages()  # as the command does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cts", type=Path, help="folder of patient folders with CTs")

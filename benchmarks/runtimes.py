@@ -27,6 +27,7 @@ from drr2ct.networks import create_network
 from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.checkpoints.network_export import TOLERANCE, export_network
+from drr2ct.pipeline.running.startup import use_large_pages
 from drr2ct.transforms.files import write_json
 
 Runtime = Callable[[Tensor], Tensor]
@@ -52,6 +53,7 @@ def openvino(path: Path, threads: int, precision: str) -> Runtime:
 
 
 def main() -> None:
+    use_large_pages()  # as the command does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="cascade256")
     parser.add_argument("--interval", action="store_true", help="the network with bounds, as the shipped ones are")

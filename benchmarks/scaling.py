@@ -18,6 +18,7 @@ from rich.table import Table
 from drr2ct.networks import list_networks
 from drr2ct.pipeline.planning.fitting import measure_throughput, parse_rate
 from drr2ct.pipeline.planning.plan import Settings, plan_network
+from drr2ct.pipeline.running.startup import use_large_pages
 from drr2ct.transforms.files import write_json
 
 
@@ -38,6 +39,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
+    use_large_pages()  # as the command does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list_networks())
     parser.add_argument("--sizes", nargs="+", type=int, default=[32, 64, 128, 256])

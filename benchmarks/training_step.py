@@ -37,6 +37,12 @@ TOLERANCE = 1e-3
 
 def measure(name: str, variant: str, gradients: Path) -> dict[str, float]:
     """One step: seconds of each part and the most resident memory; its gradients go into a file."""
+    try:  # as the command does, in checkouts that do
+        from drr2ct.pipeline.running.startup import use_large_pages
+    except ImportError:
+        pass
+    else:
+        use_large_pages()
     torch.manual_seed(0)
     network = create_network(name, **VARIANTS[variant])
     with torch.no_grad():

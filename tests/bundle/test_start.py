@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,26 @@ assert KeepLargestConnectedComponent()(torch.tensor([[[1, 0, 1, 1]]])).tolist() 
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+LARGE_PAGES = """
+import sys
+if sys.argv[1] == "own":
+    import torch
+from drr2ct.pipeline.running.startup import start_lightly
+start_lightly()
+import torch
+volume = torch.ones(64, 1024, 1024)  # 256 MiB
+kib = [line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")]
+print(int(kib[0]))
+"""
+GIVEN = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not GIVEN.exists() or "[madvise]" not in GIVEN.read_text(), reason="pages are not on request here")
+@pytest.mark.parametrize(("process", "large"), [("ours", True), ("own", False)])
+def test_tensors_lie_in_large_pages_in_a_process_of_ours(process: str, large: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    command = [sys.executable, "-c", LARGE_PAGES, process]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) > 128 * 1024) == large, "half of the tensor at least, or nothing like it"
