@@ -7,6 +7,7 @@ import functools
 import inspect
 import logging
 import pydoc
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -234,7 +235,18 @@ def _put_back(path: Path, before: bytes | None, made: Sequence[Path]) -> None:
 
 def find_input_error(error: BaseException | None) -> InputError | None:
     """The user's mistake or the machine's fault behind an exception, if it is one: MONAI wraps what is raised."""
-    return next((cause for cause in causes(error) if isinstance(cause, InputError)), None) or explain_fault(error)
+    found = [cause for cause in causes(error) if isinstance(cause, InputError)]
+    return found[0] if found else explain_fault(error) or _unfit_component(error)
+
+
+def _unfit_component(error: BaseException | None) -> InputError | None:
+    """What a class of a library refuses of the values that the configuration gives it."""
+    for cause in causes(error):
+        made = re.match(r"Failed to instantiate component '([^']+)'", str(cause))
+        if made and isinstance(cause.__cause__, (ValueError, TypeError)):
+            reason = " ".join(str(cause.__cause__).split()).rstrip(".")
+            return InputError(f"{made[1]} cannot be made from the configuration ({reason}); check the values given.")
+    return None
 
 
 def _refused(error: BaseException) -> bool:

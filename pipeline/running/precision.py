@@ -93,7 +93,12 @@ def clip_gradients(
         max_norm: what the norm is clipped to.
         apart: parameters whose norm is clipped on its own, such as those that make bounds: what they do is to change
             nothing of the others' training.
+
+    Raises:
+        InputError: for a norm of zero or less, by which the training would stand still or go backwards.
     """
+    if not max_norm > 0:
+        raise InputError(f"max_gradient_norm is {max_norm}; it must be above 0 (1.0e+30 clips nothing).")
     on_their_own = {id(parameter) for parameter in apart}
 
     def parameters(wanted: bool) -> list[Tensor]:

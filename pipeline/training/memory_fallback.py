@@ -188,10 +188,14 @@ def run_training(
 
     Raises:
         TrainingMemoryError: if memory ran out, and nothing cheaper is left or asked for.
-        InputError: for an unknown ``on_oom``.
+        InputError: for an unknown ``on_oom``, or a training of no epochs or steps.
     """
     if on_oom not in ON_OOM:
         raise InputError(f"on_oom {on_oom!r} is unknown; choose from {', '.join(ON_OOM)}.")
+    for name in ("max_epochs", "epoch_length"):  # with no steps the engine says nothing and leaves nothing
+        number = getattr(trainer.state, name)
+        if number is not None and number < 1:
+            raise InputError(f"train#trainer#{name} is {number}; it must be a whole number, 1 or more.")
     last = Path(ckpt_dir) / "last.pt"
     before = last.stat().st_mtime_ns if last.exists() else None
     where = Where(network)

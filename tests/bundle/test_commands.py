@@ -135,6 +135,9 @@ def test_networks_and_keys_that_do_not_exist(command, dataset: Path, tmp_path: P
         ("device=cpu", "give '$torch.device(\"cpu\")'"),
         ("batch_size=0", "batch_size is 0"),
         ("num_workers=-1", "num_workers is -1"),
+        ("learning_rate=-1.0", "torch.optim.AdamW cannot be made from the configuration (Invalid learning rate: -1.0)"),
+        ("max_gradient_norm=-1", "max_gradient_norm is -1"),
+        ("val_interval=0", "cannot be made from the configuration"),
     ):
         assert_one_sentence(command("train", dataset, "--output", tmp_path / "out", "--set", wrong), says)
     assert list(tmp_path.iterdir()) == []
