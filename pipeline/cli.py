@@ -457,6 +457,10 @@ def release(
         typer.Option(help="Such a folder of a network that the same recipe made without those patients; repeatable."),
     ] = None,
     robustness: Annotated[Path | None, typer.Option(help="Folder of drr2ct robustness of these weights.")] = None,
+    same_recipe: Annotated[
+        bool,
+        typer.Option("--same-recipe", help="It is that of the weights shipped so far: keep who was left out of it."),
+    ] = False,
     bundle: Annotated[Path, typer.Option(help="Root of the bundle that ships it.")] = Path("bundles/biplanar_ct"),
 ) -> None:
     """Ship a training's weights with the bundle: models/NAME.safetensors, model card, model.pt, metadata.json."""
@@ -464,7 +468,7 @@ def release(
     from drr2ct.pipeline.reports.release import release as run_release
 
     network_config(name)  # an unknown name is refused with its neighbours
-    for path in run_release(source, name, bundle, evaluation or (), left_out or (), robustness):
+    for path in run_release(source, name, bundle, evaluation or (), left_out or (), robustness, same_recipe):
         print(path)
 
 

@@ -83,8 +83,14 @@ def mean_of(entries: Any, figure: str, baseline: str | None = None) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def read_measured(path: Path, digest: str) -> Measured:
+def read_measured(path: Path, digest: str, same_recipe: bool = False) -> Measured:
     """What the file says of these weights: nothing if it is not there, or is of others.
+
+    Args:
+        path: of the file.
+        digest: of the weights.
+        same_recipe: if it is of others, that the same recipe made: what it says of patients left out is of the recipe,
+            and holds for these too.
 
     Raises:
         InputError: if it is no such file.
@@ -95,7 +101,7 @@ def read_measured(path: Path, digest: str) -> Measured:
     if content.get("format") != FORMAT:
         raise InputError(f"{path} is not what a release writes; delete it.")
     if content["weights_sha256"] != digest:
-        return Measured(path, digest)
+        return Measured(path, digest, left_out=content["left_out"]) if same_recipe else Measured(path, digest)
     return Measured(path, digest, content["patients"], content["left_out"], content["robustness"])
 
 

@@ -48,6 +48,7 @@ def release(
     evaluations: Sequence[str | Path] = (),
     left_out: Sequence[str | Path] = (),
     robustness: str | Path | None = None,
+    same_recipe: bool = False,
 ) -> list[Path]:
     """Ship a training's weights as one of a bundle's networks, with what was measured of them.
 
@@ -61,6 +62,8 @@ def release(
         evaluations: folders of ``drr2ct evaluate`` of these weights.
         left_out: such folders of networks that the same recipe made of other patients, to be judged on those left out.
         robustness: folder of ``drr2ct robustness`` of these weights.
+        same_recipe: it is that of the weights shipped so far, so the evaluations of patients left out, which are of the
+            recipe, stay.
 
     Returns:
         What was written.
@@ -76,7 +79,7 @@ def release(
     _check(checkpoint, description, name, read_sources(models))
     load_network(checkpoint)  # the weights fit what is said of them
     digest = weights_sha256(content["network"])
-    measured = read_measured(models / f"{name}.json", digest)
+    measured = read_measured(models / f"{name}.json", digest, same_recipe)
     for folder in evaluations:
         add_evaluation(measured, folder, description)
     for folder in left_out:
