@@ -1,19 +1,21 @@
-"""Trilinear resampling of volumes by MONAI, a few planes at a time."""
+"""Trilinear resampling of volumes, a few planes at a time.
+
+What ``SpatialResample`` of MONAI gives, in half its time: that multiplies every voxel of the result with a matrix, to
+learn where it lies, and holds several times the volume in positions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from monai.data import MetaTensor
-from monai.transforms import SpatialResample
 from torch import Tensor
 
-_PLANES = 16
-"""Sampling positions are made for so many planes at once: those of all of them are several times the volume."""
+_PLANES = 8
+"""Sampling positions are made for so many planes at once."""
 
 
 def resampled(
@@ -25,23 +27,23 @@ def resampled(
     """A volume on other voxels, trilinear, zero where it does not reach.
 
     Args:
-        volume: (channels, I, J, K).
+        volume: (channels, I, J, K) in float32.
         affine: of its voxels.
         target: affine of the others, in the same space.
         shape: (X, Y, Z), how many there are along each axis.
 
     Returns:
-        (channels, X, Y, Z) in float32, without metadata.
+        (channels, X, Y, Z), without metadata.
     """
-    resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=True, dtype=np.float32)
-    source = MetaTensor(volume, affine=torch.from_numpy(np.asarray(affine, dtype=np.float64)))
-    result = volume.new_empty((volume.shape[0], *shape), dtype=torch.float32)
-    first = 0
-    # even parts: PyTorch and MONAI do not agree where a part of one plane lies
-    for part in result.tensor_split(-(-shape[0] // _PLANES), dim=1):
-        begin = np.eye(4)
-        begin[0, 3] = first
-        placed: Any = resample(source, dst_affine=torch.from_numpy(target @ begin), spatial_size=part.shape[1:])
-        part.copy_(placed)
-        first += part.shape[1]
+    # index there → index here → −1 … 1 between the outermost voxels' centres, last axis first, as grid_sample has it
+    size = np.maximum(np.array(volume.shape[1:]) - 1, 1)
+    step = np.linalg.solve(affine, target)[:3] * (2 / size)[:, None]
+    step[:, 3] -= 1
+    x, y, z, first_voxel = torch.from_numpy(step[::-1].T.copy()).to(volume)
+    counts = [torch.arange(n, device=volume.device, dtype=volume.dtype) for n in shape]
+    plane = counts[1][:, None, None] * y + (counts[2][:, None] * z + first_voxel)
+    result = volume.new_empty((volume.shape[0], *shape))
+    for planes, part in zip(counts[0].split(_PLANES), result.split(_PLANES, dim=1), strict=True):
+        where = planes[:, None, None, None] * x + plane
+        part.copy_(F.grid_sample(volume[None], where[None], "bilinear", "zeros", align_corners=True)[0])
     return result

