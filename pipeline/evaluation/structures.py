@@ -40,8 +40,10 @@ def body_mask(hu: Volume) -> Mask:
     # plane by plane: bincount would make 8-byte numbers of the whole volume
     sizes = np.sum([np.bincount(plane.ravel(), minlength=count + 1) for plane in labels], axis=0)
     largest = 1 + int(sizes[1:].argmax())
-    box = ndimage.find_objects(labels, largest)[-1]
-    inside = labels[box] == largest
+    inside = labels == largest
+    filled = [np.flatnonzero(inside.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    box = tuple(slice(int(along[0]), int(along[-1]) + 1) for along in filled)
+    inside = inside[box]
     in_plane = ndimage.generate_binary_structure(3, 1)
     in_plane[1, 1, ::2] = False
     # air that reaches no side of its slice is inside; where it reaches the box's, it also reaches the slice's
@@ -78,7 +80,8 @@ def surface_distances(
     Values are those of MONAI's ``get_edge_surface_distance``.
     """
     edges = surface(first), surface(second)
-    points = [np.argwhere(edge) for edge in edges]
+    # NumPy looks for what is set many times as fast along one axis as along three
+    points = [np.stack(np.unravel_index(np.flatnonzero(edge), edge.shape), axis=1) for edge in edges]
     trees = [KDTree(p * np.asarray(spacing_mm), leafsize=32, balanced_tree=False) for p in points]
     found = []
     for here, edge, tree in zip(points, edges[::-1], trees[::-1], strict=True):
