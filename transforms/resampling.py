@@ -23,14 +23,16 @@ def resampled(
     affine: Float[np.ndarray, "4 4"],
     target: Float[np.ndarray, "4 4"],
     shape: Sequence[int],
+    outside: float = 0.0,
 ) -> Float[Tensor, "channels x y z"]:
-    """A volume on other voxels, trilinear, zero where it does not reach.
+    """A volume on other voxels, trilinear.
 
     Args:
         volume: (channels, I, J, K) in float32.
         affine: of its voxels.
         target: affine of the others, in the same space.
         shape: (X, Y, Z), how many there are along each axis.
+        outside: the value where the volume does not reach.
 
     Returns:
         (channels, X, Y, Z), without metadata.
@@ -42,8 +44,9 @@ def resampled(
     x, y, z, first_voxel = torch.from_numpy(step[::-1].T.copy()).to(volume)
     counts = [torch.arange(n, device=volume.device, dtype=volume.dtype) for n in shape]
     plane = counts[1][:, None, None] * y + (counts[2][:, None] * z + first_voxel)
+    values = volume - outside  # grid_sample has zero outside
     result = volume.new_empty((volume.shape[0], *shape))
     for planes, part in zip(counts[0].split(_PLANES), result.split(_PLANES, dim=1), strict=True):
         where = planes[:, None, None, None] * x + plane
-        part.copy_(F.grid_sample(volume[None], where[None], "bilinear", "zeros", align_corners=True)[0])
-    return result
+        part.copy_(F.grid_sample(values[None], where[None], "bilinear", "zeros", align_corners=True)[0])
+    return result.add_(outside)

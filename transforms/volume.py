@@ -258,6 +258,18 @@ def smooth_for_spacing(
     return torch.from_numpy(values)
 
 
+def onto_voxels(
+    hu: Float[Tensor, "c i j k"],
+    affine: Float[np.ndarray, "4 4"],
+    target: Float[np.ndarray, "4 4"],
+    shape: Sequence[int],
+) -> Float[Tensor, "c x y z"]:
+    """A volume in HU on other voxels: anti-aliased, trilinear, air outside. Arguments: :func:`resampled`."""
+    # spacing of the target along the source's own axes
+    step = np.abs(np.linalg.solve(affine[:3, :3], target[:3, :3])).max(axis=1)
+    return resampled(smooth_for_spacing(hu, (1.0, 1.0, 1.0), step.tolist()), affine, target, shape, AIR_HU)
+
+
 class ResampleToGrid(InvertibleTransform):
     """Anti-aliased trilinear resampling of a CT onto the grid; −1024 HU outside the scan.
 
@@ -292,11 +304,7 @@ class ResampleToGrid(InvertibleTransform):
         """(1, I, J, K) in HU → (1, size, size, size) in HU."""
         target = self.target_affine(image)
         source = np.asarray(image.affine, dtype=np.float64)
-        # spacing of the target along the source's own axes
-        step = np.abs(np.linalg.solve(source[:3, :3], target[:3, :3])).max(axis=1)
-        # zero outside: values are shifted so that zero is air
-        shifted = smooth_for_spacing(image.as_tensor(), (1.0, 1.0, 1.0), step.tolist()) - AIR_HU
-        values = resampled(shifted, source, target, (self.grid.size,) * 3).add_(AIR_HU)
+        values = onto_voxels(image.as_tensor(), source, target, (self.grid.size,) * 3)
         result = MetaTensor(values, meta=image.meta, applied_operations=image.applied_operations)
         result.affine = torch.from_numpy(target)
         self.push_transform(result, orig_size=image.shape[1:], extra_info={"affine": source.tolist()})
@@ -306,8 +314,7 @@ class ResampleToGrid(InvertibleTransform):
         """Back onto the scan's own voxels, −1024 HU outside the grid."""
         done = self.pop_transform(data)
         source = np.asarray(done[TraceKeys.EXTRA_INFO]["affine"])
-        shifted = data.as_tensor() - AIR_HU
-        values = resampled(shifted, np.asarray(data.affine), source, done[TraceKeys.ORIG_SIZE]).add_(AIR_HU)
+        values = resampled(data.as_tensor(), np.asarray(data.affine), source, done[TraceKeys.ORIG_SIZE], AIR_HU)
         restored = MetaTensor(values, meta=data.meta, applied_operations=data.applied_operations)
         restored.affine = torch.from_numpy(source)
         return restored

@@ -13,8 +13,7 @@ from monai.transforms import Compose, Invertd, Orientation
 from torch import Tensor
 
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.resampling import resampled
-from drr2ct.transforms.volume import AIR_HU, HU_WINDOW, ResampleToGrid, smooth_for_spacing, to_hu
+from drr2ct.transforms.volume import HU_WINDOW, ResampleToGrid, onto_voxels, smooth_for_spacing, to_hu
 
 
 def place_on_grid(prediction: Tensor, geometry: BiplanarGeometry, label: Tensor | None = None) -> MetaTensor:
@@ -68,11 +67,7 @@ def place_like(prediction: Tensor, geometry: BiplanarGeometry, ct: MetaTensor, m
     upright: Any = Orientation("RAS", labels=None)(ct)
     affine = ResampleToGrid(geometry.grid, mode).target_affine(upright)
     target = np.asarray(ct.affine, dtype=np.float64)
-    step = np.abs(np.linalg.solve(affine[:3, :3], target[:3, :3])).max(axis=1)
-    # zero outside: values are shifted so that zero is air
-    shifted = smooth_for_spacing(hu, (1.0, 1.0, 1.0), step.tolist()) - AIR_HU
-    placed = resampled(shifted, affine, target, ct.shape[1:])
-    return MetaTensor(placed.add_(AIR_HU), affine=torch.from_numpy(target))
+    return MetaTensor(onto_voxels(hu, affine, target, ct.shape[1:]), affine=torch.from_numpy(target))
 
 
 def place_bounds(place: Callable[[Tensor], MetaTensor], output: Tensor) -> MetaTensor:
