@@ -325,10 +325,11 @@ def make_patients(folder: Path, count: int) -> None:
 def train(settings: str, kill_at: int) -> None:
     """A training by the bundle, which kills itself before so many steps if that is above 0."""
     from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
+    from drr2ct.pipeline.training.muon import Muon
 
     overrides = json.loads(settings)
     if kill_at:
-        original, left = torch.optim.AdamW.step, [kill_at]
+        original, left = Muon.step, [kill_at]
 
         def step(*args: Any, **kwargs: Any) -> Any:
             left[0] -= 1
@@ -336,7 +337,7 @@ def train(settings: str, kill_at: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*args, **kwargs)
 
-        torch.optim.AdamW.step = step  # type: ignore[method-assign]
+        Muon.step = step  # type: ignore[method-assign]
     overlays = ["multi_gpu_train"] if "RANK" in os.environ else []
     run_bundle([bundle_file(f"configs/{name}.yaml") for name in ("train", *overlays)], overrides)
 
@@ -398,7 +399,8 @@ def processes(device: str) -> None:
         make_patients(data, 8)
         common = {**SMALL, "dataset_dir": str(data), "cache_dir": str(place / "cache"), "precision": "fp32"}
         # with a large eps AdamW's step is proportional to the gradient, and does not blow up its rounding errors
-        common |= {"learning_rate": 0.03, "optimizer#eps": 0.1, "split_fractions": [0.5, 0.375, 0.125]}
+        common |= {"optimizer#_target_": "torch.optim.AdamW", "learning_rate": 0.03, "optimizer#eps": 0.1}
+        common |= {"split_fractions": [0.5, 0.375, 0.125]}
         common |= {"train#trainer#max_epochs": 2}
         os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # convolutions in 10 bits would hide a difference
         training({**common, "batch_size": 2, "output_dir": str(place / "one")})

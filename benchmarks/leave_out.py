@@ -34,7 +34,7 @@ from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from drr2ct.pipeline.running.console import wide_console
 from drr2ct.transforms.files import write_json
 
-RECIPES = ("films", "time_budget", "muon", "shipped", "weight_average")
+RECIPES = ("films", "time_budget", "shipped", "weight_average")
 VARIATIONS = {"cascade64": 10, "cascade128": 4, "cascade256": 2}
 """Of each patient in an epoch."""
 DECAY = {"cascade64": 0.995, "cascade128": 0.98, "cascade256": 0.95}

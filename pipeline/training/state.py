@@ -96,7 +96,7 @@ class TrainingState:
         """Refuse a checkpoint that this training cannot go on from.
 
         Raises:
-            InputError: if states are missing, or it has trained all epochs already.
+            InputError: if states are missing or of another optimiser, or it has trained all epochs already.
         """
         missing = [name for name in ("trainer", "best", *self.objects) if name not in content]
         if missing:
@@ -104,6 +104,14 @@ class TrainingState:
                 f"checkpoint {path} holds no state of {', '.join(missing)}, so this configuration cannot go on from "
                 "it; choose another output_dir."
             )
+        for name, item in self.objects.items():
+            if isinstance(item, torch.optim.Optimizer):
+                theirs, ours = content[name]["param_groups"][0], item.param_groups[0]
+                if lacking := sorted(ours.keys() - theirs.keys()):
+                    raise InputError(
+                        f"checkpoint {path} was trained by another optimiser, which has no {', '.join(lacking)}: set "
+                        f"{name}#_target_ to that one (torch.optim.AdamW?) or choose another output_dir."
+                    )
         state = content["trainer"]
         finished = state["iteration"] // state["epoch_length"]
         if content.get("epoch_state") is None and finished >= (trainer.state.max_epochs or 0):

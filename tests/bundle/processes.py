@@ -83,13 +83,15 @@ class KillAt:
         import torch
         from torch.utils.tensorboard import SummaryWriter
 
+        from drr2ct.pipeline.training.muon import Muon
+
         owners: dict[str, tuple[Any, str]] = {
             "save": (torch, "save"),
             "sync": (os, "fsync"),
             "rename": (pathlib.Path, "replace"),
             "row": (csv.DictWriter, "writerows"),
             "scalar": (SummaryWriter, "add_scalar"),
-            "step": (torch.optim.AdamW, "step"),
+            "step": (Muon, "step"),
         }
         owner, name = owners[self.place.split()[-1]]
         original = getattr(owner, name)

@@ -19,6 +19,7 @@ import yaml
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, run_bundle
+from drr2ct.pipeline.training.muon import Muon, is_kernel
 from tests.bundle.conftest import SMALL, TRAIN
 from tests.files import chest, read_rows, write_nifti
 
@@ -29,6 +30,7 @@ EPOCHS, KILLED_EPOCHS = 3, 6
 # with a large eps AdamW's step is proportional to the gradient, and does not blow up its rounding errors
 SETTINGS: dict[str, Any] = {
     **SMALL,
+    "optimizer#_target_": "torch.optim.AdamW",
     "learning_rate": 0.03,
     "optimizer#eps": 0.1,
     "split_fractions": [0.5, 0.375, 0.125],
@@ -169,12 +171,12 @@ def test_a_process_that_is_killed_is_replaced_and_nothing_is_lost(killed: tuple[
 def test_a_sharded_optimizer_is_saved_whole(killed: tuple[Path, Path, str]) -> None:
     path = killed[1] / "checkpoints" / "last.pt"
     content = read_checkpoint(path)
-    ordinary = torch.optim.AdamW(load_network(path).parameters())
+    ordinary = Muon(load_network(path).parameters())
     ordinary.load_state_dict(content["optimizer"])
     assert len(ordinary.state) == len(content["network"])
     for parameter, state in ordinary.state.items():
-        assert state["exp_avg"].shape == parameter.shape and state["exp_avg_sq"].max() > 0
-        assert state["step"] == 3 * KILLED_EPOCHS
+        assert state["momentum" if is_kernel(parameter) else "exp_avg_sq"].abs().max() > 0
+        assert is_kernel(parameter) or state["step"] == 3 * KILLED_EPOCHS
 
 
 def test_torchrun_without_the_overlay_is_refused(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -235,9 +236,9 @@ def test_a_longer_training_goes_on_along_the_longer_cosine(
     train(dataset, tmp_path / "run", **{**first, "train#trainer#max_epochs": 4})
     assert "lasts 4 epochs" in caplog.text
     rates = [float(row["lr"]) for row in rows_of(tmp_path / "run") if row["phase"] == "training"]
-    short = [1e-4, (1e-4 + 1e-6) / 2]
+    short = [1e-3, (1e-3 + 1e-6) / 2]
     assert rates[:2] == pytest.approx(short, rel=1e-4)
-    middle, late = ((1e-4 - 1e-6) * (1 + math.cos(math.pi * epoch / 4)) / 2 + 1e-6 for epoch in (2, 3))
+    middle, late = ((1e-3 - 1e-6) * (1 + math.cos(math.pi * epoch / 4)) / 2 + 1e-6 for epoch in (2, 3))
     assert rates[2:] == pytest.approx([middle, late], rel=1e-4)
 
 
@@ -270,6 +271,15 @@ def test_a_checkpoint_of_another_configuration_is_refused(run: Path, dataset: Pa
     with pytest.raises(Exception) as refused:
         train(dataset, tmp_path / "run", **{"train#trainer#max_epochs": 3})
     assert "holds no state of lr_scheduler" in str(find_input_error(refused.value))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_a_checkpoint_by_another_optimiser_is_refused(run: Path, dataset: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(run / "checkpoints", tmp_path / "run" / "checkpoints")
+    changes = {"train#trainer#max_epochs": 3, "optimizer#_target_": f"torch.optim.{name}"}
+    with pytest.raises(Exception) as refused:
+        train(dataset, tmp_path / "run", **changes)
+    assert "was trained by another optimiser, which has no" in str(find_input_error(refused.value))
 
 
 def test_inspect_prints_and_exports(run: Path, tmp_path: Path) -> None:

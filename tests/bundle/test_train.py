@@ -35,9 +35,9 @@ def test_one_csv_row_per_epoch_and_phase(run: Path) -> None:
     ]  # fmt: skip
     for row in rows:
         assert all(math.isfinite(float(row[name])) for name in CSV_COLUMNS if name != "phase")
-    # cosine from 1e-4 over two epochs: the rate each epoch ran with
-    assert float(rows[0]["lr"]) == pytest.approx(1e-4)
-    assert float(rows[2]["lr"]) == pytest.approx((1e-4 + 1e-6) / 2, rel=1e-3)
+    # cosine from 1e-3 over two epochs: the rate each epoch ran with
+    assert float(rows[0]["lr"]) == pytest.approx(1e-3)
+    assert float(rows[2]["lr"]) == pytest.approx((1e-3 + 1e-6) / 2, rel=1e-3)
 
 
 def test_best_checkpoints_are_those_of_the_csv(run: Path) -> None:
@@ -124,7 +124,12 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(dataset: Path, tmp_
 
 def test_gradients_are_clipped_before_the_step(dataset: Path, tmp_path: Path) -> None:
     # with a large eps AdamW's step is proportional to the gradient
-    common = {"optimizer#weight_decay": 0.0, "optimizer#eps": 1.0, "lr_scheduler#eta_min": 0.0}
+    common = {
+        "optimizer#_target_": "torch.optim.AdamW",
+        "optimizer#weight_decay": 0.0,
+        "optimizer#eps": 1.0,
+        "lr_scheduler#eta_min": 0.0,
+    }
     still = train(dataset, tmp_path / "still", max_gradient_norm=1e-12, **common)
     moving = train(dataset, tmp_path / "moving", **common)
     start = train(dataset, tmp_path / "start", learning_rate=0.0, **common)
