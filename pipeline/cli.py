@@ -103,10 +103,14 @@ def train(
             help="Make another patient of each CT for every sample: bent at random, or also towards other patients.",
         ),
     ] = "off",
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Begin with the weights of this shipped network: fine-tune it.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Train a network on a data set: train.yaml, networks/<NETWORK>.yaml and recipes; under torchrun, on all GPUs."""
     from drr2ct.networks import network_config
+    from drr2ct.pipeline.checkpoints.shipped import chosen_weights
     from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
     from drr2ct.pipeline.running.distributed import world_size
     from drr2ct.pipeline.training.recipes import parse_growth, train_growing
@@ -121,6 +125,12 @@ def train(
     if vary != "off":
         settings["vary"] = vary
     settings |= parse_overrides(overrides)
+    if model is not None:
+        if grow is not None or settings.get("transfer_from"):
+            raise InputError(
+                f"the shipped network {model} cannot be begun with besides --grow or transfer_from; give one of them."
+            )
+        settings["transfer_from"] = str(chosen_weights(model=model))
     if grow is None:
         run_bundle(configs, settings)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import torch
 
 from drr2ct.networks import ProgressiveCascade
 from drr2ct.pipeline.checkpoints.files import CHECKPOINT_FORMAT, as_paths, read_checkpoint
-from drr2ct.pipeline.data.identity import ct_fingerprints
+from drr2ct.pipeline.data.identity import ct_fingerprints, trained_on
 from drr2ct.pipeline.running.console import duration_text
 from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.pipeline.running.provenance import versions
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.volume import HU_WINDOW
+
+logger = logging.getLogger(__name__)
 
 
 def describe(
@@ -36,7 +39,7 @@ def describe(
         datalists: data lists by part; patients' names are kept, and of the training's CTs a hash of parts of the file,
             by which an evaluation knows them under another name.
         started_from: the checkpoints that the weights came from before this training; their patients were trained on
-            too.
+            too, and those of other parts among them are warned of.
 
     Raises:
         InputError: as ``read_checkpoint``.
@@ -46,6 +49,14 @@ def describe(
     cts = ct_fingerprints(datalists.get("training", [])) if is_main_process() else []
     for path in as_paths(started_from):
         before = read_checkpoint(path)["description"]
+        for part in sorted(datalists.keys() - {"training"}) if is_main_process() else ():
+            if known := trained_on(before, datalists[part]):
+                names = ", ".join(str(item["patient"]) for item in known)
+                logger.warning(
+                    "%s, which this training begins with, was trained on %s, now in %s: what is measured there is not of "
+                    "a new patient",
+                    *(path, names, part),
+                )
         earlier = before["patients"].get("training", [])
         patients["training"] = list(dict.fromkeys([*patients.get("training", []), *earlier]))
         cts = sorted({*cts, *before.get("training_cts", [])})

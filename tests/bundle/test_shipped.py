@@ -74,6 +74,25 @@ def digest_of(weights: Path) -> str:
     return weights_sha256(read_checkpoint(weights)["network"])
 
 
+def test_a_training_begins_with_a_shipped_network(
+    caplog, command, dataset: Path, weights: Path, tmp_path: Path
+) -> None:
+    run = [f"--output={tmp_path / 'run'}", "--network=cascade64", "--model=cascade64", "--epochs=1"]
+    still = ("learning_rate=0.0", "lr_scheduler#eta_min=0.0", "precision=fp32")
+    status, said = command("train", dataset, *run, *(f"--set={key}" for key in still))
+    assert status == 0, said
+    begun = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    shipped_weights = read_checkpoint(weights)["network"]
+    assert begun["network"].keys() == shipped_weights.keys()
+    assert all(torch.equal(value, shipped_weights[name]) for name, value in begun["network"].items())
+    assert {"p0", "p1", "p2"} <= set(begun["description"]["patients"]["training"]), "of the shipped network"
+    assert begun["description"]["patients"]["validation"] == ["p0"]
+    assert any("was trained on p0, now in validation" in message for message in caplog.messages)
+    for other in ("--grow=1:1", "--set=transfer_from=a.pt"):
+        assert_one_sentence(command("train", dataset, *run, other), "cannot be begun with besides --grow or")
+    assert_one_sentence(command("train", dataset, *run[:2], "--model=cascade128"), "is not shipped here")
+
+
 def test_reconstruct_takes_the_shipped_network_and_says_so(capsys, weights: Path, pair, tmp_path: Path) -> None:
     (path,) = reconstruct(radiographs=pair, output=tmp_path / "ct.nii.gz", precision="fp32")
     said = capsys.readouterr().out
