@@ -13,8 +13,8 @@ Every training and fold that is finished stays in DIR and is not repeated, so th
 time, or another one every time that is also led towards other patients of the training (registered in DIR). Several
 give a row each. Making samples is not counted: loading processes do it; "s a sample" says what it costs.
 
-All train on a 64³ grid from two 128² radiographs with the bundle's loss, optimiser and batch of one; the learning rate
-falls by a cosine over the time. "fitted" is the PSNR after two steps of data consistency. --clock cpu counts
+All train on a 64³ grid from two 128² radiographs with the bundle's loss and a batch of one, by AdamW at 1e-3 where the
+variant says nothing else; the learning rate falls by a cosine over the time. "fitted" is the PSNR after two steps of data consistency. --clock cpu counts
 core-seconds over --threads instead of wall time: for a machine that others use too. Only training counts, measuring
 does not.
 """
@@ -139,7 +139,7 @@ def draft(about: str, network: str = "direct256_draft", **changes: Any) -> Varia
 
 
 VARIANTS = {
-    "cascade64": Variant("ours as it is by default"),
+    "cascade64": Variant("ours, by AdamW"),
     "broadcast": Variant(
         "ours with the direct lifting: stacked views, features repeated along one axis; and its normalisation",
         overrides={"lift": "broadcast", "fuse": "after", "encoder_norm_groups": (8, 8, 8, 8), "stages": _NORMALISED},
@@ -165,7 +165,10 @@ VARIANTS = {
         },
     ),
     "momenta": Variant("ours with AdamW's momenta 0.5 and 0.99", settings={"betas": (0.5, 0.99)}),
-    "muon": Variant("ours by Muon instead of AdamW", optimizer=Muon),
+    "adamw-1e-4": Variant("ours at a tenth of the learning rate", learning_rate=1e-4),
+    "muon": Variant("ours by Muon instead of AdamW, as the bundle trains", optimizer=Muon),
+    "muon-3e-4": Variant("ours by Muon at a third of the learning rate", optimizer=Muon, learning_rate=3e-4),
+    "muon-3e-3": Variant("ours by Muon at three times the learning rate", optimizer=Muon, learning_rate=3e-3),
     "confidence": Variant(
         "ours with a learned confidence of each view, voxel by voxel", overrides={"confidence": True}
     ),

@@ -221,8 +221,8 @@ def test_a_process_that_really_runs_out(dataset: Path, tmp_path: Path) -> None:
         list(CachedDataset(items, files_to_samples(geometry), tmp_path / "cache"))
     stages = json.dumps(
         [
-            {"channels": 128, "scale": 1, "growth": 48, "layers": 4, "lift_channels": 32},
-            {"channels": 64, "growth": 48, "layers": 3, "lift_channels": 24},
+            {"channels": 64, "scale": 1, "growth": 24, "layers": 4, "lift_channels": 16},
+            {"channels": 32, "growth": 24, "layers": 3, "lift_channels": 16},
         ]
     )
 
