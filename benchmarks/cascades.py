@@ -14,9 +14,9 @@ time, or another one every time that is also led towards other patients of the t
 give a row each. Making samples is not counted: loading processes do it; "s a sample" says what it costs.
 
 All train on a 64³ grid from two 128² radiographs with the bundle's loss and a batch of one, by AdamW at 1e-3 where the
-variant says nothing else; the learning rate falls by a cosine over the time. "fitted" is the PSNR after two steps of data consistency. --clock cpu counts
-core-seconds over --threads instead of wall time: for a machine that others use too. Only training counts, measuring
-does not.
+variant says nothing else; the learning rate falls by a cosine over the time. "fitted" is the PSNR after two steps of
+data consistency. --clock cpu counts core-seconds over --threads instead of wall time: for a machine that others use
+too. Only training counts, measuring does not.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def describe(
             if known := trained_on(before, datalists[part]):
                 names = ", ".join(str(item["patient"]) for item in known)
                 logger.warning(
-                    "%s, which this training begins with, was trained on %s, now in %s: what is measured there is not of "
-                    "a new patient",
+                    "%s, which this training begins with, was trained on %s, now in %s: "
+                    "what is measured there is not of a new patient",
                     *(path, names, part),
                 )
         earlier = before["patients"].get("training", [])
