@@ -398,7 +398,8 @@ def judged(network: torch.nn.Module, fold: Fold, trained: dict[str, Any]) -> dic
     rows = {}
     for name, test in fold.tests.items():
         prediction = predict(network, test.images)
-        fitted = fit_to_radiographs(prediction, test.images, GEOMETRY, CONSISTENCY_STEPS)
+        pairs = zip(prediction, test.images, strict=True)
+        fitted = torch.stack([fit_to_radiographs(p, image, GEOMETRY, CONSISTENCY_STEPS).volume for p, image in pairs])
         rows[name] = {**figures(prediction, test.labels), "fitted": figures(fitted, test.labels), **trained}
     return rows
 

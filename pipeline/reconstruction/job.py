@@ -13,6 +13,7 @@ from monai.data import IterableDataset
 from rich.console import Console
 
 from drr2ct.pipeline.data.patients import recorded_isocentre
+from drr2ct.pipeline.reconstruction.consistency import check_steps
 from drr2ct.pipeline.reconstruction.destination import Destination, given_destination
 from drr2ct.pipeline.reconstruction.record import file_sha256, is_finished
 from drr2ct.pipeline.running.bundle import find_input_error
@@ -62,6 +63,7 @@ class ReconstructionJob:
         preview: also write a page to look at (HTML) and its picture.
         write_page: that writes it.
         overwrite: replace what is there.
+        consistency_steps: by which volumes are fitted to their radiographs; 0 leaves them as the network gives them.
         settings: what else the volume depends on, such as how radiographs are read; for the record and its key.
         console: where progress and assumptions are printed.
         watcher: is told how far each patient is.
@@ -83,6 +85,7 @@ class ReconstructionJob:
     preview: bool = False
     write_page: PageWriter | None = None
     overwrite: bool = False
+    consistency_steps: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     console: Console = field(default_factory=Console)
     watcher: StageWatcher | None = None
@@ -173,6 +176,7 @@ def _check(job: ReconstructionJob) -> None:
     if len(job.items) > 1 and (job.output is not None or job.like is not None):
         what = "output file" if job.output is not None else "CT to be like"
         raise InputError(f"{len(job.items)} patients cannot share one {what}; give output_dir, and no like.")
+    check_steps(job.consistency_steps, job.description["mode"])
     if job.preview and job.write_page is None:
         raise InputError(
             "a preview is asked for, but the job has nothing that writes the page; give it write_page, such as "
@@ -185,7 +189,12 @@ def _common_key(job: ReconstructionJob) -> dict[str, Any]:
     return {
         "checkpoint_sha256": file_sha256(existing_file(job.checkpoint, "checkpoint")),
         "like_sha256": None if job.like is None or Path(job.like).is_dir() else file_sha256(Path(job.like)),
-        "settings": {"size": job.size, "like": None if job.like is None else str(job.like), **job.settings},
+        "settings": {
+            "size": job.size,
+            "like": None if job.like is None else str(job.like),
+            "consistency_steps": job.consistency_steps,
+            **job.settings,
+        },
     }
 
 

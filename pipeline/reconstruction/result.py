@@ -15,6 +15,7 @@ from drr2ct.networks.interval import estimate_of, has_bounds
 from drr2ct.pipeline.evaluation.figures import REPROJECTION_FIGURES
 from drr2ct.pipeline.evaluation.metrics import ReprojectionMetric
 from drr2ct.pipeline.evaluation.reprojection import reprojection_verdict
+from drr2ct.pipeline.reconstruction.consistency import Fit, fitted_prediction
 from drr2ct.pipeline.reconstruction.job import ReconstructionJob
 from drr2ct.pipeline.volumes.placing import half_width, place_bounds, place_like, place_on_grid, place_resized
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
@@ -33,7 +34,8 @@ class Result:
         doubt_on_grid: (1, N, N, N) in HU on the network's grid, half of what lies between the bounds; likewise.
         given: line integrals that the network was given.
         covered: where they are known, and not only extended from the edge.
-        reprojection: figure → how far the volume's own radiographs are from those.
+        reprojection: figure → how far the own radiographs of what the network gave are from those.
+        fit: how that was fitted to them; None if it was not to be.
         assumptions: what was assumed, one sentence each.
         warnings: what makes the volume doubtful, one sentence each.
     """
@@ -46,6 +48,7 @@ class Result:
     given: Float[Tensor, "views rows columns"]
     covered: Bool[Tensor, "views rows columns"]
     reprojection: Mapping[str, float]
+    fit: Fit | None
     assumptions: Sequence[str]
     warnings: Sequence[str]
 
@@ -58,9 +61,10 @@ class Result:
     def reprojection_sentence(self) -> str:
         """How well the volume fits the radiographs, in words."""
         error, bias, _ = (self.reprojection[name] for name in REPROJECTION_FIGURES)
+        before = "before it was fitted, " if self.fit is not None and self.fit.steps else ""
         return (
-            f"the volume's own radiographs differ from those given by {error:.3f} on average (bias {bias:+.3f}), "
-            f"in line integrals whose mean is {self.radiographs_mean:.3f}"
+            f"{before}the volume's own radiographs differ from those given by {error:.3f} on average "
+            f"(bias {bias:+.3f}), in line integrals whose mean is {self.radiographs_mean:.3f}"
         )
 
 
@@ -97,15 +101,21 @@ def make_result(
             return place_resized(scaled, job.geometry, size)
         return on_network_grid(scaled)
 
+    # judged is what the network gives: a fit would hide how little it suits the radiographs
+    network_volume = on_network_grid(estimate_of(prediction))
+    fit = None
+    if job.consistency_steps:
+        given_there = image.to(prediction.device), job.geometry, job.consistency_steps, covered.to(prediction.device)
+        prediction, fit = fitted_prediction(prediction, *given_there)
     estimate = estimate_of(prediction)
     on_grid, volume = on_network_grid(estimate), place(estimate)
     bounds = doubt = None
     if has_bounds(prediction):
         bounds, doubt = place_bounds(place, prediction), half_width(place_bounds(on_network_grid, prediction))
     given = image * LINE_INTEGRAL_SCALE
-    figures: Any = ReprojectionMetric(job.geometry)([on_grid], [torch.where(covered, given, torch.nan)])
+    figures: Any = ReprojectionMetric(job.geometry)([network_volume], [torch.where(covered, given, torch.nan)])
     statistics = job.description.get("radiographs")
-    assumptions = [*read, *_placing_assumptions(job, mode)]
+    assumptions = [*read, *_placing_assumptions(job, mode), *([fit.sentence()] if fit is not None else [])]
     if statistics is None:
         assumptions.append(
             "It was not checked whether the radiographs look like the training set's, as the checkpoint holds no "
@@ -119,7 +129,7 @@ def make_result(
     warnings = [*doubts, *(warning for warning in found if warning is not None)]
     if doubt is not None:
         (assumptions if "interval" in job.description else warnings).append(_about_bounds(job))
-    return Result(patient, volume, on_grid, bounds, doubt, given, covered, reprojection, assumptions, warnings)
+    return Result(patient, volume, on_grid, bounds, doubt, given, covered, reprojection, fit, assumptions, warnings)
 
 
 def _about_bounds(job: ReconstructionJob) -> str:

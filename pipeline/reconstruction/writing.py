@@ -82,7 +82,7 @@ def record_of(job: ReconstructionJob, result: Result, volume: MetaTensor, precis
         volume: as it is written.
         precision: that the network ran in.
     """
-    patient = result.patient
+    patient, fit = result.patient, result.fit
     interval: dict[str, Any] = {}
     if result.bounds is not None:
         destination, calibration = job.destinations[patient], job.description.get("interval")
@@ -105,6 +105,7 @@ def record_of(job: ReconstructionJob, result: Result, volume: MetaTensor, precis
         "assumptions": list(result.assumptions),
         "warnings": list(result.warnings),
         **result.reprojection,
+        **({} if fit is None else {"consistency": {"steps": fit.steps, "difference": fit.difference}}),
         "radiographs_mean": result.radiographs_mean,
         "radiographs": [str(path) for item in job.items if str(item["patient"]) == patient for path in item["image"]],
         "checkpoint": str(job.checkpoint),
