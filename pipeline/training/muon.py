@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: of all, decoupled.
 
     Raises:
-        InputError: for a rate or decay below 0, or momenta outside [0, 1).
+        InputError: for a rate, decay or eps below 0, or momenta outside [0, 1).
     """
 
     def __init__(
@@ -66,8 +66,10 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-4,
     ) -> None:
-        if lr < 0 or weight_decay < 0:
-            raise InputError(f"Muon's learning rate {lr} and weight decay {weight_decay} must not be below 0.")
+        if min(lr, weight_decay, eps) < 0:
+            raise InputError(
+                f"Muon's learning rate {lr}, weight decay {weight_decay} and eps {eps} must not be below 0."
+            )
         if not all(0 <= share < 1 for share in (momentum, *betas)):
             raise InputError(f"Muon's momentum {momentum} and betas {tuple(betas)} must be at least 0 and below 1.")
         settings = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
