@@ -20,7 +20,7 @@ install: $(VENV)/.installed
 
 test: install
 	@command -v chromium chromium-browser >/dev/null && command -v chromedriver >/dev/null || echo "no chromium and chromedriver here: the tests of pages in a browser are skipped (Debian: apt-get install chromium chromium-driver)"
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -m '' -n $$(( $$(nproc) * 3 / 2 )) --dist worksteal # more than cores: much of it waits
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -m '' -n auto --dist worksteal
 
 demo: install
 	$(BIN)/drr2ct demo --output outputs/demo
