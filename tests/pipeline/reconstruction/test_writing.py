@@ -65,6 +65,24 @@ def test_only_what_the_radiographs_cover_is_judged(tmp_path: Path) -> None:
     assert result.radiographs_mean == pytest.approx(float(whole.given[covered].mean()))
 
 
+@pytest.mark.parametrize(("brighter", "steps"), [(0.95, 1), (0.5, 0)])
+def test_a_volume_is_fitted_where_the_radiographs_agree(tmp_path: Path, brighter: float, steps: int) -> None:
+    job = job_of(tmp_path, output=tmp_path / "ct.nii.gz", consistency_steps=1)
+    given = render_drr(place_on_grid(prediction(), GEOMETRY), GEOMETRY) / LINE_INTEGRAL_SCALE
+    output = torch.cat([prediction() * brighter, prediction() * brighter - 0.1, prediction() * brighter + 0.1])
+    result = make_result(job, "jane", output, given, torch.ones_like(given, dtype=torch.bool))
+    plain = make_result(job_of(tmp_path), "jane", output, given, torch.ones_like(given, dtype=torch.bool))
+    assert result.fit is not None and result.fit.steps == steps and plain.fit is None
+    assert torch.equal(result.on_grid, plain.on_grid) == (steps == 0)
+    assert result.reprojection == plain.reprojection, "of what the network gave"
+    assert result.fit.sentence() in result.assumptions
+    assert ("before it was fitted" in result.reprojection_sentence) == (steps > 0)
+    assert [item["patient"] for item in job.pending] == ["jane"]
+    write_result(job, result, "fp32")
+    record = json.loads((tmp_path / "ct.json").read_text())
+    assert record["consistency"] == {"steps": steps, "difference": result.fit.difference}
+
+
 def test_a_volume_and_the_record_that_finishes_it(tmp_path: Path) -> None:
     job = job_of(tmp_path, output=tmp_path / "ct.nii.gz", settings={"intensity": "line_integral"})
     assert [item["patient"] for item in job.pending] == ["jane"]
