@@ -24,8 +24,8 @@ from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.checkpoints.shipped import chosen_weights
 from drr2ct.pipeline.data.sample.cts import real_cts
-from drr2ct.pipeline.evaluation.conditions import conditions, degrade, is_of_pose, rendered
-from drr2ct.pipeline.reconstruction import consistency
+from drr2ct.pipeline.evaluation.conditions import conditions, taken_under
+from drr2ct.pipeline.reconstruction.consistency import LARGEST_DIFFERENCE, fit_to_radiographs
 from drr2ct.pipeline.running.console import wide_console
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.preprocessing import files_to_samples
@@ -52,7 +52,6 @@ def main() -> None:
     patients = arguments.patients or description["patients"]["validation"]
     if unknown := set(patients) - cts.keys():
         parser.error(f"{', '.join(sorted(unknown))}: not in {arguments.cts}")
-    threshold, consistency.LARGEST_DIFFERENCE = consistency.LARGEST_DIFFERENCE, float("inf")
     found: dict[str, list[tuple[float, ...]]] = {}
     for patient in patients:
         sample = read({"patient": patient, "label": str(cts[patient])})
@@ -61,16 +60,18 @@ def main() -> None:
             wanted = arguments.conditions is None or condition.name in arguments.conditions
             if not wanted or condition.name in ("grid", "isocentre"):  # these are of another truth
                 continue
-            image = rendered(whole, clean, condition, geometry) if is_of_pose(condition) else clean
-            image = degrade(image, condition, geometry.views, 0, statistics) / LINE_INTEGRAL_SCALE
+            image = taken_under(condition, whole, clean, geometry, statistics=statistics) / LINE_INTEGRAL_SCALE
             with torch.inference_mode():
                 estimate = estimate_of(network(image[None]))[0].float()
-            fits = [consistency.fit_to_radiographs(estimate, image, geometry, steps) for steps in arguments.steps]
+            fits = [
+                fit_to_radiographs(estimate, image, geometry, steps, largest_difference=float("inf"))
+                for steps in arguments.steps
+            ]
             scores = [psnr(volume, sample["label"]) for volume in (estimate, *(fit.volume for fit in fits))]
             value = "" if condition.value is None else f" {condition.value:g} {condition.unit}"
             row = (fits[0].difference, scores[0], *(score - scores[0] for score in scores[1:]))
             found.setdefault(condition.name + value, []).append(row)
-    table = Table(title=f"{path.name}, {len(patients)} patients; fitted up to a difference of {threshold:.0%}")
+    table = Table(title=f"{path.name}, {len(patients)} patients; fitted up to a difference of {LARGEST_DIFFERENCE:.0%}")
     for column in ("condition", "difference", "PSNR, dB", *(f"gain, steps: {steps}" for steps in arguments.steps)):
         table.add_column(column, justify="left" if column == "condition" else "right")
     for name, rows in found.items():

@@ -41,14 +41,7 @@ from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.data.loading import derived_seed
 from drr2ct.pipeline.data.sample.cts import real_cts
-from drr2ct.pipeline.evaluation.conditions import (
-    Condition,
-    conditions,
-    degrade,
-    is_of_pose,
-    rendered,
-    with_isocentre_off,
-)
+from drr2ct.pipeline.evaluation.conditions import Condition, conditions, taken_under, with_isocentre_off
 from drr2ct.pipeline.evaluation.metrics import InWindow
 from drr2ct.pipeline.evaluation.similarity import DEFAULT_WINDOW
 from drr2ct.pipeline.running.bundle import bundle_file
@@ -148,9 +141,7 @@ def under_conditions(ct_path: Path, statistics: dict[str, Any]) -> Iterator[tupl
             yield condition, off["image"], off["label"].as_tensor()
             continue
         image = plain["image"] * LINE_INTEGRAL_SCALE
-        if is_of_pose(condition):
-            image = rendered(loaded["label"], image, condition, GEOMETRY)
-        image = degrade(image, condition, GEOMETRY.views, 0, statistics)
+        image = taken_under(condition, loaded["label"], image, GEOMETRY, statistics=statistics)
         yield condition, image / LINE_INTEGRAL_SCALE, plain["label"].as_tensor()
 
 

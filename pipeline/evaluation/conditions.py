@@ -185,6 +185,19 @@ def degrade(
     return line_integrals
 
 
+def taken_under(
+    condition: Condition,
+    ct: MetaTensor,
+    clean: Radiographs,
+    geometry: BiplanarGeometry,
+    seed: int = 0,
+    statistics: Mapping[str, Any] | None = None,
+) -> Radiographs:
+    """Radiographs under a condition, whichever it changes: :func:`rendered`, then :func:`degrade`."""
+    films = rendered(ct, clean, condition, geometry) if is_of_pose(condition) else clean
+    return degrade(films, condition, geometry.views, seed, statistics)
+
+
 def with_isocentre_off(ct: MetaTensor, distance_mm: float) -> MetaTensor:
     """The CT with its isocentre so far away, along the diagonal to the right, front and top."""
     isocentre = np.asarray(ct.meta["isocentre"], dtype=float) + distance_mm * _DIAGONAL

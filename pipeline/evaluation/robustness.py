@@ -19,14 +19,7 @@ from drr2ct.pipeline.checkpoints.description import network_sentence
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_datalist
-from drr2ct.pipeline.evaluation.conditions import (
-    Condition,
-    conditions,
-    degrade,
-    is_of_pose,
-    rendered,
-    with_isocentre_off,
-)
+from drr2ct.pipeline.evaluation.conditions import Condition, conditions, taken_under, with_isocentre_off
 from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from drr2ct.pipeline.evaluation.protocol import FORMAT, by_patient, model_facts, patient_records, refuse_leakage
 from drr2ct.pipeline.evaluation.readable import name_left_out, read_steps, unreadable
@@ -113,9 +106,7 @@ def run_robustness(
                 found[condition][patient] = metric.compute(made, to_hu(elsewhere["label"]))
                 continue
             image = clean["image"] * LINE_INTEGRAL_SCALE
-            if is_of_pose(condition):
-                image = rendered(loaded["label"], image, condition, geometry)
-            changed = degrade(image, condition, geometry.views, seed + number, statistics)
+            changed = taken_under(condition, loaded["label"], image, geometry, seed + number, statistics)
             made = whole if condition.name == "clean" else reconstruct(changed / LINE_INTEGRAL_SCALE)
             found[condition][patient] = metric.compute(made, truth)
     name_left_out(left_out, len(items), output_dir)

@@ -34,7 +34,6 @@ LARGEST_DIFFERENCE = 0.25
 belong together as the geometry says, or are no line integrals. Of the validation's patients under the conditions of
 ``drr2ct robustness``, those below gained and those above lost (docs/evaluation.md)."""
 
-
 _LARGEST_GRID = 128
 """Voxels along an edge of the grid on which is fitted; a finer volume takes the change over, interpolated."""
 
@@ -68,6 +67,7 @@ def fit_to_radiographs(
     geometry: BiplanarGeometry,
     steps: int,
     covered: Bool[Tensor, "views h w"] | None = None,
+    largest_difference: float = LARGEST_DIFFERENCE,
 ) -> Fit:
     r"""Descent on :math:`\frac12\|H(A v - r)\|^2` from the prediction, a few steps with exact line search.
 
@@ -81,8 +81,9 @@ def fit_to_radiographs(
         prediction: in [0, 1] over the HU window, on the geometry's cube.
         radiographs: line integrals / ``LINE_INTEGRAL_SCALE``, as the network was given them.
         geometry: of both.
-        steps: number of steps; each projects once. None is made where views differ too much (``LARGEST_DIFFERENCE``).
+        steps: number of steps; each projects once.
         covered: where the radiographs are known; everywhere by default.
+        largest_difference: of the structures, above which no step is made.
     """
     low, high = HU_WINDOW
     size, detector = geometry.grid.size, geometry.detector_size
@@ -92,7 +93,8 @@ def fit_to_radiographs(
         volume = prediction.detach().float()
         given = F.avg_pool2d(radiographs.detach().float() * LINE_INTEGRAL_SCALE, factor)
         known = torch.ones_like(given) if covered is None else -F.max_pool2d(-covered.float(), factor)
-        change, difference = _descend(F.avg_pool3d(volume, factor) * (high - low) + low, given, known, coarse, steps)
+        hu = F.avg_pool3d(volume, factor) * (high - low) + low
+        change, difference = _descend(hu, given, known, coarse, steps, largest_difference)
         if change is None:
             return Fit(volume, difference, 0)
         finer = F.interpolate(change[None], size=[size] * 3, mode="trilinear", align_corners=False)[0]
@@ -100,41 +102,40 @@ def fit_to_radiographs(
 
 
 def _descend(
-    hu: Tensor, given: Tensor, known: Tensor, geometry: BiplanarGeometry, steps: int
+    start: Tensor, given: Tensor, known: Tensor, geometry: BiplanarGeometry, steps: int, largest_difference: float
 ) -> tuple[Tensor | None, float]:
     """What the steps change in HU, None where the views differ too much; and by how much they do."""
     affine = geometry.grid.affine()
-    lifts = [
-        BackprojectionLift(replace(geometry, views=(v,)), geometry.grid.size, 0).to(hu.device) for v in geometry.views
-    ]
+    # one view at a time, since the positions in all would be most of what the fit holds
+    alone = [replace(geometry, views=(view,)) for view in geometry.views]
+    lifts = [BackprojectionLift(one, geometry.grid.size, 0).to(start.device) for one in alone]
 
     def structures(images: Tensor) -> Tensor:
         images = images * known
         views = zip(images, geometry.views, strict=True)
-        return (
-            images - torch.stack([smoothed(image, _SMOOTH_MM, view.pixel_pitch_mm) for image, view in views])
-        ) * known
+        smooth = torch.stack([smoothed(image, _SMOOTH_MM, view.pixel_pitch_mm) for image, view in views])
+        return (images - smooth) * known
 
-    projected = render_drr(hu, geometry, affine=affine)
+    projected = render_drr(start, geometry, affine=affine)
     missing = structures(given - projected)
     difference = float(missing.norm() / structures(given).norm().clamp(min=1e-20))
-    if not difference <= LARGEST_DIFFERENCE:
+    if not difference <= largest_difference:
         return None, difference
-    change = torch.zeros_like(hu)
+    hu = start.clone()
     for _ in range(steps):
+        missing = structures(given - projected)
         direction = torch.zeros_like(hu)
         for lift, image in zip(lifts, missing, strict=True):
             direction += lift(image[None, None, None])[0]
-        direction *= hu_to_attenuation(hu + change + 1) - hu_to_attenuation(hu + change)
+        direction *= hu_to_attenuation(hu + 1) - hu_to_attenuation(hu)
         direction *= _PROBE_HU / direction.abs().amax().clamp(min=1e-20)
         # towards where the volume goes, since attenuation is a broken line over HU
-        effect = render_drr(hu + change + direction, geometry, affine=affine) - projected
+        effect = render_drr(hu + direction, geometry, affine=affine) - projected
         shaped = structures(effect)
         length = (missing * shaped).sum() / shaped.square().sum().clamp(min=1e-20)
-        change += length * direction
+        hu += length * direction
         projected += length * effect
-        missing = structures(given - projected)
-    return change, difference
+    return hu - start, difference
 
 
 def fitted_prediction(
@@ -147,6 +148,8 @@ def fitted_prediction(
     """:func:`fit_to_radiographs` of what a network gives; bounds, if there are any, go with their estimate."""
     estimate = estimate_of(prediction)
     fit = fit_to_radiographs(estimate, radiographs, geometry, steps, covered)
+    if not fit.steps:
+        return prediction, fit
     return torch.cat([fit.volume, prediction[1:] + (fit.volume - estimate)]), fit
 
 

@@ -101,19 +101,21 @@ def make_result(
             return place_resized(scaled, job.geometry, size)
         return on_network_grid(scaled)
 
+    given = image * LINE_INTEGRAL_SCALE
     # judged is what the network gives: a fit would hide how little it suits the radiographs
-    network_volume = on_network_grid(estimate_of(prediction))
+    on_grid = on_network_grid(estimate_of(prediction))
+    figures: Any = ReprojectionMetric(job.geometry)([on_grid], [torch.where(covered, given, torch.nan)])
     fit = None
     if job.consistency_steps:
-        given_there = image.to(prediction.device), job.geometry, job.consistency_steps, covered.to(prediction.device)
-        prediction, fit = fitted_prediction(prediction, *given_there)
-    estimate = estimate_of(prediction)
-    on_grid, volume = on_network_grid(estimate), place(estimate)
+        there = prediction.device
+        steps = job.consistency_steps
+        prediction, fit = fitted_prediction(prediction, image.to(there), job.geometry, steps, covered.to(there))
+        if fit.steps:
+            on_grid = on_network_grid(estimate_of(prediction))
+    volume = place(estimate_of(prediction))
     bounds = doubt = None
     if has_bounds(prediction):
         bounds, doubt = place_bounds(place, prediction), half_width(place_bounds(on_network_grid, prediction))
-    given = image * LINE_INTEGRAL_SCALE
-    figures: Any = ReprojectionMetric(job.geometry)([network_volume], [torch.where(covered, given, torch.nan)])
     statistics = job.description.get("radiographs")
     assumptions = [*read, *_placing_assumptions(job, mode), *([fit.sentence()] if fit is not None else [])]
     if statistics is None:
