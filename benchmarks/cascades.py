@@ -399,7 +399,7 @@ def judged(network: torch.nn.Module, fold: Fold, trained: dict[str, Any]) -> dic
     for name, test in fold.tests.items():
         prediction = predict(network, test.images)
         pairs = zip(prediction, test.images, strict=True)
-        fitted = torch.stack([fit_to_radiographs(p, image, GEOMETRY, CONSISTENCY_STEPS).volume for p, image in pairs])
+        fitted = torch.stack([fit_to_radiographs(p, image, GEOMETRY, CONSISTENCY_STEPS)[0] for p, image in pairs])
         rows[name] = {**figures(prediction, test.labels), "fitted": figures(fitted, test.labels), **trained}
     return rows
 

@@ -67,9 +67,9 @@ def main() -> None:
                 fit_to_radiographs(estimate, image, geometry, steps, largest_difference=float("inf"))
                 for steps in arguments.steps
             ]
-            scores = [psnr(volume, sample["label"]) for volume in (estimate, *(fit.volume for fit in fits))]
+            scores = [psnr(volume, sample["label"]) for volume in (estimate, *(volume for volume, _ in fits))]
             value = "" if condition.value is None else f" {condition.value:g} {condition.unit}"
-            row = (fits[0].difference, scores[0], *(score - scores[0] for score in scores[1:]))
+            row = (fits[0][1].difference, scores[0], *(score - scores[0] for score in scores[1:]))
             found.setdefault(condition.name + value, []).append(row)
     table = Table(title=f"{path.name}, {len(patients)} patients; fitted up to a difference of {LARGEST_DIFFERENCE:.0%}")
     for column in ("condition", "difference", "PSNR, dB", *(f"gain, steps: {steps}" for steps in arguments.steps)):

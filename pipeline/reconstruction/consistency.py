@@ -40,16 +40,14 @@ _LARGEST_GRID = 128
 
 @dataclass(frozen=True)
 class Fit:
-    """A volume that was fitted to its radiographs, or left as it was.
+    """How a volume was fitted to its radiographs, or why it was left as it was.
 
     Args:
-        volume: (1, n, n, n), float32 in [0, 1] over the HU window.
         difference: root mean square of the structures by which the prediction's own radiographs differed from those
             given, as a part of those given's.
         steps: that were made; 0 where the difference was too large.
     """
 
-    volume: Float[Tensor, "1 n n n"]
     difference: float
     steps: int
 
@@ -68,7 +66,7 @@ def fit_to_radiographs(
     steps: int,
     covered: Bool[Tensor, "views h w"] | None = None,
     largest_difference: float = LARGEST_DIFFERENCE,
-) -> Fit:
+) -> tuple[Float[Tensor, "1 n n n"], Fit]:
     r"""Descent on :math:`\frac12\|H(A v - r)\|^2` from the prediction, a few steps with exact line search.
 
     :math:`H` takes away what is smooth. What is left of the differences is sampled where each voxel's centre projects
@@ -84,6 +82,9 @@ def fit_to_radiographs(
         steps: number of steps; each projects once.
         covered: where the radiographs are known; everywhere by default.
         largest_difference: of the structures, above which no step is made.
+
+    Returns:
+        The volume, float32 in [0, 1] over the HU window, without a gradient; and what was done.
     """
     low, high = HU_WINDOW
     size, detector = geometry.grid.size, geometry.detector_size
@@ -96,9 +97,9 @@ def fit_to_radiographs(
         hu = F.avg_pool3d(volume, factor) * (high - low) + low
         change, difference = _descend(hu, given, known, coarse, steps, largest_difference)
         if change is None:
-            return Fit(volume, difference, 0)
+            return volume, Fit(difference, 0)
         finer = F.interpolate(change[None], size=[size] * 3, mode="trilinear", align_corners=False)[0]
-        return Fit(finer.div_(high - low).add_(volume).clamp_(0, 1), difference, steps)
+        return finer.div_(high - low).add_(volume).clamp_(0, 1), Fit(difference, steps)
 
 
 def _descend(
@@ -147,10 +148,12 @@ def fitted_prediction(
 ) -> tuple[Float[Tensor, "channels n n n"], Fit]:
     """:func:`fit_to_radiographs` of what a network gives; bounds, if there are any, go with their estimate."""
     estimate = estimate_of(prediction)
-    fit = fit_to_radiographs(estimate, radiographs, geometry, steps, covered)
+    fitted, fit = fit_to_radiographs(estimate, radiographs, geometry, steps, covered)
     if not fit.steps:
         return prediction, fit
-    return torch.cat([fit.volume, prediction[1:] + (fit.volume - estimate)]), fit
+    moved = prediction + (fitted - estimate)
+    moved[:1] = fitted  # without the rounding of a sum
+    return moved, fit
 
 
 def check_steps(steps: object, mode: str) -> int:
