@@ -240,8 +240,10 @@ def find_input_error(error: BaseException | None) -> InputError | None:
 
 
 def _unfit_component(error: BaseException | None) -> InputError | None:
-    """What a class of a library refuses of the values that the configuration gives it."""
+    """What a class of a library refuses of the values that the configuration gives it, or a class that there is not."""
     for cause in causes(error):
+        if lost := re.match(r"Cannot locate class or function path: '([^']+)'", str(cause)):
+            return InputError(f"there is no class or function {lost[1]}; check the spelling of the _target_ given.")
         made = re.match(r"Failed to instantiate component '([^']+)'", str(cause))
         if made and isinstance(cause.__cause__, (ValueError, TypeError)):
             reason = " ".join(str(cause.__cause__).split()).rstrip(".")

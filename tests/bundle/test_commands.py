@@ -137,6 +137,7 @@ def test_networks_and_keys_that_do_not_exist(command, dataset: Path, tmp_path: P
         ("num_workers=-1", "num_workers is -1"),
         ("learning_rate=-1.0", "learning rate -1.0, weight decay 0.0001 and eps 1e-08 must not be below 0"),
         ("optimizer#eps=-1.0", "must not be below 0"),
+        ("optimizer#_target_=torch.optim.Adamm", "there is no class or function torch.optim.Adamm"),
         ("max_gradient_norm=-1", "max_gradient_norm is -1"),
         ("val_interval=0", "cannot be made from the configuration"),
     ):
