@@ -347,7 +347,7 @@ def command(bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         lambda data, seed: bench.cascades.shuffled(samples), None, {"cohort": samples}, 0.4 * label
     )
     monkeypatch.setattr(bench.training, "fold_of", lambda job: fold)
-    monkeypatch.setattr(bench.cascades, "fit_to_radiographs", lambda prediction, *_: prediction)
+    monkeypatch.setattr(bench.cascades, "fit_to_radiographs", lambda prediction, *_: (prediction, None))
     jobs: list[dict[str, Any]] = []
 
     def lines(job: dict[str, Any]) -> Iterator[dict[str, str]]:
