@@ -36,9 +36,10 @@ _SLAB = 2**22
 
 
 def _blocks(axis: int, *images: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same parts of images that differ in the size of ``axis`` only; on a GPU there is one."""
+    """The same parts of images that differ in the size of ``axis`` only; on a GPU, or without values, there is one."""
     other = 3 if axis == 2 and images[0].ndim > 3 else 2
-    if images[0].is_cuda or other == axis:
+    # a plan's tensors are of a class of their own, and have no values that a cache could hold
+    if images[0].is_cuda or type(images[0]) is not Tensor or other == axis:
         yield images
         return
     thickness = max(1, _BLOCK * images[0].shape[other] // max(images[0].numel(), 1))

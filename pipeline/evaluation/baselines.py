@@ -1,4 +1,4 @@
-"""What can be had without a network: the figures that a reconstruction must beat."""
+"""What a network's figures stand beside: above all what can be had without one, which a reconstruction must beat."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from drr2ct.networks.cascade import ProgressiveCascade
+from drr2ct.networks.interval import estimate_of, has_bounds
 from drr2ct.networks.lifting import BackprojectionLift
 from drr2ct.pipeline.data.datalist import load_parts
 from drr2ct.pipeline.data.identity import trained_on
-from drr2ct.pipeline.evaluation.figures import FIGURES
+from drr2ct.pipeline.evaluation.figures import FIGURES, INTERVAL_FIGURES
+from drr2ct.pipeline.evaluation.intervals import interval_figures
 from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from drr2ct.pipeline.evaluation.protocol import (
     FORMAT,
@@ -32,6 +35,7 @@ from drr2ct.pipeline.evaluation.protocol import (
     summarise_all,
 )
 from drr2ct.pipeline.evaluation.readable import unreadable
+from drr2ct.pipeline.evaluation.structures import body_mask
 from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.transforms.attenuation import HU_BONE, LINE_INTEGRAL_SCALE, MU_BONE, MU_WATER
 from drr2ct.transforms.files import write_csv, write_json
@@ -95,7 +99,11 @@ def _thumbnail(image: Float[Tensor, "views h w"]) -> Float[Tensor, "views h w"]:
     return F.adaptive_avg_pool2d(image.cpu().float(), size)
 
 
-def without_finest_stage(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
+Predictor = Callable[[Tensor], Tensor]
+"""Radiographs (views, H, W) as the network is given them → a volume in [0, 1] over the HU window."""
+
+
+def without_finest_stage(network: nn.Module) -> Predictor | None:
     """What a cascade gives without its finest stage: the coarser volume, upsampled to the same grid.
 
     That is the shipped coarser network where its weights were kept while the finest stage was trained; a finer network
@@ -128,7 +136,8 @@ def evaluate_baselines(
     load: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     geometry: BiplanarGeometry,
     figures: Sequence[str] = FIGURES,
-    coarser: Callable[[Tensor], Tensor] | None = None,
+    made_by: Mapping[str, Predictor] = MappingProxyType({}),
+    with_bounds: bool = False,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Figures of each baseline on the same patients: baseline → patient → figure → value.
 
@@ -139,7 +148,8 @@ def evaluate_baselines(
         load: item → sample, see ``files_to_samples``.
         geometry: of the samples.
         figures: names, see ``ReconstructionMetric``.
-        coarser: radiographs → volume, see :func:`without_finest_stage`; its baseline is ``coarser_stages``.
+        made_by: further ones, by name; see :func:`without_finest_stage`.
+        with_bounds: judge bounds too, of those that have them.
     """
     metric = ReconstructionMetric(figures)
     mean: Tensor | None = None
@@ -159,15 +169,17 @@ def evaluate_baselines(
         sample = load(item)
         truth, patient = to_hu(sample["label"]), str(item["patient"])
         made = {"backprojection": backproject(sample["image"], geometry, _box_mm(truth))}
-        if coarser is not None:
-            made["coarser_stages"] = to_hu(coarser(sample["image"]))
+        made |= {name: to_hu(predict(sample["image"])) for name, predict in made_by.items()}
         if mean is not None:
             made["mean_volume"] = to_hu(mean / len(learned))
             own = _thumbnail(sample["image"])
             nearest = min(range(len(learned)), key=lambda i: float((thumbnails[i] - own).square().sum()))
             made["nearest_patient"] = to_hu(load(learned[nearest])["label"].as_subclass(Tensor))
         for name, volume in made.items():
-            found.setdefault(name, {})[patient] = metric.compute(volume, truth)
+            row = metric.compute(estimate_of(volume), truth)
+            if with_bounds and has_bounds(volume):
+                row |= interval_figures(volume, truth, body_mask(truth))
+            found.setdefault(name, {})[patient] = row
     return found
 
 
@@ -179,6 +191,8 @@ def write_baselines(
     load: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     geometry: BiplanarGeometry,
     network: nn.Module | None = None,
+    beside: Mapping[str, Predictor] = MappingProxyType({}),
+    with_bounds: bool = False,
 ) -> None:
     """Write ``baselines.csv`` and ``baselines.json`` beside an evaluation's ``patients.json``; one process does.
 
@@ -193,6 +207,8 @@ def write_baselines(
         load: item → sample.
         geometry: of the samples.
         network: that is judged; of a cascade of several outputs, its coarser stages are a baseline too.
+        beside: what else is to stand beside it, by name.
+        with_bounds: judge the bounds of those too.
     """
     if not is_main_process():
         return
@@ -200,9 +216,12 @@ def write_baselines(
     parts = load_parts(dataset_dir, [view.name for view in geometry.views], on_bad_sample="skip")
     candidates = [item for items in parts.values() for item in items if item["patient"] not in judged]
     training = trained_on(description, candidates)
-    coarser = None if network is None else without_finest_stage(network)
-    found = evaluate_baselines(test, training, load, geometry, coarser=coarser)
+    made_by = dict(beside)
+    if network is not None and (coarser := without_finest_stage(network)):
+        made_by["coarser_stages"] = coarser
+    found = evaluate_baselines(test, training, load, geometry, made_by=made_by, with_bounds=with_bounds)
     model = read_patients(output_dir)
+    columns = (*FIGURES, *(INTERVAL_FIGURES if with_bounds and beside else ()))
     entries, rows = {}, []
     for name, figures in found.items():
         entries[name] = {
@@ -210,6 +229,7 @@ def write_baselines(
             "figures": plain(summarise_all(figures)),
             "gain": plain(compare_all(model, figures)),
         }
-        rows += [[name, patient, *map(number_text, row.values())] for patient, row in figures.items()]
-    write_csv(Path(output_dir) / "baselines.csv", ["baseline", "patient", *FIGURES], rows)
+        for patient, row in figures.items():
+            rows.append([name, patient, *(number_text(row[column]) if column in row else "" for column in columns)])
+    write_csv(Path(output_dir) / "baselines.csv", ["baseline", "patient", *columns], rows)
     write_json(Path(output_dir) / "baselines.json", {"format": FORMAT, "baselines": entries})

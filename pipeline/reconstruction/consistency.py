@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from monai.inferers import Inferer
-from torch import Tensor
+from torch import Tensor, nn
 
 from drr2ct.networks.interval import estimate_of
 from drr2ct.networks.lifting import BackprojectionLift
@@ -154,6 +154,22 @@ def fitted_prediction(
     moved = prediction + (fitted - estimate)
     moved[:1] = fitted  # without the rounding of a sum
     return moved, fit
+
+
+def with_fit(network: nn.Module, geometry: BiplanarGeometry, steps: int = 1) -> Callable[[Tensor], Tensor]:
+    """What a reconstruction is by default: the network's volume, fitted to its radiographs where they agree enough.
+
+    Returns:
+        radiographs (views, H, W) → (1, N, N, N), with bounds (3, N, N, N), in [0, 1] over the HU window.
+    """
+
+    def predict(radiographs: Tensor) -> Tensor:
+        given = radiographs.as_subclass(Tensor).to(next(network.parameters()).device).float()
+        with torch.inference_mode():
+            prediction = network.eval()(given[None])[0].float()
+        return fitted_prediction(prediction, given, geometry, steps)[0].cpu()
+
+    return predict
 
 
 def check_steps(steps: object, mode: str) -> int:

@@ -24,10 +24,11 @@ from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError, existing_file
 
 BASELINES = {
-    "coarser_stages": "its coarser stages alone, upsampled",
-    "mean_volume": "mean of the training CTs",
-    "nearest_patient": "nearest training patient",
-    "backprojection": "back-projection",
+    "fitted": "fitted to its radiographs, as `drr2ct reconstruct` gives it",
+    "coarser_stages": "baseline: its coarser stages alone, upsampled",
+    "mean_volume": "baseline: mean of the training CTs",
+    "nearest_patient": "baseline: nearest training patient",
+    "backprojection": "baseline: back-projection",
 }
 _GROUP_TITLES = {"validation": "Validation patients", "unseen": "Unseen patients"}
 
@@ -267,7 +268,7 @@ def _figures_table(title: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
     for baseline, words in BASELINES.items():
         if all(baseline in entry["baselines"] for entry in entries.values()):
             means = (_cell(mean_of(entries.values(), name, baseline), name) for name in figures)
-            rows.append([f"*baseline: {words}*", *means])
+            rows.append([f"*{words}*", *means])
     return _table(f"{title} ({len(entries)})", ("patient", *map(figure_name, figures)), rows)
 
 

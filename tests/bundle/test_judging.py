@@ -37,7 +37,7 @@ def test_evaluate_compare_and_report(command, dataset: Path, run: Path, checkpoi
         status, message = command("evaluate", dataset, "--checkpoint", weights, "--output", folder, *FAST)
         assert status == 0, message
     baselines = {row["baseline"] for row in rows_of(first / "baselines.csv")}
-    assert baselines == {"mean_volume", "nearest_patient", "backprojection"}
+    assert baselines == {"mean_volume", "nearest_patient", "backprojection", "fitted"}
     assert json.loads((first / "summary.json").read_text())["model"]["checkpoint"] == str(checkpoint)
     assert command("compare", first, second)[0] == 0
     status, message = command("report", run, "--evaluation", first, "--dataset", dataset, "--output", tmp_path / "page")
@@ -70,7 +70,7 @@ def test_a_data_set_that_is_only_for_testing(command, checkpoint: Path, tmp_path
     (tmp_path / "set" / "dataset.json").write_text('{"test": [{"patient": "new", "label": "new/new.nii.gz"}]}')
     status, message = command("evaluate", tmp_path / "set", "--checkpoint", checkpoint, "--output", tmp_path, *FAST)
     assert status == 0, message
-    assert {row["baseline"] for row in rows_of(tmp_path / "baselines.csv")} == {"backprojection"}
+    assert {row["baseline"] for row in rows_of(tmp_path / "baselines.csv")} == {"backprojection", "fitted"}
 
 
 def test_compare_says_what_is_wrong(command, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_two_processes_write_what_one_writes(dataset: Path, checkpoint: Path, tm
         command = [str(part) for part in (sys.executable, *launcher, *job, tmp_path / name)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    for table, keys in (("patients.csv", 4), ("baselines.csv", 3)):
+    for table, keys in (("patients.csv", 4), ("baselines.csv", 6)):
         one, two = (rows_of(tmp_path / name / table) for name in ("one", "two"))
         assert len(one) == len(two) == keys
         for first, second in zip(one, two, strict=True):

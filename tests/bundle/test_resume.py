@@ -114,11 +114,11 @@ def test_killed_once(dataset: Path, whole: Path, cache: dict[str, Any], tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_twenty_times(dataset: Path, cache: dict[str, Any], tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "times"), [(0, 20), (2, 6)])
+def test_killed_again_and_again(dataset: Path, cache: dict[str, Any], tmp_path: Path, workers: int, times: int) -> None:
     settings = {**cache, "num_workers": workers, "train#trainer#max_epochs": 30}
     rng = random.Random(workers)
-    for _ in range(20):
+    for _ in range(times):
         anywhere = rng.random() < 0.3
         process = start(dataset, tmp_path / "run", settings, None if anywhere else random_fault(rng))
         if anywhere:
@@ -126,7 +126,7 @@ def test_killed_twenty_times(dataset: Path, cache: dict[str, Any], tmp_path: Pat
             wait_for_saves(tmp_path / "run" / "checkpoints" / "last.pt", process, rng.randint(0, 4))
             time.sleep(rng.uniform(0, 0.05))
             process.kill()
-        assert finish(process) == -signal.SIGKILL, "it was over too early to be killed twenty times"
+        assert finish(process) == -signal.SIGKILL, "it was over too early to be killed so often"
     assert finish(start(dataset, tmp_path / "run", settings)) == 0
     assert finish(start(dataset, tmp_path / "whole", {**settings, "num_workers": 0, "save_interval": 300.0})) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")

@@ -101,6 +101,6 @@ def test_the_coarser_stages_are_the_network_before_its_finest_stage():
     assert without_finest_stage(one) is None
 
     item = {"patient": "t", "image": image, "label": coarser(image).clamp(0, 1)}
-    got = evaluate_baselines([item], [], lambda item: item, geometry, ["mae_hu"], coarser)
+    got = evaluate_baselines([item], [], lambda item: item, geometry, ["mae_hu"], {"coarser_stages": coarser})
     assert got["coarser_stages"]["t"]["mae_hu"] == pytest.approx(0, abs=1)
     assert got["backprojection"]["t"]["mae_hu"] > 10

@@ -9,7 +9,14 @@ from monai.inferers import SimpleInferer
 
 from drr2ct.networks.losses import ReprojectionLoss
 from drr2ct.pipeline.reconstruction import consistency
-from drr2ct.pipeline.reconstruction.consistency import LARGEST_DIFFERENCE, FittedInferer, fit_to_radiographs
+from drr2ct.pipeline.evaluation.baselines import evaluate_baselines
+from drr2ct.pipeline.reconstruction.consistency import (
+    LARGEST_DIFFERENCE,
+    FittedInferer,
+    fit_to_radiographs,
+    fitted_prediction,
+    with_fit,
+)
 from drr2ct.transforms.films.shared import smoothed
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.validation import InputError
@@ -139,3 +146,29 @@ def test_bounds_go_with_their_estimate() -> None:
     assert torch.equal(fitted[:1], alone)
     assert torch.allclose(fitted[1:2], alone - 0.01, atol=1e-6)
     assert torch.allclose(fitted[2:], alone + 0.02, atol=1e-6)
+
+
+class Blurred(torch.nn.Module):
+    """A network that gives a blurred body, and bounds 40 HU around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.volume = torch.nn.Parameter(blurred(bodies(60.0)))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.volume, self.volume - 40 / 4095, self.volume + 40 / 4095], dim=1)
+
+
+def test_what_a_fit_makes_of_a_network_is_judged_beside_it() -> None:
+    truth, network = bodies(60.0)[0], Blurred()
+    image = PROJECT(truth[None])[0]
+    sample = {"patient": "p", "image": image, "label": truth}
+    made_by = {"plain": lambda given: network(given[None])[0].detach(), "fitted": with_fit(network, GEOMETRY)}
+    found = evaluate_baselines([sample], [], lambda item: item, GEOMETRY, ["psnr"], made_by, with_bounds=True)
+    plain, fitted = (found[name]["p"] for name in made_by)
+    assert fitted["psnr"] > plain["psnr"] + 0.5
+    assert fitted["interval_width_hu"] == pytest.approx(plain["interval_width_hu"], abs=1)
+    assert fitted["interval_coverage"] > plain["interval_coverage"]
+    expected, fit = fitted_prediction(network(image[None])[0].detach(), image, GEOMETRY, 1)
+    assert fit.steps == 1
+    torch.testing.assert_close(made_by["fitted"](image), expected)
