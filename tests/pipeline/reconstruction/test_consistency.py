@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from monai.inferers import SimpleInferer
 
 from drr2ct.networks.losses import ReprojectionLoss
-from drr2ct.pipeline.reconstruction import consistency
 from drr2ct.pipeline.evaluation.baselines import evaluate_baselines
+from drr2ct.pipeline.reconstruction import consistency
 from drr2ct.pipeline.reconstruction.consistency import (
     LARGEST_DIFFERENCE,
     FittedInferer,
