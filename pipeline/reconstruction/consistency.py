@@ -34,6 +34,13 @@ LARGEST_DIFFERENCE = 0.25
 belong together as the geometry says, or are no line integrals. Of the validation's patients under the conditions of
 ``drr2ct robustness``, those below gained and those above lost (docs/evaluation.md)."""
 
+_AGREED, _TONE_GAINS = 0.2, 0.1
+"""Where structures differ by more than the first, radiographs' tone is matched to the volume's own if that takes away
+the second part of the difference: a film's curve or scatter does. Of line integrals it would take what the network got
+wrong by a factor. Chosen as the limit was."""
+_TONE_SLOPES = ((0.5, 2.0), (0.2, 3.0))
+"""Slopes that such a curve may have where nothing and where most is attenuated: a film's are within."""
+
 _LARGEST_GRID = 128
 """Voxels along an edge of the grid on which is fitted; a finer volume takes the change over, interpolated."""
 
@@ -46,17 +53,22 @@ class Fit:
         difference: root mean square of the structures by which the prediction's own radiographs differed from those
             given, as a part of those given's.
         steps: that were made; 0 where the difference was too large.
+        tone_matched: the radiographs' tone was matched to the prediction's own before; the difference is what was left.
     """
 
     difference: float
     steps: int
+    tone_matched: bool = False
 
     def sentence(self) -> str:
         """What was done, for the record."""
         difference = f"the structures of the volume's own radiographs differed by {self.difference:.0%} from theirs"
+        tone = ", their tone matched to it" if self.tone_matched else ""
         if not self.steps:
-            return f"It was not fitted to the radiographs: {difference}, more than {LARGEST_DIFFERENCE:.0%}."
-        return f"It was fitted to the radiographs in {self.steps} step{'s' * (self.steps > 1)}: {difference} before."
+            return f"It was not fitted to the radiographs: {difference}{tone}, more than {LARGEST_DIFFERENCE:.0%}."
+        return (
+            f"It was fitted to the radiographs in {self.steps} step{'s' * (self.steps > 1)}{tone}: {difference} before."
+        )
 
 
 def fit_to_radiographs(
@@ -73,7 +85,8 @@ def fit_to_radiographs(
     to, times how much more the voxel attenuates with its HU: the gradient, but for factors that are alike in all
     voxels, at a tenth of its cost. The length is Landweber's with exact line search (Nocedal and Wright, *Numerical
     Optimization*, 2006, eq. 3.26). It corrects what the network got wrong in the sums along rays, and says nothing of
-    where along them: more than two or three steps paint streaks.
+    where along them: more than two or three steps paint streaks. Where they differ much, and a curve
+    :math:`a r + b r^2` of each view's own is closer, that is taken for :math:`r`.
 
     Args:
         prediction: in [0, 1] over the HU window, on the geometry's cube.
@@ -95,17 +108,17 @@ def fit_to_radiographs(
         given = F.avg_pool2d(radiographs.detach().float() * LINE_INTEGRAL_SCALE, factor)
         known = torch.ones_like(given) if covered is None else -F.max_pool2d(-covered.float(), factor)
         hu = F.avg_pool3d(volume, factor) * (high - low) + low
-        change, difference = _descend(hu, given, known, coarse, steps, largest_difference)
+        change, fit = _descend(hu, given, known, coarse, steps, largest_difference)
         if change is None:
-            return volume, Fit(difference, 0)
+            return volume, fit
         finer = F.interpolate(change[None], size=[size] * 3, mode="trilinear", align_corners=False)[0]
-        return finer.div_(high - low).add_(volume).clamp_(0, 1), Fit(difference, steps)
+        return finer.div_(high - low).add_(volume).clamp_(0, 1), fit
 
 
 def _descend(
     start: Tensor, given: Tensor, known: Tensor, geometry: BiplanarGeometry, steps: int, largest_difference: float
-) -> tuple[Tensor | None, float]:
-    """What the steps change in HU, None where the views differ too much; and by how much they do."""
+) -> tuple[Tensor | None, Fit]:
+    """What the steps change in HU, None where the views differ too much; and what was done."""
     affine = geometry.grid.affine()
     # one view at a time, since the positions in all would be most of what the fit holds
     alone = [replace(geometry, views=(view,)) for view in geometry.views]
@@ -117,11 +130,19 @@ def _descend(
         smooth = torch.stack([smoothed(image, _SMOOTH_MM, view.pixel_pitch_mm) for image, view in views])
         return (images - smooth) * known
 
+    def differing(images: Tensor) -> float:
+        shown = structures(images)
+        return float((shown - of_start).norm() / shown.norm().clamp(min=1e-20))
+
     projected = render_drr(start, geometry, affine=affine)
-    missing = structures(given - projected)
-    difference = float(missing.norm() / structures(given).norm().clamp(min=1e-20))
+    of_start = structures(projected)
+    difference, matched = differing(given), False
+    if difference > _AGREED and (toned := _toned(given, of_start, structures)) is not None:
+        left = differing(toned)
+        if matched := left <= (1 - _TONE_GAINS) * difference:
+            given, difference = toned, left
     if not difference <= largest_difference:
-        return None, difference
+        return None, Fit(difference, 0, matched)
     hu = start.clone()
     for _ in range(steps):
         missing = structures(given - projected)
@@ -136,7 +157,23 @@ def _descend(
         length = (missing * shaped).sum() / shaped.square().sum().clamp(min=1e-20)
         hu += length * direction
         projected += length * effect
-    return hu - start, difference
+    return hu - start, Fit(difference, steps, matched)
+
+
+def _toned(images: Tensor, wanted: Tensor, structures: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """Radiographs by the curve :math:`a r + b r^2` of each view whose structures are closest to those wanted.
+
+    None if that is no film's curve (:data:`_TONE_SLOPES`).
+    """
+    most = images.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-20)
+    powers = torch.stack([images, images.square() / most])
+    shown = torch.stack([structures(power) for power in powers]).flatten(2).transpose(0, 1).double()
+    sums = shown @ wanted.flatten(1).double()[..., None]
+    curves = (torch.linalg.pinv(shown @ shown.transpose(1, 2), hermitian=True) @ sums)[:, :, 0]
+    for a, b in curves.tolist():
+        if not all(least <= slope <= most for slope, (least, most) in zip((a, a + 2 * b), _TONE_SLOPES, strict=True)):
+            return None
+    return (powers * curves.to(powers).T[..., None, None]).sum(dim=0)
 
 
 def fitted_prediction(

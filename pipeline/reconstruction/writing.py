@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import glob
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def record_of(job: ReconstructionJob, result: Result, volume: MetaTensor, precis
         "assumptions": list(result.assumptions),
         "warnings": list(result.warnings),
         **result.reprojection,
-        **({} if fit is None else {"consistency": {"steps": fit.steps, "difference": fit.difference}}),
+        **({} if fit is None else {"consistency": asdict(fit)}),
         "radiographs_mean": result.radiographs_mean,
         "radiographs": [str(path) for item in job.items if str(item["patient"]) == patient for path in item["image"]],
         "checkpoint": str(job.checkpoint),
