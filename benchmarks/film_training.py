@@ -1,13 +1,14 @@
 """What training on random films costs on clean DRRs, and what it saves under each condition: a table.
 
 python benchmarks/film_training.py --output DIR --cts DIR [--seconds 600] [--groups 4] [--variations 75] [--steps 0]
-    [--arms plain films] [--recipe FILE] [--seed 0] [--threads 1]
+    [--arms plain films later] [--recipe FILE] [--seed 0] [--threads 1]
 
 Patients of DIR (and the sample) are left out in groups. For each group, cascade64 is trained twice on the same
 variations of all the others, for the same core-seconds: once with the radiographs that the variations were rendered to
 (plain), once with films of them, as the bundle's recipe draws them (films): pose and breathing when a variation is
-rendered, everything else anew in every step, whose time counts. Both are judged on the patients left out, undeformed,
-under every condition of drr2ct robustness.
+rendered, everything else anew in every step, whose time counts. "later" is trained as plain for the first half of the
+time, and as films for the second. All are judged on the patients left out, undeformed, under every condition of
+drr2ct robustness.
 
 Variations (one file for each patient), networks (a checkpoint for each arm and group) and results (one for each arm and
 patient) stay in DIR and are not made again, so the command goes on where it was stopped.
@@ -56,8 +57,8 @@ from drr2ct.transforms.radiographs.intensity import radiograph_statistics
 from drr2ct.transforms.varied.variation import WIDE
 from drr2ct.transforms.volume import LoadCTd
 
-ARMS = ("plain", "films")
-"""Without and with."""
+ARMS = ("plain", "films", "later")
+"""Without, with, and with from half the time on."""
 NETWORK = VARIANTS["cascade64"]
 CLEAN = Condition("clean")
 RECIPE = bundle_file("configs/recipes/films.yaml")
@@ -115,7 +116,7 @@ def train(arm: str, seen: list[dict[str, Tensor]], recipe: Recipe, budget: Budge
         patient, number = places[order.pop()]
         sample = {name: tensors[number].float() for name, tensors in seen[patient].items()}
         image = sample["plain"]
-        if arm == "films":
+        if arm == "films" or (arm == "later" and share >= 0.5):
             image = recipe.film(image, sample["films"], derived_seed(seed, steps))
         value = loss(INFERER(image[None], network), sample["label"][None])
         descend(network, optimizer, value, f"{arm}, step {steps}")
@@ -163,24 +164,27 @@ def print_table(screen: Screen, results: dict[str, dict[str, dict[str, Any]]], t
     patients = sorted(set.intersection(*(set(rows) for rows in results.values())))
     if not patients:
         return
-    table = Table(title=f"{title}; {len(patients)} patients, PSNR in dB")
-    table.add_column("condition")
-    for column in (*(f"{arm}: change" for arm in results), "films lose, of plain's loss", "films over plain"):
-        table.add_column(column, justify="right")
     scores = {
         arm: {key: np.array([rows[p]["psnr"][key] for p in patients]) for key in rows[patients[0]]["psnr"]}
         for arm, rows in results.items()
     }
-    both = set(results) == set(ARMS)
+    beside = [arm for arm in results if arm != "plain" and "plain" in results]
+    table = Table(title=f"{title}; {len(patients)} patients, PSNR in dB")
+    table.add_column("condition")
+    for column in (*(f"{arm}: change" for arm in results), *(f"{arm}, of plain's loss" for arm in beside)):
+        table.add_column(column, justify="right")
+    for arm in beside:
+        table.add_column(f"{arm} over plain", justify="right")
     for key in scores[next(iter(scores))]:
         changes = {arm: float((own[key] - own[CLEAN.name]).mean()) for arm, own in scores.items()}
         cells = [
             f"{own[key].mean():.2f} ± {own[key].std():.2f}" if key == CLEAN.name else f"{changes[arm]:+.2f}"
             for arm, own in scores.items()
         ]
-        part = f"{changes['films'] / changes['plain']:.2f}" if both and changes["plain"] < -0.05 else ""
-        gain = f"{float((scores['films'][key] - scores['plain'][key]).mean()):+.2f}" if both else ""
-        table.add_row(key, *cells, part, gain)
+        lost = bool(beside) and changes["plain"] < -0.05
+        parts = [f"{changes[arm] / changes['plain']:.2f}" if lost else "" for arm in beside]
+        gains = [f"{float((scores[arm][key] - scores['plain'][key]).mean()):+.2f}" for arm in beside]
+        table.add_row(key, *cells, *parts, *gains)
     screen.print(table)
 
 
@@ -192,7 +196,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="train each for so many steps instead")
     parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--variations", type=int, default=75, help="of each patient")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS[:2]))
     parser.add_argument("--only", type=int, nargs="+", help="groups to train now, from 0; all by default")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--threads", type=int, default=1)
