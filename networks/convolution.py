@@ -2,7 +2,8 @@
 
 PyTorch gives two kinds of them on a CPU to kernels that unfold the whole input (``slow_conv3d``) instead of to oneDNN:
 those of 1³ on one thread, and those of any kernel of one small volume. Here the first are matrix products, which they
-are, and the second are computed as a batch of two, in halves. What is computed is the same.
+are, and the second are computed as a batch of two, in halves. So are somewhat larger ones in training, whose gradients
+oneDNN finds faster for two. What is computed is the same.
 """
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 _SMALL = 20480
 """Up to so many values in a plane of all channels PyTorch leaves one volume to its own kernel (``use_mkldnn`` in
 aten/src/ATen/native/Convolution.cpp)."""
+
+_SMALL_IN_TRAINING = 32768
+"""Up to so many values there a gradient takes less time in halves: docs/speed.md."""
 
 
 class Conv3d(nn.Conv3d):
@@ -40,7 +44,8 @@ class Conv3d(nn.Conv3d):
         batch, channels, depth, rows, _ = input.shape
         if self.kernel_size[0] == 1:
             return self._product(input)
-        if batch > 1 or channels * depth * rows > _SMALL or depth % 2:
+        small = _SMALL_IN_TRAINING if torch.is_grad_enabled() else _SMALL
+        if batch > 1 or channels * depth * rows > small or depth % 2:
             return self._conv_forward(input, self.weight, self.bias)
         edge, half = self.kernel_size[0] // 2, depth // 2
         padded = F.pad(input, (0, 0, 0, 0, edge, edge))
