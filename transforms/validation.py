@@ -13,6 +13,17 @@ class InputError(ValueError):
     """
 
 
+def whole_number(what: str, value: object, least: int) -> int:
+    """Return ``value``.
+
+    Raises:
+        InputError: if it is not a whole number of at least ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{what} is {value!r}; it must be a whole number, {least} or more.")
+    return value
+
+
 def existing_file(path: str | Path, what: str) -> Path:
     """Return ``path`` as a ``Path``.
 

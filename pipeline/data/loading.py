@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from drr2ct.pipeline.running.distributed import PatientShare, rank, world_size
 from drr2ct.pipeline.running.faults import explain_fault
-from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.validation import InputError, whole_number
 
 ON_BAD_SAMPLE = ("stop", "skip")
 UNREADABLE = "unreadable"
@@ -189,9 +189,8 @@ class PatientLoader(DataLoader):
         timeout: float = 600.0,
         **kwargs: Any,
     ) -> None:
-        for name, number, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if not (isinstance(number, int) and number >= least):
-                raise InputError(f"{name} is {number}; it must be a whole number, {least} or more.")
+        whole_number("batch_size", batch_size, 1)
+        whole_number("num_workers", num_workers, 0)
         samples = SeededSamples(dataset, seed, on_bad_sample)
         super().__init__(
             samples,

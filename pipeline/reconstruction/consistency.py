@@ -19,7 +19,7 @@ from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE, hu_to_attenuation
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.films.shared import smoothed
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.validation import InputError, whole_number
 from drr2ct.transforms.volume import HU_WINDOW
 
 _PROBE_HU = 40.0
@@ -215,14 +215,13 @@ def check_steps(steps: object, mode: str) -> int:
     Raises:
         InputError: for what is none, or where the grid is not the geometry's cube.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise InputError(f"consistency_steps is {steps!r}; give a whole number, 0 for none.")
-    if steps and mode != "cube":
+    number = whole_number("consistency_steps", steps, 0)
+    if number and mode != "cube":
         raise InputError(
             f"consistency_steps needs volumes on the geometry's cube, but the checkpoint was trained in mode "
             f"{mode}; set it to 0."
         )
-    return steps
+    return number
 
 
 class FittedInferer(Inferer):

@@ -34,7 +34,7 @@ from drr2ct.pipeline.planning.tracing import Sections
 from drr2ct.pipeline.running.bundle import run_bundle
 from drr2ct.pipeline.running.distributed import world_size
 from drr2ct.pipeline.running.faults import causes
-from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.validation import InputError, whole_number
 
 ON_OOM = ("stop", "reduce")
 
@@ -193,9 +193,8 @@ def run_training(
     if on_oom not in ON_OOM:
         raise InputError(f"on_oom {on_oom!r} is unknown; choose from {', '.join(ON_OOM)}.")
     for name in ("max_epochs", "epoch_length"):  # with no steps the engine says nothing and leaves nothing
-        number = getattr(trainer.state, name)
-        if number is not None and number < 1:
-            raise InputError(f"train#trainer#{name} is {number}; it must be a whole number, 1 or more.")
+        if (number := getattr(trainer.state, name)) is not None:
+            whole_number(f"train#trainer#{name}", number, 1)
     last = Path(ckpt_dir) / "last.pt"
     before = last.stat().st_mtime_ns if last.exists() else None
     where = Where(network)

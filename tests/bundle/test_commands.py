@@ -136,6 +136,7 @@ def test_networks_and_keys_that_do_not_exist(command, dataset: Path, tmp_path: P
         ("batch_size=0", "batch_size is 0"),
         ("num_workers=-1", "num_workers is -1"),
         ("learning_rate=-1.0", "learning rate -1.0, weight decay 0.0001 and eps 1e-08 must not be below 0"),
+        ("val_interval=0", "val_interval is 0; it must be a whole number, 1 or more"),
         ("optimizer#eps=-1.0", "must not be below 0"),
         ("optimizer#_target_=torch.optim.Adamm", "there is no class or function torch.optim.Adamm"),
         ("max_gradient_norm=-1", "max_gradient_norm is -1"),
