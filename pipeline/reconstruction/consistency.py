@@ -165,8 +165,8 @@ def _toned(images: Tensor, wanted: Tensor, structures: Callable[[Tensor], Tensor
 
     None if that is no film's curve (:data:`_TONE_SLOPES`).
     """
-    most = images.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-20)
-    powers = torch.stack([images, images.square() / most])
+    thickest = images.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-20)
+    powers = torch.stack([images, images.square() / thickest])
     shown = torch.stack([structures(power) for power in powers]).flatten(2).transpose(0, 1).double()
     sums = shown @ wanted.flatten(1).double()[..., None]
     curves = (torch.linalg.pinv(shown @ shown.transpose(1, 2), hermitian=True) @ sums)[:, :, 0]
