@@ -1,14 +1,14 @@
 """What training on random films costs on clean DRRs, and what it saves under each condition: a table.
 
 python benchmarks/film_training.py --output DIR --cts DIR [--seconds 600] [--groups 4] [--variations 75] [--steps 0]
-    [--arms plain films later] [--recipe FILE] [--seed 0] [--threads 1]
+    [--arms plain films] [--recipe FILE] [--seed 0] [--threads 1]
 
-Patients of DIR (and the sample) are left out in groups. For each group, cascade64 is trained twice on the same
-variations of all the others, for the same core-seconds: once with the radiographs that the variations were rendered to
-(plain), once with films of them, as the bundle's recipe draws them (films): pose and breathing when a variation is
-rendered, everything else anew in every step, whose time counts. "later" is trained as plain for the first half of the
-time, and as films for the second. All are judged on the patients left out, undeformed, under every condition of
-drr2ct robustness.
+Patients of DIR (and the sample) are left out in groups. For each group, cascade64 is trained on the same variations of
+all the others, for the same core-seconds: once with the radiographs that the variations were rendered to (plain), once
+with films of them, as the bundle's recipe draws them (films): pose and breathing when a variation is rendered,
+everything else anew in every step, whose time counts. --arms plain films later trains a third, as plain for the first
+half of the time and as films for the second. All are judged on the patients left out, undeformed, under every condition
+of drr2ct robustness.
 
 Variations (one file for each patient), networks (a checkpoint for each arm and group) and results (one for each arm and
 patient) stay in DIR and are not made again, so the command goes on where it was stopped.

@@ -7,7 +7,7 @@ from typing import Any
 
 from drr2ct.networks.blocks import ACTIVATIONS
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.validation import InputError, whole_number
 
 LIFTS = ("backprojection", "broadcast")
 
@@ -42,8 +42,7 @@ class StageConfig:
         for f in fields(self):
             value = getattr(self, f.name)
             least = 0 if f.name in ("blocks", "norm_groups") else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"a stage's {f.name} is {value!r}; it must be a whole number of at least {least}.")
+            whole_number(f"a stage's {f.name}", value, least)
         if self.grow_kernel % 2 == 0:
             raise InputError(f"a stage's grow_kernel is {self.grow_kernel}; it must be odd.")
 

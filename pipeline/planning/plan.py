@@ -23,7 +23,7 @@ from drr2ct.networks.losses import WeightedLoss
 from drr2ct.pipeline.planning.tracing import Inside, Sections, StorageTracker, TrainingStep
 from drr2ct.pipeline.running.precision import PRECISIONS
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.validation import InputError, whole_number
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Settings:
             raise InputError(f"precision {self.precision!r} is unknown; choose from {', '.join(PRECISIONS)}.")
         for name in ("batch", "views", "size", "detector", "xray_channels"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name.replace('_', ' ')} is {value}; it must be a positive whole number.")
+            if value is not None:
+                whole_number(name.replace("_", " "), value, 1)
 
     def config(self) -> CascadeConfig:
         """The network's configuration.

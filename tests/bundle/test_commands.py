@@ -142,6 +142,9 @@ def test_networks_and_keys_that_do_not_exist(command, dataset: Path, tmp_path: P
         ("max_gradient_norm=-1", "max_gradient_norm is -1"),
     ):
         assert_one_sentence(command("train", dataset, "--output", tmp_path / "out", "--set", wrong), says)
+    adam = ("--set", "optimizer#_target_=torch.optim.AdamW", "--set", "optimizer#eps=-1.0")
+    refused = command("train", dataset, "--output", tmp_path / "out", *adam)
+    assert_one_sentence(refused, "torch.optim.AdamW cannot be made from the configuration")
     assert list(tmp_path.iterdir()) == []
 
 
