@@ -12,7 +12,7 @@ from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from tests.pipeline.evaluation.volumes import blurred, volume
 
 
-@pytest.mark.parametrize(("size", "scales"), [(64, 3), pytest.param(176, 5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("size", "scales"), [(64, 3), (104, 4)])
 def test_ms_ssim_is_monais(size, scales):
     truth, pred = volume(size), blurred(volume(size))
     weights = np.array(similarity.MS_SSIM_WEIGHTS[:scales])
@@ -21,6 +21,15 @@ def test_ms_ssim_is_monais(size, scales):
     expected = float(monai(x[None], y[None]))
     assert similarity.ms_ssim(x, y, similarity.DEFAULT_WINDOW) == pytest.approx(expected, abs=1e-4)
     assert ReconstructionMetric(["ms_ssim"]).compute(pred, truth)["ms_ssim"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("size", "scales"), [(21, 1), (22, 2), (87, 3), (175, 4), (176, 5), (360, 5)])
+def test_ms_ssim_takes_as_many_scales_as_there_is_room_for(size, scales, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(similarity, "_mean_similarity", lambda pred, *_: sizes.append(pred.shape[1]) or (1.0, 0.5))
+    nothing = torch.zeros(1, size, size, size)
+    similarity.ms_ssim(nothing, nothing, (0, 1))
+    assert sizes == [size // 2**scale for scale in range(scales)]
 
 
 def test_gradient_similarity_by_hand():
