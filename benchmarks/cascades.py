@@ -9,9 +9,9 @@ variations of all the others, the final figure on the one left out, undeformed; 
 With --groups the patients are left out in so many groups instead: fewer trainings tell something of every patient.
 Every training and fold that is finished stays in DIR and is not repeated, so the command goes on where it was stopped.
 
---data says what a step learns from, drawn alike: --training variations that are written beforehand, another one every
-time, or another one every time that is also led towards other patients of the training (registered in DIR). Several
-give a row each. Making samples is not counted: loading processes do it; "s a sample" says what it costs.
+--data says what a step learns from, drawn alike: --training variations over and over (written), another one every time
+(endless), or another one every time that is also led towards other patients of the training (between; registered in
+DIR). Several give a row each. Making samples is not counted: loading processes do it; "s a sample" says what it costs.
 
 All train on a 64³ grid from two 128² radiographs with the bundle's loss and a batch of one, by AdamW at 1e-3 where the
 variant says nothing else; the learning rate falls by a cosine over the time. "fitted" is the PSNR after two steps of
@@ -257,15 +257,27 @@ def shuffled(samples: Samples) -> Batches:
             yield samples.images[index : index + 1], samples.labels[index : index + 1]
 
 
-def endless(items: list[dict[str, Any]], folder: Path, vary: str, variation: Variation | None, seed: int) -> Batches:
-    """Another variation of each patient in turn, from the bundle's own chain; the same for the same seed."""
+def varied(
+    items: list[dict[str, Any]], folder: Path, vary: str, variation: Variation | None, seed: int, each: int = 0
+) -> Batches:
+    """A variation of each patient in turn, from the bundle's own chain; the same for the same seed.
+
+    Another one every time, or so many of ``each`` over and over.
+    """
     kept = CachedDataset(items, files_to_kept(GEOMETRY), folder / "kept")
     chain = endless_variations(kept, GEOMETRY, vary, folder / "registration", variation=variation)
+    made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     for number in itertools.count():
         for index in torch.randperm(len(kept)).tolist():
-            chain.set_random_state(derived_seed(seed, number, index))
-            sample = chain(kept[index])
-            yield sample["image"].as_tensor()[None], sample["label"].as_tensor()[None]
+            key = (number % each if each else number, index)
+            batch = made.get(key)
+            if batch is None:
+                chain.set_random_state(derived_seed(seed, *key))
+                sample = chain(kept[index])
+                batch = sample["image"].as_tensor()[None], sample["label"].as_tensor()[None]
+            if each:
+                made[key] = batch
+            yield batch
 
 
 def cohort_fold(folder: Path, training: int, seed: int) -> Fold:
@@ -278,33 +290,22 @@ def cohort_fold(folder: Path, training: int, seed: int) -> Fold:
     def batches(data: str, seed: int) -> Batches:
         if data == "written":
             return shuffled(seen)
-        return endless(items, folder, "within-patients", Variation(), seed)
+        return varied(items, folder, "within-patients", Variation(), seed)
 
     return Fold(batches, curve, {"cohort": test}, averaged=seen.labels)
 
 
-def patient_folds(
-    cts: dict[str, Path], folder: Path, training: int, seed: int, groups: list[list[str]], written: bool
-) -> Iterator[Fold]:
+def patient_folds(cts: dict[str, Path], folder: Path, training: int, groups: list[list[str]]) -> Iterator[Fold]:
     """One fold per group of patients, who are left out; each of the others gives as many variations in every fold."""
     each = math.ceil(training / (len(cts) - 1))
-    variations = {}
-    # one cohort per patient, shared by the folds
-    for number, (patient, ct) in enumerate(cts.items() if written else ()):
-        plan = CohortPlan((ct,), GEOMETRY, each, 0, 0, seed=100 * (seed + 1) + number, variation=WIDE)
-        write_cohort(folder / "cohorts" / patient, plan)
-        variations[patient] = Samples.read(load_datalist(folder / "cohorts" / patient, "training"))
     undeformed = {p: Samples.read([{"patient": p, "label": str(ct)}]) for p, ct in cts.items()}
     for group in groups:
         others = [other for other in cts if other not in group]
 
         def batches(data: str, seed: int, others: list[str] = others) -> Batches:
-            if data == "written":
-                seen = [variations[other] for other in others]
-                return shuffled(Samples(torch.cat([s.images for s in seen]), torch.cat([s.labels for s in seen])))
             items = [{"patient": other, "label": str(cts[other])} for other in others]
-            way = {"endless": "within-patients", "between": "between-patients"}[data]
-            return endless(items, folder, way, None, seed)
+            way = "between-patients" if data == "between" else "within-patients"
+            return varied(items, folder, way, None, seed, each if data == "written" else 0)
 
         # the mean of the patients themselves: that of their variations, which end elsewhere, is easier to beat
         mean_of = torch.cat([undeformed[other].labels for other in others])
@@ -533,7 +534,9 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["written"], choices=DATA, help="what a step learns from")
     parser.add_argument("--folds", nargs="+", help="with --cts: patients to leave out; all by default")
     parser.add_argument("--groups", type=int, default=0, help="with --cts: leave out so many groups; 0: each alone")
-    parser.add_argument("--training", type=int, default=1728, help="variations to train on, with one patient left out")
+    parser.add_argument(
+        "--training", type=int, default=1728, help="variations that are written, with one patient left out"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     cts = real_cts(arguments.cts) if arguments.cts else {}
@@ -584,8 +587,7 @@ def main() -> None:
         groups = [patients[i :: arguments.groups] for i in range(arguments.groups)] or [[p] for p in patients]
         chosen = set(arguments.folds or cts)
         if to_do := [group for group in groups if chosen & set(group) and missing(group)]:
-            written = "written" in arguments.data
-            folds = patient_folds(cts, arguments.output, arguments.training, arguments.seed, to_do, written)
+            folds = patient_folds(cts, arguments.output, arguments.training, to_do)
     elif missing(["cohort"]):
         folds = iter([cohort_fold(arguments.output, arguments.training, arguments.seed)])
     for fold in folds:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cascades import GEOMETRY, INFERER, VARIANTS, Batches, Budget, descend, endless
+from cascades import GEOMETRY, INFERER, VARIANTS, Batches, Budget, descend, varied
 from film_training import CLEAN, RECIPE, Recipe, label_of, under_conditions
 from matplotlib.figure import Figure
 from monai.utils import set_determinism
@@ -101,7 +101,7 @@ def trained_network(
     about = {"training": items}
     if not plain.exists():
         network = NETWORK.build()
-        batches = endless(items, folder, "within-patients", None, seed)
+        batches = varied(items, folder, "within-patients", None, seed)
         train(network, network.parameters(), batches, budgets[0])
         description = describe(network, NETWORK.network, "cube", about)
         write_checkpoint(plain, {"network": network.state_dict(), "description": description})
@@ -110,7 +110,7 @@ def trained_network(
         raise SystemExit(f"{plain} is of another geometry than this benchmark's.")
     transfer_weights(network, plain)
     recipe = Recipe(RECIPE) if films else None
-    batches = endless(items, folder, "within-patients", None, seed + 1)
+    batches = varied(items, folder, "within-patients", None, seed + 1)
     train(network, interval_parameters(network), batches, budgets[1], recipe)
     description = describe(network, NETWORK.network, "cube", about, plain)
     write_checkpoint(path, {"network": network.state_dict(), "description": description})

@@ -46,8 +46,7 @@ def fold_of(job: dict[str, Any]) -> Fold:
     if not job["cts"]:
         return cohort_fold(folder, job["training"], job["seed"])
     cts = {patient: Path(ct) for patient, ct in job["cts"].items()}
-    written = job["data"] == "written"
-    return next(patient_folds(cts, folder, job["training"], job["seed"], [job["group"]], written))
+    return next(patient_folds(cts, folder, job["training"], [job["group"]]))
 
 
 def network_of(job: dict[str, Any]) -> tuple[nn.Module, Any, float]:
