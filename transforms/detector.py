@@ -34,6 +34,12 @@ _BLACK = 0.2
 
 _BLURRED = 3  # pixels
 
+_STRIP = 0.1
+"""Part of an image that an unexposed strip at an edge may take, where what shines through is not the same all along."""
+
+_ALL_ALONG = 0.9
+"""Over how much of its length such a strip is brighter than what is beside it: no anatomy is, in a straight line."""
+
 _ROUND = 1.4
 """Four times as deep below its outline a body is so much denser, at least: a round one twice, and consoles compress
 that. Beside a collimator a picture is at once as dense as further within."""
@@ -252,8 +258,9 @@ def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int
     """The part of an image that is not collimation: (first row, last row + 1, first column, last column + 1).
 
     A border is a straight run of rows or columns from an edge of the image, near-constant along and across, that ends
-    with a step over most of its length, brighter or darker than the image. Text or a marker on it does no harm. Tilted
-    and rounded collimation is not found; nor is a border that looks like much of what it touches, as a black one beside
+    with a step over most of its length, brighter or darker than the image; or a strip that is denser than what is
+    beside it over nearly all of its length, whatever shines through it. Text or a marker on it does no harm. Tilted and
+    rounded collimation is not found; nor is a border that looks like much of what it touches, as a black one beside
     air does. Air beside a straight outline of a body is none: a body gets denser below its outline, a picture beside a
     border does not.
 
@@ -287,6 +294,30 @@ def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int
 def _border(scaled: Float[np.ndarray, "lines samples"]) -> int:
     """How many of the first lines are collimation; at most 45 %, so that two borders leave an image."""
     samples = scaled[:, :: max(1, scaled.shape[1] // 256)]
+    return _plain_border(samples) or _strip(samples)
+
+
+def _strip(samples: Float[np.ndarray, "lines samples"]) -> int:
+    """How many of the first lines are denser than the image, all along, and end in a step: hardly exposed.
+
+    Scatter, a soft penumbra or a collimator that is not quite tight let it vary along its length.
+    """
+    width = max(2, len(samples) // 50)  # of a step
+    most = int(_STRIP * len(samples))
+    if most < 1 or most + width >= len(samples):
+        return 0
+    steps = samples[:most] - samples[width : most + width]
+    least = np.quantile(steps, 1 - _ALL_ALONG, axis=1)
+    steepest = int(least.argmax())
+    inside = samples[steepest + width]
+    if np.quantile(samples[: steepest + 1] - inside, 1 - _ALL_ALONG, axis=1).min() <= _EDGE:
+        return 0
+    faint = np.median(np.abs(samples[steepest : steepest + width] - inside), axis=1) <= _TONE
+    return steepest + (int(faint.argmax()) if faint.any() else width)
+
+
+def _plain_border(samples: Float[np.ndarray, "lines samples"]) -> int:
+    """How many of the first lines are near-constant along and across, and end in a step over most of their length."""
     below, level, above = np.percentile(samples[: int(0.45 * len(samples)) + 1], (8, 50, 92), axis=1)
     plain = (above - below < _TONE) & (np.abs(level - level[0]) < _TONE)
     count = 0 if plain.all() else int(np.argmin(plain))

@@ -147,6 +147,30 @@ def test_a_marker_on_the_border_and_two_tones_do_no_harm():
     assert find_collimation(image) == (30, 240, 25, 200)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(6, 18),
+    penumbra=st.integers(1, 5),
+    hairline=st.integers(0, 1),
+    through=st.floats(0.1, 0.5),
+    turns=st.integers(0, 3),
+    seed=st.integers(0, 5),
+)
+def test_an_unexposed_strip_through_which_the_patient_shines(width, penumbra, hairline, through, turns, seed):
+    image = body(seed=seed)
+    columns = image.shape[1]
+    share = np.clip((np.arange(columns) - (columns - width)) / penumbra, 0, 1)
+    image += share * (1 - through) * (1 - image)  # at the edge not less than 1 - through
+    image[:, columns - hairline :] = 0.1
+    expected = [(0, 0), (0, 0)]
+    expected[1 - turns % 2] = (0, width) if turns in (0, 3) else (width, 0)
+    turned = np.rot90(image, turns)
+    top, bottom, left, right = find_collimation(turned)
+    found = [(top, turned.shape[0] - bottom), (left, turned.shape[1] - right)]
+    np.testing.assert_allclose(found, expected, atol=penumbra + 4)
+    assert find_collimation(body(seed=seed)) == (0, 240, 0, 200)
+
+
 def test_a_dark_background_that_the_body_reaches_into_is_not_collimation():
     rows, columns = np.meshgrid(np.linspace(-1, 1, 240), np.linspace(-1, 1, 200), indexing="ij")
     neck_and_trunk = np.clip(1.2 - (columns / (0.35 + 0.3 * (rows > -0.4))) ** 2 - 0.2 * rows**2, 0, None)
