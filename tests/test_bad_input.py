@@ -1489,6 +1489,11 @@ def lateral_film() -> np.ndarray:
     return (255 * toned(line_integrals()[1][FIELD])).round().byte().numpy()
 
 
+def both_films() -> np.ndarray:
+    halves = [toned(image[FIELD[0], 32:96]) for image in line_integrals()]
+    return (255 * torch.hstack(halves)).round().byte().numpy()
+
+
 def film_as_pa(made: Callable[[], np.ndarray], *more: object) -> Callable[[Sound], list[object]]:
     """A picture for PA, and a checkpoint that holds the statistics of a training set's radiographs."""
 
@@ -1839,6 +1844,13 @@ RADIOGRAPHS = [
         film_as_pa(lateral_film),
         "radiograph … was given for view pa and looks like view lat (…); check the order of the files, or say that it "
         "is right as it is (--orientation as-is).",
+    ),
+    Case(
+        "both films in one picture",
+        film_as_pa(both_films),
+        "radiograph … holds two: its left half looks like view pa (…), its right half like view lat (…), and the whole "
+        "like neither (…); cut it in two and give one file for each view, or say that it is right as it is "
+        "(--orientation as-is).",
     ),
     Case(
         "one picture for both views",

@@ -126,12 +126,12 @@ def pixel_size_on_detector(
         scale *= to_isocentre / to_detector
         notes += assumed
     size = (pitch[0] * scale, pitch[1] * scale)
-    for count, pixels, mm in zip(shape, view.detector_size, size, strict=True):
+    for count, pixels, mm, own in zip(shape, view.detector_size, size, pitch, strict=True):
         ratio = count * mm / (pixels * view.pixel_pitch_mm)
         if not SIZE_LIMITS[0] <= ratio <= SIZE_LIMITS[1]:
             raise InputError(
                 f"radiograph {metadata['filename_or_obj']} would measure {count * mm:.0f} mm on view {view.name}'s "
-                f"detector of {pixels * view.pixel_pitch_mm:.0f} mm with its pitch of {pitch[0]:g} mm; correct it with "
+                f"detector of {pixels * view.pixel_pitch_mm:.0f} mm with its pitch of {own:g} mm; correct it with "
                 "pixel_spacing_mm."
             )
     return size, notes

@@ -23,6 +23,9 @@ from drr2ct.transforms.radiographs.identity import turn_upright
 from drr2ct.transforms.radiographs.size import cassette_pixel_mm
 from drr2ct.transforms.validation import InputError
 
+COARSE = 2.0
+"""How much larger than the detector's a film's pixels must be for a warning that it lacks detail."""
+
 
 def leave_collimation_out(film: Film) -> Film:
     """Nothing is covered where the picture shows a collimator; one in the header was followed in decoding."""
@@ -102,10 +105,23 @@ def place_by_pitch(film: Film) -> Film:
         edge, note, whole = cassette_pixel_mm(shape, view, film.name)
         pixel_mm, notes = (edge, edge), [note] if whole else []
         film = film if whole else replace(film, warnings=(*film.warnings, note))
+    film = _coarse(film, max(pixel_mm))
     if image.shape == view.detector_size and all(abs(mm / view.pixel_pitch_mm - 1) < 1e-5 for mm in pixel_mm):
         return film.saying(*notes, image=image, covered=covered)  # it is that detector already
     image, covered = resample_covered(lambda x: place_on_detector(x, view, pixel_mm), image, covered)
     return film.saying(*notes, image=image, covered=covered)
+
+
+def _coarse(film: Film, pixel_mm: float) -> Film:
+    """With a warning, if a film's pixels are much larger than those of the detector they are put on."""
+    view, usual = film.view, film.view.pixel_pitch_mm
+    if pixel_mm <= COARSE * usual:
+        return film
+    warning = (
+        f"{film.name} has pixels of {pixel_mm:.1f} mm on view {view.name}'s detector, {pixel_mm / usual:.1f} times as "
+        f"large as in training ({usual:.1f} mm): detail that the network expects is not in it; give it in full size."
+    )
+    return replace(film, warnings=(*film.warnings, warning))
 
 
 def place_edge_to_edge(films: Sequence[Film]) -> list[Film]:

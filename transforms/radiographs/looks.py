@@ -41,6 +41,7 @@ from drr2ct.transforms.radiographs.orientation import (
 )
 from drr2ct.transforms.radiographs.saturation import NOTED, censored_difference, clipping_notes, find_clipping
 from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM
+from drr2ct.transforms.radiographs.size import PART
 from drr2ct.transforms.validation import InputError
 
 TURNS = {
@@ -105,7 +106,8 @@ def turn_by_looks(
         others: the geometry's other views, and what radiographs usually look like in them.
 
     Raises:
-        InputError: if it is not clear how the film has to be turned, or if it looks more like another view.
+        InputError: if it is not clear how the film has to be turned, if it looks more like another view, or if it holds
+            both.
     """
     calibrated = film.intensity == "line_integral"
     sides = () if film.oriented or is_lateral(film.view) or calibrated else (side_note(film.name),)
@@ -124,7 +126,9 @@ def turn_by_looks(
     if decide and film.oriented:
         film = _doubting_header(film, scores)
     if turnable and not calibrated:
-        _check_view(film, max(scores.values()), others, edge_to_edge)
+        own = max(scores.values())
+        _check_one_radiograph(film, own, others, edge_to_edge)
+        _check_view(film, own, others, edge_to_edge)
     if not turnable:
         scores = {state: score for state, score in scores.items() if state.as_stored}
     try:
@@ -171,15 +175,50 @@ def _check_view(film: Film, own: float, others: Sequence[tuple[View, Mapping[str
     if own > SURE:
         return
     for view, usual in others:
-        template = np.asarray(usual["thumbnail"], dtype=np.float32)
-        detector_mm = view.detector_size[0] * view.pixel_pitch_mm
-        score = max(orientation_scores(_seen(film), template, detector_mm, _pixel_mm(film, edge_to_edge)).values())
+        score = _likeness(_seen(film), view, usual, _pixel_mm(film, edge_to_edge))
         if score > max(own + OTHER_VIEW, LIKENESS):
             raise InputError(
                 f"radiograph {film.path} was given for view {film.view.name} and looks like view {view.name} "
                 f"({score:.2f} against {own:.2f}); check the order of the files, or say that it is right as it is "
                 "(--orientation as-is)."
             )
+
+
+def _check_one_radiograph(
+    film: Film, own: float, others: Sequence[tuple[View, Mapping[str, Any]]], edge_to_edge: bool
+) -> None:
+    """Refuse a picture that holds both views, side by side or one above the other.
+
+    It is longer than a film, and its halves look more like one view each than the whole looks like any.
+    """
+    seen, pixel_mm = _seen(film), _pixel_mm(film, edge_to_edge)
+    if film.usual is None or max(seen.shape) <= PART * min(seen.shape):
+        return
+    whole = max([own, *(_likeness(seen, *other, pixel_mm) for other in others)])
+    axis = int(np.argmax(seen.shape))
+    halves = seen.tensor_split(2, dim=axis)
+    ways = ("left", "right") if axis else ("upper", "lower")
+    first, second = ([_likeness(half, film.view, film.usual, pixel_mm)] for half in halves)
+    for view, usual in others:
+        for half, found in zip(halves, (first, second), strict=True):
+            found.append(_likeness(half, view, usual, pixel_mm))
+        for here, there, order in ((first, second, ways), (second, first, ways[::-1])):
+            if (here[0] + there[-1]) / 2 > max(whole + OTHER_VIEW, LIKENESS):
+                raise InputError(
+                    f"radiograph {film.path} holds two: its {order[0]} half looks like view {film.view.name} "
+                    f"({here[0]:.2f}), its {order[1]} half like view {view.name} ({there[-1]:.2f}), and the whole like "
+                    f"neither ({whole:.2f}); cut it in two and give one file for each view, or say that it is right as "
+                    "it is (--orientation as-is)."
+                )
+
+
+def _likeness(
+    picture: Float[Tensor, "rows columns"], view: View, usual: Mapping[str, Any], pixel_mm: float | None
+) -> float:
+    """How much a picture looks like a view's usual radiograph, turned as it looks most like it."""
+    template = np.asarray(usual["thumbnail"], dtype=np.float32)
+    detector_mm = view.detector_size[0] * view.pixel_pitch_mm
+    return max(orientation_scores(picture, template, detector_mm, pixel_mm).values())
 
 
 def know_what_is_clipped(film: Film) -> Film:

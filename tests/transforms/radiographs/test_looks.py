@@ -187,6 +187,27 @@ def test_a_film_of_another_view_is_named(pair, tmp_path):
     assert differ(load(*pair, orientation="as-is"), load(*pair)) == 0
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_picture_that_holds_both_views_is_refused_whichever_it_is_given_for(pair, tmp_path, order):
+    films = [toned(line_integrals()[i][FIELD[0], 32:96]) for i in order]
+    both = saved(tmp_path / "both.png", torch.hstack(films))
+    pa_half = ("left", "right")[order.index(0)]
+    for files in ((both, pair[1]), (pair[0], both)):
+        with pytest.raises(
+            InputError, match=rf"both\.png holds two: .*{pa_half} half (looks )?like view pa .*cut it in two"
+        ):
+            load(*files)
+    load(both, pair[1], orientation=["as-is", "auto"])
+    wide = saved(tmp_path / "wide.png", toned(line_integrals()[0][46:90, 24:104]))
+    assert "cannot be all of one" in load(wide, pair[1])["warnings"]
+
+
+def test_a_picture_much_coarser_than_the_detector_is_warned_of(pair):
+    assert "full size" not in load(*pair, pixel_spacing_mm=1.9 * PITCH, orientation="as-is")["warnings"]
+    warned = load(*pair, pixel_spacing_mm=2.2 * PITCH, orientation="as-is")["warnings"]
+    assert "pa.png has pixels of 9.3 mm on view pa's detector, 2.2 times as large as in training (4.2 mm)" in warned
+
+
 def test_icons_and_strips_are_refused(pair, tmp_path):
     icon = saved(tmp_path / "icon.png", toned(line_integrals()[0][FIELD])[::2, ::2])
     with pytest.raises(InputError, match=r"28×40 pixels, too few for a chest"):
