@@ -242,7 +242,7 @@ def main() -> None:
         trained = {arm: train(arm, seen, recipe, budget, arguments.seed) for arm in missing}
         about = {"training": [{"patient": patient, "label": str(cts[patient])} for patient in others]}
         for arm, network in trained.items():
-            description = describe(network, NETWORK.network, "cube", about)
+            description = {**describe(network, NETWORK.network, "cube", about), "radiographs": statistics}
             content = {"network": network.state_dict(), "description": description}
             write_checkpoint(networks / f"{arm}-{index}.pt", content)
         del seen
