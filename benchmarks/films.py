@@ -78,7 +78,7 @@ def row(folder: Path, checkpoint: Path | None, output: Path) -> tuple[list[str],
             (r"^lat.*faced right", "lateral faced right: mirrored"),
             (r"^lat.*(was turned|was inverted)", "lateral turned or inverted"),
             (r"burned in", "markers filled"),
-            (r"is collimated", "borders left out"),
+            (r"is collimated|slanted border", "borders left out"),
             (r"is clipped", "clipped"),
             (r"check the marker", "sides doubtful"),
         )

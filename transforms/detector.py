@@ -1,4 +1,4 @@
-"""From the detector a radiograph was taken with to the detector of the geometry: scale, place, and collimation."""
+"""From the detector a radiograph was taken with to the detector of the geometry: scale, and place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Bool, Float
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
@@ -19,30 +19,6 @@ from drr2ct.transforms.validation import InputError
 
 SIZE_LIMITS = (0.2, 5.0)
 """An image must be at least and at most this many times as large as the geometry's detector, or its pitch is wrong."""
-
-_TONE = 0.06
-"""Spread within a collimated line, and difference between such lines, as a fraction of the image's range."""
-
-_EDGE = 0.08
-"""Least step from a collimated border to the image, likewise."""
-
-_LENGTH = 0.7
-"""Over how much of its length there must be a step: the outline of a back is straight over half the image at most."""
-
-_BLACK = 0.2
-"""A border that may be air, likewise."""
-
-_BLURRED = 3  # pixels
-
-_STRIP = 0.1
-"""Part of an image that an unexposed strip at an edge may take, where what shines through is not the same all along."""
-
-_ALL_ALONG = 0.9
-"""Over how much of its length such a strip is brighter than what is beside it: no anatomy is, in a straight line."""
-
-_ROUND = 1.4
-"""Four times as deep below its outline a body is so much denser, at least: a round one twice, and consoles compress
-that. Beside a collimator a picture is at once as dense as further within."""
 
 
 @dataclass(frozen=True)
@@ -252,93 +228,6 @@ def covered_rectangle(covered: Bool[Tensor, "rows columns"]) -> tuple[slice, sli
     """The smallest rectangle of rows and columns that holds what a radiograph covers, which is something."""
     rows, columns = (covered.any(dim=1 - axis).nonzero() for axis in (0, 1))
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int, int, int]:
-    """The part of an image that is not collimation: (first row, last row + 1, first column, last column + 1).
-
-    A border is a straight run of rows or columns from an edge of the image, near-constant along and across, that ends
-    with a step over most of its length, brighter or darker than the image; or a strip that is denser than what is
-    beside it over nearly all of its length, whatever shines through it. Text or a marker on it does no harm. Tilted and
-    rounded collimation is not found; nor is a border that looks like much of what it touches, as a black one beside
-    air does. Air beside a straight outline of a body is none: a body gets denser below its outline, a picture beside a
-    border does not.
-
-    Args:
-        values: a radiograph in any unit; dense is high, as far as that is known.
-    """
-    low, high = np.percentile(values, (0.1, 99.9))
-    if high <= low:
-        return 0, values.shape[0], 0, values.shape[1]
-    scaled = ((np.asarray(values, dtype=np.float32) - low) / (high - low)).clip(0, 1)
-    top, bottom, left, right = 0, scaled.shape[0], 0, scaled.shape[1]
-    # a border of columns is only constant within the rows that are left, and the other way round
-    for _ in range(3):
-        before = (top, bottom, left, right)
-        inside = scaled[top:bottom, left:right]
-        top, bottom = top + _border(inside), bottom - _border(inside[::-1])
-        inside = scaled[top:bottom, left:right].T
-        left, right = left + _border(inside), right - _border(inside[::-1])
-        if (top, bottom, left, right) == before:
-            break
-    if scaled[0, 0] > 1 - _TONE and (top > 0 or bottom < scaled.shape[0]) and (left > 0 or right < scaled.shape[1]):
-        # a white frame goes all round, also where it ends at something that is as white as it is
-        white = scaled > 1 - _TONE
-        rows, columns = (~white[:, left:right].all(axis=1), ~white[top:bottom].all(axis=0))
-        top, left = max(top, int(rows.argmax())), max(left, int(columns.argmax()))
-        bottom = min(bottom, len(rows) - int(rows[::-1].argmax()))
-        right = min(right, len(columns) - int(columns[::-1].argmax()))
-    return top, bottom, left, right
-
-
-def _border(scaled: Float[np.ndarray, "lines samples"]) -> int:
-    """How many of the first lines are collimation; at most 45 %, so that two borders leave an image."""
-    samples = scaled[:, :: max(1, scaled.shape[1] // 256)]
-    return _plain_border(samples) or _strip(samples)
-
-
-def _strip(samples: Float[np.ndarray, "lines samples"]) -> int:
-    """How many of the first lines are denser than the image, all along, and end in a step: hardly exposed.
-
-    Scatter, a soft penumbra or a collimator that is not quite tight let it vary along its length.
-    """
-    width = max(2, len(samples) // 50)  # of a step
-    most = int(_STRIP * len(samples))
-    if most < 1 or most + width >= len(samples):
-        return 0
-    steps = samples[:most] - samples[width : most + width]
-    least = np.quantile(steps, 1 - _ALL_ALONG, axis=1)
-    steepest = int(least.argmax())
-    inside = samples[steepest + width]
-    if np.quantile(samples[: steepest + 1] - inside, 1 - _ALL_ALONG, axis=1).min() <= _EDGE:
-        return 0
-    faint = np.median(np.abs(samples[steepest : steepest + width] - inside), axis=1) <= _TONE
-    return steepest + (int(faint.argmax()) if faint.any() else width)
-
-
-def _plain_border(samples: Float[np.ndarray, "lines samples"]) -> int:
-    """How many of the first lines are near-constant along and across, and end in a step over most of their length."""
-    below, level, above = np.percentile(samples[: int(0.45 * len(samples)) + 1], (8, 50, 92), axis=1)
-    plain = (above - below < _TONE) & (np.abs(level - level[0]) < _TONE)
-    count = 0 if plain.all() else int(np.argmin(plain))
-    if count == 0:
-        return 0
-    # a step is complete within 1 % of the image: the penumbra, which is cut off too
-    beyond = min(count + max(2, len(samples) // 100), len(samples) - 1)
-    step = np.abs(samples[beyond] - level[0]) > _EDGE
-    # samples that never differ from the border belong to a border of another side, or are air all along
-    alive = np.abs(samples[count:] - level[0]).max(axis=0) > _EDGE
-    if step.sum() < max(_LENGTH * alive.sum(), 1):
-        return 0
-    near = max(_BLURRED, (beyond - count) // 4)
-    lines = [min(count + depth, len(samples) - 1) for depth in (near, 4 * near)]
-    black = level[0] < _BLACK
-    outer, inner = (np.median(np.abs(samples[line, step] - level[0])) for line in lines)
-    if black and inner > _ROUND * outer:
-        return 0
-    while count < beyond and np.median(np.abs(samples[count] - samples[beyond])[step]) > _TONE:
-        count += 1
-    return count
 
 
 def extend_from_edge(

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from drr2ct.transforms.detector import (
     covered_rectangle,
-    find_collimation,
     pixel_size_on_detector,
     place_on_detector,
     resample_covered,
     states_pitch,
 )
+from drr2ct.transforms.radiographs.collimation import find_collimation, find_tilted_borders, within_borders
 from drr2ct.transforms.radiographs.film import Film
 from drr2ct.transforms.radiographs.identity import turn_upright
 from drr2ct.transforms.radiographs.size import cassette_pixel_mm
@@ -32,16 +32,23 @@ def leave_collimation_out(film: Film) -> Film:
     rows, columns = film.pixels.values.shape
     pixels = film.pixels
     air_is_high = not pixels.counts_fall if film.intensity == "transmission" else pixels.dark_is_high
-    top, bottom, left, right = find_collimation(-pixels.values.astype(np.float32) if air_is_high else pixels.values)
-    if (top, bottom, left, right) == (0, rows, 0, columns):
-        return film
+    values = -pixels.values.astype(np.float32) if air_is_high else pixels.values
+    top, bottom, left, right = find_collimation(values)
+    tilted = find_tilted_borders(values[top:bottom, left:right])
     field = torch.zeros_like(film.covered)
-    field[top:bottom, left:right] = True
-    return film.saying(
-        f"{film.name} is collimated: rows {top} to {bottom - 1} and columns {left} to {right - 1} of "
-        f"{size_text((rows, columns))} were used.",
-        covered=film.covered & field,
-    )
+    field[top:bottom, left:right] = torch.from_numpy(within_borders((bottom - top, right - left), tilted))
+    notes = []
+    if (top, bottom, left, right) != (0, rows, 0, columns):
+        notes.append(
+            f"{film.name} is collimated: rows {top} to {bottom - 1} and columns {left} to {right - 1} of "
+            f"{size_text((rows, columns))} were used."
+        )
+    if tilted:
+        sides = " and ".join(tilted)
+        notes.append(
+            f"{film.name} has a slanted border on its {sides} side{'s' * (len(tilted) > 1)}, which was left out."
+        )
+    return film.saying(*notes, covered=film.covered & field) if notes else film
 
 
 def turn_as_stated(film: Film, feet_first: bool, opposite_side: bool, strict: bool) -> Film:

@@ -87,7 +87,7 @@ class LoadRadiographsd(MapTransform):
             view. Like the distances, it takes precedence over the files' headers.
         source_to_detector_mm: distance from the source to the detector the files were taken with, likewise.
         source_to_isocentre_mm: distance from the source to the middle of the patient, likewise.
-        crop_collimation: look for collimated borders (:func:`~drr2ct.transforms.detector.find_collimation`), and leave
+        crop_collimation: look for borders of a collimator (:mod:`~drr2ct.transforms.radiographs.collimation`) and leave
             them out; those in a DICOM header are found without this.
         opposite_side: accept AP for PA and a right for a left lateral.
         inverted: dense is dark (True) or bright (False) in a picture as the file shows it, and raw numbers are the

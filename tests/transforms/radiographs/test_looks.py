@@ -130,6 +130,19 @@ def test_a_white_frame_is_left_out(pair, tmp_path):
     assert differ(found, load(*pair, pixel_spacing_mm=PITCH)) < 0.25
 
 
+def test_a_slanted_border_is_not_covered_and_that_is_said(pair, tmp_path):
+    film = torch.nn.functional.pad(toned(line_integrals()[0][FIELD]), (0, 0, 8, 0), value=0.6)
+    film = torch.nn.functional.interpolate(film[None, None], scale_factor=6, mode="bilinear")[0, 0]
+    rows, columns = (torch.arange(count)[:, None] / count for count in film.shape)
+    film[rows < 0.14 - 0.07 * columns.T] = 0
+    askew = saved(tmp_path / "askew.png", film)
+    found = load(askew, pair[1], pixel_spacing_mm=[PITCH / 6, PITCH])
+    assert "askew.png has a slanted border on its upper side, which was left out." in found["assumptions"]
+    left, right = (found["covered"][0][:, column].sum() for column in (26, 101))
+    assert 3 <= right - left <= 6
+    assert "slanted" not in load(*pair, pixel_spacing_mm=PITCH)["assumptions"]
+
+
 def test_a_picture_without_pitch_is_a_cassette(pair):
     found = load(*pair)
     assert found["assumptions"].count("taken to be a cassette of 35×43 cm") == 2

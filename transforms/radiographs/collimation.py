@@ -1,0 +1,216 @@
+"""Where a picture shows a collimator or a frame: borders that no header names, found by what they look like."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Real
+from PIL import Image
+
+_TONE = 0.06
+"""Spread within a collimated line, and difference between such lines, as a fraction of the image's range."""
+
+_EDGE = 0.08
+"""Least step from a collimated border to the image, likewise."""
+
+_LENGTH = 0.7
+"""Over how much of its length there must be a step: the outline of a back is straight over half the image at most."""
+
+_BLACK = 0.2
+"""A border that may be air, likewise."""
+
+_BLURRED = 3  # pixels
+
+_STRIP = 0.1
+"""Part of an image that an unexposed strip at an edge may take, where what shines through is not the same all along."""
+
+_ALL_ALONG = 0.9
+"""Over how much of its length such a strip is brighter than what is beside it: no anatomy is, in a straight line."""
+
+_ROUND = 1.4
+"""Four times as deep below its outline a body is so much denser, at least: a round one twice, and consoles compress
+that. Beside a collimator a picture is at once as dense as further within."""
+
+_LINES, _SAMPLES = 512, 128
+"""On which slanted borders are looked for: fine across them, coarse along."""
+
+_RISES = tuple(rise for rise in range(-44, 45, 2) if rise)
+"""How far such a border may rise over its length, in lines: 5° of a square picture."""
+
+_DEEPEST = 0.2
+"""Part of an image's lines that a tilted border may take."""
+
+_LONG, _TILTED_LENGTH = 0.6, 0.85
+"""Part of the image's width in which a tilted border must end, and over how much of that there must be a step: more
+than of an upright one, as outlines of a body are seldom upright."""
+
+
+def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int, int, int]:
+    """The part of an image that is not collimation: (first row, last row + 1, first column, last column + 1).
+
+    A border is a straight run of rows or columns from an edge of the image, near-constant along and across, that ends
+    with a step over most of its length, brighter or darker than the image; or a strip that is denser than what is
+    beside it over nearly all of its length, whatever shines through it. Text or a marker on it does no harm. A slanted
+    one is found by :func:`find_tilted_borders`, a rounded one is not; nor is a border that looks like much of what it
+    touches, as a black one beside air does. Air beside a straight outline of a body is none: a body gets denser below
+    its outline, a picture beside a border does not.
+
+    Args:
+        values: a radiograph in any unit; dense is high, as far as that is known.
+    """
+    low, high = np.percentile(values, (0.1, 99.9))
+    if high <= low:
+        return 0, values.shape[0], 0, values.shape[1]
+    scaled = ((np.asarray(values, dtype=np.float32) - low) / (high - low)).clip(0, 1)
+    top, bottom, left, right = 0, scaled.shape[0], 0, scaled.shape[1]
+    # a border of columns is only constant within the rows that are left, and the other way round
+    for _ in range(3):
+        before = (top, bottom, left, right)
+        inside = scaled[top:bottom, left:right]
+        top, bottom = top + _border(inside), bottom - _border(inside[::-1])
+        inside = scaled[top:bottom, left:right].T
+        left, right = left + _border(inside), right - _border(inside[::-1])
+        if (top, bottom, left, right) == before:
+            break
+    if scaled[0, 0] > 1 - _TONE and (top > 0 or bottom < scaled.shape[0]) and (left > 0 or right < scaled.shape[1]):
+        # a white frame goes all round, also where it ends at something that is as white as it is
+        white = scaled > 1 - _TONE
+        rows, columns = (~white[:, left:right].all(axis=1), ~white[top:bottom].all(axis=0))
+        top, left = max(top, int(rows.argmax())), max(left, int(columns.argmax()))
+        bottom = min(bottom, len(rows) - int(rows[::-1].argmax()))
+        right = min(right, len(columns) - int(columns[::-1].argmax()))
+    return top, bottom, left, right
+
+
+def _border(scaled: Float[np.ndarray, "lines samples"]) -> int:
+    """How many of the first lines are collimation; at most 45 %, so that two borders leave an image."""
+    samples = scaled[:, :: max(1, scaled.shape[1] // 256)]
+    return _plain_border(samples) or _strip(samples)
+
+
+def _strip(samples: Float[np.ndarray, "lines samples"]) -> int:
+    """How many of the first lines are denser than the image, all along, and end in a step: hardly exposed.
+
+    Scatter, a soft penumbra or a collimator that is not quite tight let it vary along its length.
+    """
+    width = max(2, len(samples) // 50)  # of a step
+    most = int(_STRIP * len(samples))
+    if most < 1 or most + width >= len(samples):
+        return 0
+    steps = samples[:most] - samples[width : most + width]
+    least = np.quantile(steps, 1 - _ALL_ALONG, axis=1)
+    steepest = int(least.argmax())
+    inside = samples[steepest + width]
+    if np.quantile(samples[: steepest + 1] - inside, 1 - _ALL_ALONG, axis=1).min() <= _EDGE:
+        return 0
+    faint = np.median(np.abs(samples[steepest : steepest + width] - inside), axis=1) <= _TONE
+    return steepest + (int(faint.argmax()) if faint.any() else width)
+
+
+def _plain_border(samples: Float[np.ndarray, "lines samples"]) -> int:
+    """How many of the first lines are near-constant along and across, and end in a step over most of their length."""
+    below, level, above = np.percentile(samples[: int(0.45 * len(samples)) + 1], (8, 50, 92), axis=1)
+    plain = (above - below < _TONE) & (np.abs(level - level[0]) < _TONE)
+    count = 0 if plain.all() else int(np.argmin(plain))
+    if count == 0:
+        return 0
+    # a step is complete within 1 % of the image: the penumbra, which is cut off too
+    beyond = min(count + max(2, len(samples) // 100), len(samples) - 1)
+    step = np.abs(samples[beyond] - level[0]) > _EDGE
+    # samples that never differ from the border belong to a border of another side, or are air all along
+    alive = np.abs(samples[count:] - level[0]).max(axis=0) > _EDGE
+    if step.sum() < max(_LENGTH * alive.sum(), 1):
+        return 0
+    if _gets_denser(samples[:, step], float(level[0]), count, beyond):
+        return 0
+    while count < beyond and np.median(np.abs(samples[count] - samples[beyond])[step]) > _TONE:
+        count += 1
+    return count
+
+
+def _gets_denser(samples: Float[np.ndarray, "lines samples"], level: float, end: int, beyond: int) -> bool:
+    """Whether lines that end may be air, and what follows a body, which gets denser below its outline."""
+    near = max(_BLURRED, (beyond - end) // 4)
+    lines = [min(end + depth, len(samples) - 1) for depth in (near, 4 * near)]
+    outer, inner = (np.median(np.abs(samples[line] - level)) for line in lines)
+    return bool(level < _BLACK and inner > _ROUND * outer)
+
+
+def find_tilted_borders(values: Real[np.ndarray, "rows columns"]) -> dict[str, tuple[float, float]]:
+    """Black or white borders along an image's sides that end in a slanted line, as of a cassette that lay askew.
+
+    Args:
+        values: a radiograph in any unit, without the upright borders of :func:`find_collimation`.
+
+    Returns:
+        For each side that has one (upper, lower, left, right) how deep it reaches, as a part of the image, at the first
+        and at the last end of that side; below 0 where its line leaves the image.
+    """
+    if min(values.shape) < 2 * _BLURRED:
+        return {}
+    low, high = np.percentile(values, (0.1, 99.9))
+    if high <= low:
+        return {}
+    picture = Image.fromarray(((np.asarray(values, dtype=np.float32) - low) / (high - low)).clip(0, 1))
+    flat, tall = (
+        np.asarray(picture.resize(size, Image.Resampling.BOX)) for size in ((_SAMPLES, _LINES), (_LINES, _SAMPLES))
+    )
+    sides = {"upper": flat, "lower": flat[::-1], "left": tall.T, "right": tall.T[::-1]}
+    found = {side: _tilted_border(lines) for side, lines in sides.items()}
+    return {side: ends for side, ends in found.items() if ends is not None}
+
+
+def within_borders(shape: tuple[int, int], borders: dict[str, tuple[float, float]]) -> Bool[np.ndarray, "rows columns"]:
+    """What tilted borders leave of an image.
+
+    Args:
+        shape: rows and columns.
+        borders: of :func:`find_tilted_borders`.
+    """
+    down, across = ((np.arange(count) + 0.5) / count for count in shape)
+    down, across = down[:, None], across[None]
+    depth = {"upper": (down, across), "lower": (1 - down, across), "left": (across, down), "right": (1 - across, down)}
+    inside = np.ones(shape, dtype=bool)
+    for side, (first, last) in borders.items():
+        deep, along = depth[side]
+        inside &= deep > first + (last - first) * along
+    return inside
+
+
+def _tilted_border(samples: Float[np.ndarray, "lines samples"]) -> tuple[float, float] | None:
+    """How deep the first lines are a slanted border, at the first and the last sample; None without one."""
+    lines, count = samples.shape
+    along = np.arange(count)
+    best: tuple[float, float] = (0.0, 0.0)
+    ends = None
+    for rise in _RISES:
+        offsets = np.round(rise * (along / (count - 1) - 0.5)).astype(int)
+        offsets -= offsets.max()  # the first slanted line touches a corner of the image alone
+        rows = np.arange(lines // 2)[:, None] + offsets
+        slanted = np.where(rows >= 0, samples[rows.clip(0), along], np.nan)
+        start = int(np.argmax((rows >= 0).mean(axis=1) >= 0.1))
+        below, level, above = _levels(slanted[start : int(_DEEPEST * lines) - offsets.min()])
+        plain = (above - below < _TONE) & (np.abs(level - level[0]) < _TONE)
+        if plain.all() or not plain[:2].all() or 0.1 < level[0] < 0.9:
+            continue
+        end = start + int(np.argmin(plain))
+        beyond = end + max(2, lines // 100)
+        there = np.flatnonzero(~np.isnan(slanted[end - 1]))
+        differs = np.abs(slanted[beyond, there] - level[0])
+        step = differs > _EDGE
+        if (
+            len(there) < _LONG * count
+            or step.mean() < _TILTED_LENGTH
+            or _gets_denser(slanted[:, there[step]], float(level[0]), end, beyond)
+        ):
+            continue
+        score = (float(step.mean()), float(np.median(differs)))
+        if score > best:
+            best, ends = score, (float(beyond + offsets[0]) / lines, float(beyond + offsets[-1]) / lines)
+    return ends
+
+
+def _levels(lines: Float[np.ndarray, "lines samples"]) -> list[Float[np.ndarray, " lines"]]:
+    """Percentiles 8, 50 and 92 of each line, without its NaNs."""
+    ordered, known = np.sort(lines, axis=1), (~np.isnan(lines)).sum(axis=1)
+    places = (np.clip(np.rint(share * (known - 1)), 0, None).astype(int) for share in (0.08, 0.5, 0.92))
+    return [np.take_along_axis(ordered, place[:, None], axis=1)[:, 0] for place in places]
