@@ -221,7 +221,9 @@ def reconstruct(
     pixel_spacing_mm: Annotated[float | None, typer.Option(help="At the detector; the file's by default.")] = None,
     source_to_detector_mm: Annotated[float | None, typer.Option(help="The file's by default.")] = None,
     source_to_isocentre_mm: Annotated[float | None, typer.Option(help="The network's by default.")] = None,
-    crop_collimation: Annotated[bool, typer.Option("--crop-collimation", help="Leave a collimator's borders out.")] = False,
+    crop_collimation: Annotated[
+        bool, typer.Option("--crop-collimation", help="Leave out borders that a collimator cast.")
+    ] = False,
     opposite_side: Annotated[
         bool, typer.Option("--opposite-side", help="Accept AP for PA, and right for left lateral.")
     ] = False,
