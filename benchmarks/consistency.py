@@ -16,12 +16,14 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from film_training import label_of, psnr
 from rich.progress import track
 from rich.table import Table
 
+from drr2ct.networks import ProgressiveCascade
 from drr2ct.networks.interval import estimate_of
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
@@ -36,12 +38,14 @@ from drr2ct.transforms.volume import LoadCT
 
 
 def fits_of(
-    path: Path, ct: Path, wanted: Sequence[str] | None, steps: Sequence[int]
+    network: ProgressiveCascade,
+    statistics: dict[str, Any] | None,
+    ct: Path,
+    wanted: Sequence[str] | None,
+    steps: Sequence[int],
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
     """A patient under each condition: difference, PSNR of the network's volume, gain of every number of steps."""
-    description = read_checkpoint(path)["description"]
-    network = load_network(path).eval()
-    geometry, statistics = network.config.geometry, description.get("radiographs")
+    geometry = network.config.geometry
     sample = files_to_samples(geometry, keep_metadata=False)({"patient": ct.parent.name, "label": str(ct)})
     clean, whole = sample["image"] * LINE_INTEGRAL_SCALE, LoadCT()(ct)
     for condition in track(conditions(geometry.grid.size, statistics is not None), ct.parent.name):
@@ -74,27 +78,27 @@ def main() -> None:
     cts = real_cts(arguments.cts)
     found: dict[str, list[tuple[float, ...]]] = {}
     judged: list[str] = []
-    for path in [chosen_weights(path, None) for path in arguments.checkpoint] or [
-        chosen_weights(None, arguments.model)
-    ]:
-        parts = read_checkpoint(path)["description"]["patients"]
-        patients = (
-            arguments.patients or parts.get("validation") or [name for name in cts if name not in parts["training"]]
-        )
+    given = [chosen_weights(path, None) for path in arguments.checkpoint]
+    for path in given or [chosen_weights(None, arguments.model)]:
+        description = read_checkpoint(path)["description"]
+        network, parts = load_network(path).eval(), description["patients"]
+        untrained = parts.get("validation") or [name for name in cts if name not in parts["training"]]
+        patients = arguments.patients or untrained
         if unknown := set(patients) - cts.keys():
             parser.error(f"{', '.join(sorted(unknown))}: not in {arguments.cts}")
         for patient in patients:
-            for key, row in fits_of(path, cts[patient], arguments.conditions, arguments.steps):
+            rows = fits_of(network, description.get("radiographs"), cts[patient], arguments.conditions, arguments.steps)
+            for key, row in rows:
                 found.setdefault(key, []).append(row)
         judged += patients
     table = Table(title=f"{len(judged)} patients; fitted up to a difference of {LARGEST_DIFFERENCE:.0%}")
     gains = (f"gain, steps: {steps}" for steps in arguments.steps)
     for column in ("condition", "difference", "PSNR, dB", *gains, "fitted", "as given"):
         table.add_column(column, justify="left" if column == "condition" else "right")
-    for name, rows in found.items():
-        difference, score, *gained = (mean(column) for column in zip(*rows, strict=True))
-        fitted = [row[2] if row[0] <= LARGEST_DIFFERENCE else 0.0 for row in rows]
-        share = sum(row[0] <= LARGEST_DIFFERENCE for row in rows)
+    for name, every in found.items():
+        difference, score, *gained = (mean(column) for column in zip(*every, strict=True))
+        fitted = [row[2] if row[0] <= LARGEST_DIFFERENCE else 0.0 for row in every]
+        share = sum(row[0] <= LARGEST_DIFFERENCE for row in every)
         shown = (f"{gain:+.2f}" for gain in gained)
         table.add_row(name, f"{difference:.0%}", f"{score:.2f}", *shown, str(share), f"{mean(fitted):+.2f}")
     wide_console().print(table)

@@ -246,4 +246,4 @@ def test_a_process_that_really_runs_out(dataset: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "out of memory in " in done.stderr
     reductions = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["description"]["reductions"]
-    assert reductions[0] == "activation checkpointing"
+    assert reductions == ["activation checkpointing"]  # which needs a tenth less

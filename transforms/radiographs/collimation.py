@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float, Real
 from PIL import Image
@@ -36,11 +38,14 @@ _LINES, _SAMPLES = 512, 128
 _RISES = tuple(rise for rise in range(-44, 45, 2) if rise)
 """How far such a border may rise over its length, in lines: 5° of a square picture."""
 
-_DEEPEST = 0.2
-"""Part of an image's lines that a tilted border may take."""
+_SHADES = (0.1, 0.9)
+"""Such a border is at most so dark, or at least so bright."""
 
-_LONG, _TILTED_LENGTH = 0.6, 0.85
-"""Part of the image's width in which a tilted border must end, and over how much of that there must be a step: more
+_DEEPEST = 0.2
+"""Part of an image's lines that a slanted border may take."""
+
+_LONG, _SLANTED_LENGTH = 0.6, 0.85
+"""Part of the image's width in which a slanted border must end, and over how much of that there must be a step: more
 than of an upright one, as outlines of a body are seldom upright."""
 
 
@@ -50,17 +55,16 @@ def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int
     A border is a straight run of rows or columns from an edge of the image, near-constant along and across, that ends
     with a step over most of its length, brighter or darker than the image; or a strip that is denser than what is
     beside it over nearly all of its length, whatever shines through it. Text or a marker on it does no harm. A slanted
-    one is found by :func:`find_tilted_borders`, a rounded one is not; nor is a border that looks like much of what it
+    one is found by :func:`find_slanted_borders`, a rounded one is not; nor is a border that looks like much of what it
     touches, as a black one beside air does. Air beside a straight outline of a body is none: a body gets denser below
     its outline, a picture beside a border does not.
 
     Args:
         values: a radiograph in any unit; dense is high, as far as that is known.
     """
-    low, high = np.percentile(values, (0.1, 99.9))
-    if high <= low:
+    scaled = _scaled(values)
+    if scaled is None:
         return 0, values.shape[0], 0, values.shape[1]
-    scaled = ((np.asarray(values, dtype=np.float32) - low) / (high - low)).clip(0, 1)
     top, bottom, left, right = 0, scaled.shape[0], 0, scaled.shape[1]
     # a border of columns is only constant within the rows that are left, and the other way round
     for _ in range(3):
@@ -73,12 +77,21 @@ def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int
             break
     if scaled[0, 0] > 1 - _TONE and (top > 0 or bottom < scaled.shape[0]) and (left > 0 or right < scaled.shape[1]):
         # a white frame goes all round, also where it ends at something that is as white as it is
-        white = scaled > 1 - _TONE
+        white: Any = scaled > 1 - _TONE
         rows, columns = (~white[:, left:right].all(axis=1), ~white[top:bottom].all(axis=0))
         top, left = max(top, int(rows.argmax())), max(left, int(columns.argmax()))
         bottom = min(bottom, len(rows) - int(rows[::-1].argmax()))
         right = min(right, len(columns) - int(columns[::-1].argmax()))
     return top, bottom, left, right
+
+
+def _scaled(values: Real[np.ndarray, "rows columns"]) -> np.ndarray | None:
+    """Values from 0 to 1, but for the outermost; None where all are alike."""
+    low, high = np.percentile(values, (0.1, 99.9))
+    if high <= low:
+        return None
+    scaled: np.ndarray = ((np.asarray(values, dtype=np.float32) - low) / (high - low)).clip(0, 1)
+    return scaled  # (rows, columns), float32
 
 
 def _border(scaled: Float[np.ndarray, "lines samples"]) -> int:
@@ -135,7 +148,7 @@ def _gets_denser(samples: Float[np.ndarray, "lines samples"], level: float, end:
     return bool(level < _BLACK and inner > _ROUND * outer)
 
 
-def find_tilted_borders(values: Real[np.ndarray, "rows columns"]) -> dict[str, tuple[float, float]]:
+def find_slanted_borders(values: Real[np.ndarray, "rows columns"]) -> dict[str, tuple[float, float]]:
     """Black or white borders along an image's sides that end in a slanted line, as of a cassette that lay askew.
 
     Args:
@@ -145,26 +158,24 @@ def find_tilted_borders(values: Real[np.ndarray, "rows columns"]) -> dict[str, t
         For each side that has one (upper, lower, left, right) how deep it reaches, as a part of the image, at the first
         and at the last end of that side; below 0 where its line leaves the image.
     """
-    if min(values.shape) < 2 * _BLURRED:
+    scaled = _scaled(values)
+    if scaled is None or min(values.shape) < 2 * _BLURRED:
         return {}
-    low, high = np.percentile(values, (0.1, 99.9))
-    if high <= low:
-        return {}
-    picture = Image.fromarray(((np.asarray(values, dtype=np.float32) - low) / (high - low)).clip(0, 1))
+    picture = Image.fromarray(scaled)
     flat, tall = (
         np.asarray(picture.resize(size, Image.Resampling.BOX)) for size in ((_SAMPLES, _LINES), (_LINES, _SAMPLES))
     )
     sides = {"upper": flat, "lower": flat[::-1], "left": tall.T, "right": tall.T[::-1]}
-    found = {side: _tilted_border(lines) for side, lines in sides.items()}
+    found = {side: _slanted_border(lines) for side, lines in sides.items()}
     return {side: ends for side, ends in found.items() if ends is not None}
 
 
 def within_borders(shape: tuple[int, int], borders: dict[str, tuple[float, float]]) -> Bool[np.ndarray, "rows columns"]:
-    """What tilted borders leave of an image.
+    """What slanted borders leave of an image.
 
     Args:
         shape: rows and columns.
-        borders: of :func:`find_tilted_borders`.
+        borders: of :func:`find_slanted_borders`.
     """
     down, across = ((np.arange(count) + 0.5) / count for count in shape)
     down, across = down[:, None], across[None]
@@ -176,7 +187,7 @@ def within_borders(shape: tuple[int, int], borders: dict[str, tuple[float, float
     return inside
 
 
-def _tilted_border(samples: Float[np.ndarray, "lines samples"]) -> tuple[float, float] | None:
+def _slanted_border(samples: Float[np.ndarray, "lines samples"]) -> tuple[float, float] | None:
     """How deep the first lines are a slanted border, at the first and the last sample; None without one."""
     lines, count = samples.shape
     along = np.arange(count)
@@ -190,7 +201,7 @@ def _tilted_border(samples: Float[np.ndarray, "lines samples"]) -> tuple[float, 
         start = int(np.argmax((rows >= 0).mean(axis=1) >= 0.1))
         below, level, above = _levels(slanted[start : int(_DEEPEST * lines) - offsets.min()])
         plain = (above - below < _TONE) & (np.abs(level - level[0]) < _TONE)
-        if plain.all() or not plain[:2].all() or 0.1 < level[0] < 0.9:
+        if plain.all() or not plain[:2].all() or _SHADES[0] < level[0] < _SHADES[1]:
             continue
         end = start + int(np.argmin(plain))
         beyond = end + max(2, lines // 100)
@@ -199,7 +210,7 @@ def _tilted_border(samples: Float[np.ndarray, "lines samples"]) -> tuple[float, 
         step = differs > _EDGE
         if (
             len(there) < _LONG * count
-            or step.mean() < _TILTED_LENGTH
+            or step.mean() < _SLANTED_LENGTH
             or _gets_denser(slanted[:, there[step]], float(level[0]), end, beyond)
         ):
             continue

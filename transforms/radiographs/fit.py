@@ -17,7 +17,7 @@ from drr2ct.transforms.detector import (
     resample_covered,
     states_pitch,
 )
-from drr2ct.transforms.radiographs.collimation import find_collimation, find_tilted_borders, within_borders
+from drr2ct.transforms.radiographs.collimation import find_collimation, find_slanted_borders, within_borders
 from drr2ct.transforms.radiographs.film import Film
 from drr2ct.transforms.radiographs.identity import turn_upright
 from drr2ct.transforms.radiographs.size import cassette_pixel_mm
@@ -34,19 +34,19 @@ def leave_collimation_out(film: Film) -> Film:
     air_is_high = not pixels.counts_fall if film.intensity == "transmission" else pixels.dark_is_high
     values = -pixels.values.astype(np.float32) if air_is_high else pixels.values
     top, bottom, left, right = find_collimation(values)
-    tilted = find_tilted_borders(values[top:bottom, left:right])
+    slanted = find_slanted_borders(values[top:bottom, left:right])
     field = torch.zeros_like(film.covered)
-    field[top:bottom, left:right] = torch.from_numpy(within_borders((bottom - top, right - left), tilted))
+    field[top:bottom, left:right] = torch.from_numpy(within_borders((bottom - top, right - left), slanted))
     notes = []
     if (top, bottom, left, right) != (0, rows, 0, columns):
         notes.append(
             f"{film.name} is collimated: rows {top} to {bottom - 1} and columns {left} to {right - 1} of "
             f"{size_text((rows, columns))} were used."
         )
-    if tilted:
-        sides = " and ".join(tilted)
+    if slanted:
+        sides = " and ".join(slanted)
         notes.append(
-            f"{film.name} has a slanted border on its {sides} side{'s' * (len(tilted) > 1)}, which was left out."
+            f"{film.name} has a slanted border on its {sides} side{'s' * (len(slanted) > 1)}, which was left out."
         )
     return film.saying(*notes, covered=film.covered & field) if notes else film
 

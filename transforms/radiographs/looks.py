@@ -198,15 +198,14 @@ def _check_one_radiograph(
     axis = int(np.argmax(seen.shape))
     halves = seen.tensor_split(2, dim=axis)
     ways = ("left", "right") if axis else ("upper", "lower")
-    first, second = ([_likeness(half, film.view, film.usual, pixel_mm)] for half in halves)
+    here = [_likeness(half, film.view, film.usual, pixel_mm) for half in halves]
     for view, usual in others:
-        for half, found in zip(halves, (first, second), strict=True):
-            found.append(_likeness(half, view, usual, pixel_mm))
-        for here, there, order in ((first, second, ways), (second, first, ways[::-1])):
-            if (here[0] + there[-1]) / 2 > max(whole + OTHER_VIEW, LIKENESS):
+        there = [_likeness(half, view, usual, pixel_mm) for half in halves]
+        for i, j in ((0, 1), (1, 0)):
+            if (here[i] + there[j]) / 2 > max(whole + OTHER_VIEW, LIKENESS):
                 raise InputError(
-                    f"radiograph {film.path} holds two: its {order[0]} half looks like view {film.view.name} "
-                    f"({here[0]:.2f}), its {order[1]} half like view {view.name} ({there[-1]:.2f}), and the whole like "
+                    f"radiograph {film.path} holds two: its {ways[i]} half looks like view {film.view.name} "
+                    f"({here[i]:.2f}), its {ways[j]} half like view {view.name} ({there[j]:.2f}), and the whole like "
                     f"neither ({whole:.2f}); cut it in two and give one file for each view, or say that it is right as "
                     "it is (--orientation as-is)."
                 )

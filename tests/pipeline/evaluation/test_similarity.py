@@ -12,7 +12,7 @@ from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from tests.pipeline.evaluation.volumes import blurred, volume
 
 
-@pytest.mark.parametrize(("size", "scales"), [(64, 3), (104, 4)])
+@pytest.mark.parametrize(("size", "scales"), [(64, 3), (104, 4), pytest.param(176, 5, marks=pytest.mark.slow)])
 def test_ms_ssim_is_monais(size, scales):
     truth, pred = volume(size), blurred(volume(size))
     weights = np.array(similarity.MS_SSIM_WEIGHTS[:scales])

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drr2ct.transforms.radiographs.collimation import find_collimation, find_tilted_borders, within_borders
+from drr2ct.transforms.radiographs.collimation import find_collimation, find_slanted_borders, within_borders
 
 
 def body(rows=240, columns=200, seed=0):
@@ -94,16 +94,16 @@ def test_a_slanted_border_is_found_on_every_side(depth, rise, falls, white, turn
     covered = within_borders((256, 256), {"upper": ends})
     image[~covered] = 1.2 if white else -0.2
     turned, wanted = np.rot90(image, turns), np.rot90(covered, turns)
-    found = find_tilted_borders(turned)
+    found = find_slanted_borders(turned)
     assert list(found) == [("upper", "left", "lower", "right")[turns]]
     kept = within_borders(turned.shape, found)
     assert not (kept & ~wanted).any()  # nothing of the border is kept, and little of the picture is lost
     assert (wanted & ~kept).mean() < 0.025
-    assert find_tilted_borders(body(256, 256, seed)) == {}
+    assert find_slanted_borders(body(256, 256, seed)) == {}
 
 
 def test_the_slanted_outline_of_a_body_is_no_border():
     rows, columns = np.meshgrid(np.linspace(-1, 1, 240), np.linspace(-1, 1, 200), indexing="ij")
     leaning = np.clip(1 - ((columns - 0.05 * rows) / 0.8) ** 2, 0, None) ** 0.7
-    assert find_tilted_borders(leaning) == {}
-    assert find_tilted_borders(np.zeros((20, 20))) == {}
+    assert find_slanted_borders(leaning) == {}
+    assert find_slanted_borders(np.zeros((20, 20))) == {}
