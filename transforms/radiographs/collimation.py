@@ -214,7 +214,8 @@ def _slanted_border(samples: Float[np.ndarray, "lines samples"]) -> tuple[float,
             or _gets_denser(slanted[:, there[step]], float(level[0]), end, beyond)
         ):
             continue
-        score = (float(step.mean()), float(np.median(differs)))
+        # turned away from the border's own line less of it is near-constant
+        score = (float(end + offsets.mean()), float(np.median(differs)))
         if score > best:
             best, ends = score, (float(beyond + offsets[0]) / lines, float(beyond + offsets[-1]) / lines)
     return ends
