@@ -19,6 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from drr2ct.pipeline.running.startup import start_lightly
+
+start_lightly()  # as the command does: a dozen processes would import all of MONAI, ten seconds each on a slow machine
+
 import numpy as np
 import torch
 from gpu import MARK

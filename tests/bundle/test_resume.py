@@ -114,7 +114,7 @@ def test_killed_once(dataset: Path, whole: Path, cache: dict[str, Any], tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "times"), [(0, 20), (2, 6)])
+@pytest.mark.parametrize(("workers", "times"), [(0, 10), (2, 3)])
 def test_killed_again_and_again(dataset: Path, cache: dict[str, Any], tmp_path: Path, workers: int, times: int) -> None:
     settings = {**cache, "num_workers": workers, "train#trainer#max_epochs": 30}
     rng = random.Random(workers)
