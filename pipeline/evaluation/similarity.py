@@ -116,8 +116,8 @@ def ssim_planes(pred: Volume, truth: Volume, windows: Sequence[Sequence[float]])
         found = []
         for (low, high), parts in zip(windows, reached, strict=True):
             c1, c2 = (0.01 * (high - low)) ** 2, (0.03 * (high - low)) ** 2
-            moments = _across(across.split(thickness, dim=1), parts)
-            luminance, contrast, *_ = similarity_factors(*moments, c1, c2)
+            mean, other, squares, product = _across(across.split(thickness, dim=1), parts)
+            luminance, contrast, *_ = similarity_factors(mean, other, squares, product, c1, c2)
             found.append((luminance.mul_(contrast), contrast))
         yield found
 
@@ -289,7 +289,7 @@ def _detail_power(volume: Volume, spacing_mm: Sequence[float]) -> float:
     return power + total(_squared(spectrum) * (outside * counts_for[:slow].expand_as(beyond)[~beyond]))
 
 
-def _squared(spectrum: Complex[Tensor, "..."]) -> Float[Tensor, "..."]:
+def _squared(spectrum: Complex[Tensor, ...]) -> Float[Tensor, ...]:
     return torch.view_as_real(spectrum).square().sum(dim=-1)
 
 
