@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 from monai.data import MetaTensor
-from monai.transforms import Orientation
 from scipy import ndimage
 
-from drr2ct.transforms.memory_order import block_means
+from drr2ct.transforms.memory_order import upright_block_means
 
 AIRY_HU = -400.0
 """Below this lies air, above tissue; lung tissue is between."""
@@ -58,12 +57,11 @@ def find_lungs(ct: MetaTensor) -> Lungs | None:
     Args:
         ct: (1, I, J, K) in HU, with an affine; any orientation whose slices are about axial.
     """
-    upright: MetaTensor = Orientation("RAS", labels=None)(ct)  # type: ignore[assignment]
-    affine = np.asarray(upright.affine, dtype=np.float64)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    steps = [max(1, min(round(_VOXEL_MM / s), n)) for s, n in zip(spacing.tolist(), upright.shape[1:], strict=True)]
-    hu = block_means(upright.as_tensor(), steps)[0].numpy()
-    voxel = spacing * steps
+    spacing = np.linalg.norm(np.asarray(ct.affine, dtype=np.float64)[:3, :3], axis=0).tolist()
+    edges = [max(1, min(round(_VOXEL_MM / s), n)) for s, n in zip(spacing, ct.shape[1:], strict=True)]
+    coarse = upright_block_means(ct, edges)
+    hu, affine = coarse.as_tensor()[0].numpy(), np.asarray(coarse.affine, dtype=np.float64)
+    voxel = np.linalg.norm(affine[:3, :3], axis=0)
     inside = _inside_body(hu, voxel)
     pieces, count = ndimage.label(inside)
     if not count:
@@ -83,8 +81,7 @@ def find_lungs(ct: MetaTensor) -> Lungs | None:
     if total < LEAST_LITRES:
         return None
     indices = np.stack(np.nonzero(np.isin(pieces, chosen)))
-    # centres of the coarse voxels, in the fine ones' indices
-    corners = np.percentile(indices, (1, 99), axis=1) * steps + (np.array(steps) - 1) / 2
+    corners = np.percentile(indices, (1, 99), axis=1)
     (a, b, c), (d, e, f) = (np.sort(corners @ affine[:3, :3].T + affine[:3, 3], axis=0)).tolist()
     return Lungs((a, b, c), (d, e, f), total)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from monai.data import MetaTensor
+from monai.transforms import Orientation
 from torch import Tensor
 
 
@@ -43,3 +46,20 @@ def block_means(volume: Float[Tensor, "1 i j k"], edges: Sequence[int]) -> Float
                 total += moved[i::edge]
             mean = total.div_(edge).movedim(0, axis)
     return mean[None]
+
+
+def upright_block_means(ct: MetaTensor, edges: Sequence[int]) -> MetaTensor:
+    """Means over blocks of a volume's voxels with the blocks' affine, its axes along the patient's (RAS).
+
+    The means are turned, not the volume.
+
+    Args:
+        ct: (1, I, J, K) with an affine, of any orientation and layout in memory.
+        edges: of a block, as of :func:`block_means`.
+    """
+    affine = np.asarray(ct.affine, dtype=np.float64)
+    blocks = affine @ np.diag([*edges, 1.0])
+    blocks[:3, 3] = (affine @ np.array([*((edge - 1) / 2 for edge in edges), 1.0]))[:3]
+    means = MetaTensor(block_means(ct.as_tensor(), edges), affine=torch.from_numpy(blocks))
+    upright: MetaTensor = Orientation("RAS", labels=None)(means)  # type: ignore[assignment]
+    return upright

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from monai.data import MetaTensor
-from monai.transforms import Orientation
 
 from drr2ct.transforms.geometry import VolumeGrid
-from drr2ct.transforms.memory_order import block_means
+from drr2ct.transforms.memory_order import upright_block_means
 from drr2ct.transforms.volume import ResampleToGrid
 
 SAME_ANATOMY = 0.93
@@ -37,19 +36,14 @@ def anatomy_of(ct: MetaTensor) -> Float[np.ndarray, " numbers"]:
     Args:
         ct: (1, I, J, K) in HU, with an affine; any orientation.
     """
-    upright: MetaTensor = Orientation("RAS", labels=None)(ct)  # type: ignore[assignment]
-    steps = [max(1, n // 64) for n in upright.shape[1:]]
-    body = upright.as_tensor()[0, :: steps[0], :: steps[1], :: steps[2]] > _BODY_HU
-    places = torch.nonzero(body).double().mean(0).numpy() if body.any() else np.array(body.shape) / 2
-    affine = np.asarray(upright.affine, dtype=np.float64)
-    centre = (affine @ np.array([*(places * steps), 1.0]))[:3]
     # means of neighbours first: the low pass of the resampling would be 70 voxels long, at full resolution
-    spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
-    means = [max(1, min(int(_MEAN_MM / edge), n)) for edge, n in zip(spacing, upright.shape[1:], strict=True)]
-    coarse = affine @ np.diag([*means, 1.0])
-    coarse[:3, 3] = (affine @ np.array([*((n - 1) / 2 for n in means), 1.0]))[:3]
-    mean = block_means(upright.as_tensor(), means)
-    about = MetaTensor(mean, affine=torch.from_numpy(coarse), meta={"isocentre": centre.tolist()})
+    spacing = np.linalg.norm(np.asarray(ct.affine, dtype=np.float64)[:3, :3], axis=0).tolist()
+    edges = [max(1, min(int(_MEAN_MM / edge), n)) for edge, n in zip(spacing, ct.shape[1:], strict=True)]
+    coarse = upright_block_means(ct, edges)
+    body = coarse.as_tensor()[0] > _BODY_HU
+    place = torch.nonzero(body).double().mean(0).numpy() if body.any() else (np.array(body.shape) - 1) / 2
+    centre = (np.asarray(coarse.affine, dtype=np.float64) @ np.array([*place, 1.0]))[:3]
+    about = MetaTensor(coarse.as_tensor(), affine=coarse.affine, meta={"isocentre": centre.tolist()})
     small = ResampleToGrid(_GRID)(about).as_tensor().clamp(*_CLIP_HU)[None]
     detail = (small - F.avg_pool3d(small, 5, stride=1, padding=2, count_include_pad=False)).flatten().numpy()
     detail = detail - detail.mean()

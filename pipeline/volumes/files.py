@@ -15,6 +15,7 @@ from torch import Tensor
 
 from drr2ct.pipeline.running.provenance import DISCLAIMER
 from drr2ct.transforms.files import replacing
+from drr2ct.transforms.memory_order import slowest_first
 from drr2ct.transforms.nifti import open_nifti, save_nifti
 from drr2ct.transforms.validation import InputError
 
@@ -98,13 +99,15 @@ def in_file_order(
 
     Args:
         values: of any layout in memory.
-        converted: a part of the values → what is stored of it. Slab by slab, turning takes half the time.
+        converted: a part of the values → what is stored of it. Slab by slab along memory, turning takes half the time.
     """
-    parts = [converted(slab).cpu().numpy() for slab in values.split(_SLAB, dim=1)]
+    axis = 1 + slowest_first(values[0])[0]
     count, rows, columns, planes = values.shape
+    parts = [converted(slab).cpu().numpy() for slab in values.split(_SLAB, dim=axis)]
     turned = np.empty((count, planes, columns, rows), dtype=parts[0].dtype)
-    for start, part in zip(range(0, rows, _SLAB), parts, strict=True):
-        turned[..., start : start + _SLAB] = part.transpose(0, 3, 2, 1)
+    slabs = np.moveaxis(turned.transpose(0, 3, 2, 1), axis, 0)
+    for start, part in zip(range(0, len(slabs), _SLAB), parts, strict=True):
+        slabs[start : start + _SLAB] = np.moveaxis(part, axis, 0)
     return turned.transpose(3, 2, 1, 0)
 
 
