@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose, LoadImage
 
+from drr2ct.transforms import drr
 from drr2ct.transforms.attenuation import MU_WATER
 from drr2ct.transforms.drr import RenderDRR, RenderDRRd, project_volume, render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
@@ -98,6 +99,17 @@ def test_any_orientation_isocentre_and_memory_order(angle, turn, spacing, mirror
     image = render_drr(hu, geometry, affine, isocentre.tolist(), engine)[0]
     expected = geometry.views[0].project((patient(affine, index) - isocentre)[None])[0]
     np.testing.assert_allclose(bright_pixel(image), expected, atol=0.5)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_strips_of_the_detector_are_parts_of_the_whole(order, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.randint(-1000, 1000, (20, 18, 16), generator=generator).float().permute(order).contiguous()
+    back = volume.permute(order)[None]  # the axes are the same, memory is not
+    geometry = BiplanarGeometry.from_angles(VolumeGrid(16), detector_size=50)
+    whole = render_drr(back, geometry, make_affine(DIRECTIONS["oblique"], (11.0, 12.0, 14.0)))
+    monkeypatch.setattr(drr, "_STRIP", 1)  # strips of 16, 16, 16 and 2 pixels
+    assert torch.equal(render_drr(back, geometry, make_affine(DIRECTIONS["oblique"], (11.0, 12.0, 14.0))), whole)
 
 
 def test_an_angle_that_is_zero_but_for_rounding_is_zero():
