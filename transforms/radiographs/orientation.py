@@ -239,7 +239,8 @@ def _blurred(image: Float[Tensor, "rows columns"], sigma: float) -> Float[Tensor
     """Gaussian mean over the pixels that exist."""
     options = {"sigma": sigma, "mode": "constant", "truncate": 3.0}
     total = ndimage.gaussian_filter(image.numpy(), **options)
-    return torch.from_numpy(total / ndimage.gaussian_filter(np.ones(image.shape), **options))
+    down, across = (ndimage.gaussian_filter1d(np.ones(count), **options) for count in image.shape)
+    return torch.from_numpy(total / (down[:, None] * across))
 
 
 def _local_contrast(image: Float[Tensor, "rows columns"], step: float) -> Float[Tensor, "rows columns"]:
