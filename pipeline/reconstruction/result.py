@@ -89,7 +89,8 @@ def make_result(
         doubts: what it warns of.
     """
     mode = job.description["mode"]
-    ct, size = job.ct, job.size
+    ct, size = job.ct, None if job.size == job.geometry.grid.size else job.size
+    stays = ct is None and size is None  # on the network's grid
 
     def on_network_grid(scaled: Tensor) -> MetaTensor:
         return place_on_grid(scaled, job.geometry)
@@ -97,9 +98,7 @@ def make_result(
     def place(scaled: Tensor) -> MetaTensor:
         if ct is not None:
             return place_like(scaled, job.geometry, ct, mode)
-        if size is not None and size != job.geometry.grid.size:
-            return place_resized(scaled, job.geometry, size)
-        return on_network_grid(scaled)
+        return on_network_grid(scaled) if size is None else place_resized(scaled, job.geometry, size)
 
     given = image * LINE_INTEGRAL_SCALE
     # judged is what the network gives: a fit would hide how little it suits the radiographs
@@ -112,10 +111,11 @@ def make_result(
         prediction, fit = fitted_prediction(prediction, image.to(there), job.geometry, steps, covered.to(there))
         if fit.steps:
             on_grid = on_network_grid(estimate_of(prediction))
-    volume = place(estimate_of(prediction))
+    volume = on_grid if stays else place(estimate_of(prediction))
     bounds = doubt = None
     if has_bounds(prediction):
-        bounds, doubt = place_bounds(place, prediction), half_width(place_bounds(on_network_grid, prediction))
+        bounds_on_grid = place_bounds(on_network_grid, prediction)
+        bounds, doubt = bounds_on_grid if stays else place_bounds(place, prediction), half_width(bounds_on_grid)
     statistics = job.description.get("radiographs")
     assumptions = [*read, *_placing_assumptions(job, mode), *([fit.sentence()] if fit is not None else [])]
     if statistics is None:
