@@ -32,10 +32,6 @@ SAMPLES_PER_CHUNK = 2**24
 
 _SLAB = 2**18  # voxels converted at a time: they stay in the cache
 
-_STRIP = 2**19
-"""Bytes of the volume that a row of rays may cross, for the next row to find them in the cache."""
-_LEAST_STRIP = 16  # pixels
-
 _PATIENT_TO_RTK = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # RTK turns about y: give it the patient's z there
 
 
@@ -250,7 +246,8 @@ def _render_rtk(
         length, across = (rows, columns) if by_columns else (columns, rows)  # of a row of rays, and their number
         threads = torch.get_num_threads()  # 1 in a data loader's worker
         distances = (view.source_to_isocentre_mm, view.source_to_detector_mm)
-        width = _strip_width(attenuation.shape, direction, view.detector_axes[0 if by_columns else 1], length)
+        layers = attenuation.shape[2 - int(np.abs(direction.T @ view.detector_axes[0 if by_columns else 1]).argmax())]
+        width = rtk.strip_width(attenuation.nbytes / layers, length)
         strips = []
         for start in range(0, length, width):
             blank = np.zeros((1, across, min(width, length - start)), dtype=np.float32)
@@ -258,28 +255,9 @@ def _render_rtk(
             corner[int(by_columns)] -= start * pitch
             detector = rtk.image(blank, (pitch, pitch, 1.0), corner, axes[:, [1, 0, 2]] if by_columns else axes)
             strips.append(rtk.joseph_projection(volume, detector, *distances, view.gantry_angle_deg, threads))
-        found = np.concatenate(strips, axis=1)
-        image = torch.from_numpy(found)
+        image = torch.from_numpy(np.concatenate(strips, axis=1))
         radiographs.append(image.T if by_columns else image)
     return torch.stack(radiographs)
-
-
-def _strip_width(
-    shape: Sequence[int], direction: Float[np.ndarray, "3 3"], step: Float[np.ndarray, " 3"], length: int
-) -> int:
-    """Pixels of a row of rays that are rendered before the next row is.
-
-    A row crosses two layers of voxels, and the next one mostly the same: the narrower, the fewer bytes lie between.
-
-    Args:
-        shape: of the volume, slowest axis first.
-        direction: of the volume's axes, fastest first, in columns.
-        step: direction from one row of rays to the next.
-        length: pixels in a row.
-    """
-    layers = shape[2 - int(np.abs(direction.T @ step).argmax())]
-    crossed = 2 * np.dtype(np.float32).itemsize * math.prod(shape) / layers
-    return max(_LEAST_STRIP, math.ceil(length / math.ceil(crossed / _STRIP)))
 
 
 def _padded_attenuation(hu: Real[Tensor, "a b c"]) -> Float[Tensor, "a+2 b+2 c+2"]:

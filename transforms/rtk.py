@@ -12,6 +12,7 @@ import gc
 import importlib
 import importlib.machinery
 import importlib.util
+import math
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -21,6 +22,10 @@ import numpy as np
 from jaxtyping import Float
 
 _LIBRARY = "itk._RTKPython"
+
+_CACHED = 2**19
+"""Bytes of a volume that a row of rays may cross, for the next row to find them in a core's own cache."""
+_LEAST_STRIP = 16  # pixels
 
 
 def image(
@@ -82,6 +87,18 @@ def joseph_projection(
     # GetArrayFromImage would load ITK's images of vectors, to ask whether this is one
     seen = np.frombuffer(classes.buffer._GetArrayViewFromImage(output), dtype=np.float32)
     return seen.reshape(int(rows), int(columns)).copy()
+
+
+def strip_width(layer_bytes: float, length: int) -> int:
+    """Pixels of a row of rays that are better rendered before the next row is, as a strip of the detector.
+
+    A row crosses two layers of voxels, and the next one mostly the same.
+
+    Args:
+        layer_bytes: of the volume's voxels that lie in one layer, across the step from row to row.
+        length: pixels in a row.
+    """
+    return max(_LEAST_STRIP, math.ceil(length / math.ceil(2 * layer_bytes / _CACHED)))
 
 
 class _Classes(NamedTuple):

@@ -43,8 +43,8 @@ def anatomy_of(ct: MetaTensor) -> Float[np.ndarray, " numbers"]:
     body = coarse.as_tensor()[0] > _BODY_HU
     place = torch.nonzero(body).double().mean(0).numpy() if body.any() else (np.array(body.shape) - 1) / 2
     centre = (np.asarray(coarse.affine, dtype=np.float64) @ np.array([*place, 1.0]))[:3]
-    about = MetaTensor(coarse.as_tensor(), affine=coarse.affine, meta={"isocentre": centre.tolist()})
-    small = ResampleToGrid(_GRID)(about).as_tensor().clamp(*_CLIP_HU)[None]
+    coarse.meta["isocentre"] = centre.tolist()
+    small = ResampleToGrid(_GRID)(coarse).as_tensor().clamp(*_CLIP_HU)[None]
     detail = (small - F.avg_pool3d(small, 5, stride=1, padding=2, count_include_pad=False)).flatten().numpy()
     detail = detail - detail.mean()
     return detail / max(float(np.linalg.norm(detail)), 1e-9)

@@ -277,16 +277,17 @@ def _detail_power(volume: Volume, spacing_mm: Sequence[float]) -> float:
     slow = int((third <= DETAIL_FREQUENCY).sum())
     in_plane = second.square()[:, None] + third[:slow].square()
     beyond = in_plane > DETAIL_FREQUENCY**2
+    counts_in_plane = counts_for[:slow].expand_as(beyond)
     power, kept = 0.0, []
     for part, taper in planes(volume, tapers[0][None, :, None, None]):
         lines = torch.fft.rfft(part[0] * across * taper[0])
         power += n * m * total(_squared(lines[..., slow:]) * counts_for[slow:])
         slices = torch.fft.fft(lines[..., :slow], dim=1)
-        power += n * total(_squared(slices) * (beyond * counts_for[:slow]))
+        power += n * total(_squared(slices) * (beyond * counts_in_plane))
         kept.append(slices[:, ~beyond])
     spectrum = torch.fft.fft(torch.cat(kept), dim=0)
     outside = first.square()[:, None] + in_plane[~beyond] > DETAIL_FREQUENCY**2
-    return power + total(_squared(spectrum) * (outside * counts_for[:slow].expand_as(beyond)[~beyond]))
+    return power + total(_squared(spectrum) * (outside * counts_in_plane[~beyond]))
 
 
 def _squared(spectrum: Complex[Tensor, ...]) -> Float[Tensor, ...]:

@@ -285,6 +285,8 @@ def test_the_job_runs_as_monai_bundle_run(dataset: Path, radiographs: list[Path]
     last = wrong.stderr.strip().splitlines()[-1]
     assert last.startswith("drr2ct: data set folder") and "Traceback" not in wrong.stderr
     assert not out.exists()
+    wrong = monai("train", "--dataset_dir", dataset, "--output_dir", out, "--epohcs", 2, overlay="networks/cascade64")
+    assert wrong.returncode != 0 and "--epohcs is no key" in wrong.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose, LoadImage
 
-from drr2ct.transforms import drr
+from drr2ct.transforms import rtk
 from drr2ct.transforms.attenuation import MU_WATER
 from drr2ct.transforms.drr import RenderDRR, RenderDRRd, project_volume, render_drr
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
@@ -108,7 +108,7 @@ def test_strips_of_the_detector_are_parts_of_the_whole(order, monkeypatch):
     back = volume.permute(order)[None]  # the axes are the same, memory is not
     geometry = BiplanarGeometry.from_angles(VolumeGrid(16), detector_size=50)
     whole = render_drr(back, geometry, make_affine(DIRECTIONS["oblique"], (11.0, 12.0, 14.0)))
-    monkeypatch.setattr(drr, "_STRIP", 1)  # strips of 16, 16, 16 and 2 pixels
+    monkeypatch.setattr(rtk, "_CACHED", 1)  # strips of 16, 16, 16 and 2 pixels
     assert torch.equal(render_drr(back, geometry, make_affine(DIRECTIONS["oblique"], (11.0, 12.0, 14.0))), whole)
 
 

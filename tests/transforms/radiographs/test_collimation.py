@@ -79,7 +79,7 @@ def test_a_dark_background_that_the_body_reaches_into_is_not_collimation():
     assert find_collimation(np.zeros((20, 20))) == (0, 20, 0, 20)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @example(depth=0.03, rise=0.03, falls=True, white=True, turns=0, seed=2)  # cut along a line less steep, once
 @given(
     depth=st.floats(0.03, 0.1),
