@@ -1,12 +1,14 @@
 """Seconds and memory of whole commands, of this checkout and of another in turn: what a change has gained, as ratios.
 
 python benchmarks/speed.py [--against CHECKOUT [--other-checkpoint FILE]] [--network cascade64] [--repetitions 3]
-    [--prepare PATIENTS] [--json FILE]
+    [--radiographs FOLDER] [--prepare PATIENTS] [--json FILE]
 
 Each command runs in a process of its own, of both checkouts alternately, so that what else the machine does falls on
 both. Processor time (of all threads, user and system) says most on a machine that is shared; the smallest of the
 repetitions counts. The first line is what a user first sees, also of an error. Weights are random. A checkout that
-cannot read this one's checkpoints is given one of its own, of a network of the same name. --prepare (run with
+cannot read this one's checkpoints is given one of its own, of a network of the same name. --radiographs adds the shipped
+network of that name, with bounds and the fit to the radiographs, on those that drr2ct demo --reconstruct-only left in
+FOLDER; the other checkout has its checkpoint there too, and so neither bounds nor a fit. --prepare (run with
 PYTHONPATH=.) measures drr2ct prepare instead, of that many patients of 133 DICOM slices by two processes, whose time is
 counted with the command's; resident is the command itself.
 """
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from rich.box import MARKDOWN
@@ -35,6 +38,9 @@ PACKAGES = ("bundles", "networks", "pipeline", "transforms")
 
 WHOLE = "reconstruct, "
 """What the name of a command that needs a checkpoint begins with."""
+
+SHOWN = {"--pa": "pa.nii.gz", "--lateral": "lat.nii.gz"}
+"""The radiographs that the demonstration leaves."""
 
 START = """
 import atexit, os, sys
@@ -117,16 +123,29 @@ def write_inputs(folder: Path, name: str) -> list[str]:
     return options
 
 
-def reconstructing(inputs: list[str], network: str) -> dict[str, tuple[int, list[str]]]:
-    """Commands by name, with how they end; the last reconstructs from ``inputs``."""
+def reconstructing(inputs: list[str], network: str, radiographs: Path | None) -> dict[str, tuple[int, list[str]]]:
+    """Commands by name, with how they end; some reconstruct: from ``inputs``, and as shipped from ``radiographs``."""
     nowhere = ["reconstruct", "--checkpoint", "no.pt", *inputs[2:], "--output", "ct.nii.gz"]
-    return {
+    commands = {
         "--help": (0, ["--help"]),
         "reconstruct --help": (0, ["reconstruct", "--help"]),
         "a wrong argument": (2, ["reconstruct", "--nonsense"]),
         "a file that is not there": (2, nowhere),
         f"{WHOLE}{network}": (0, ["reconstruct", *inputs, "--output", "ct.nii.gz", "--overwrite"]),
     }
+    if radiographs is not None:
+        places = {option: str(radiographs.resolve() / name) for option, name in SHOWN.items()}
+        shipped = ["reconstruct", "--model", network, *chain.from_iterable(places.items()), "--output", "ct.nii.gz"]
+        commands[f"{WHOLE}{network} as shipped"] = (0, [*shipped, "--overwrite"])
+    return commands
+
+
+def with_checkpoint(command: list[str], checkpoint: list[str]) -> list[str]:
+    """The command with another checkpoint, instead of what it names (of two typer takes the last) or of a shipped one."""
+    if "--model" in command:
+        at = command.index("--model")
+        command = command[:at] + command[at + 2 :]
+    return command + checkpoint
 
 
 def main() -> None:
@@ -134,6 +153,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="another checkout of the repository")
     parser.add_argument("--other-checkpoint", type=Path, help="of that checkout's own")
     parser.add_argument("--network", default="cascade64", help="that reconstructs")
+    parser.add_argument("--radiographs", type=Path, metavar="FOLDER", help="also as shipped, from the two in it")
     parser.add_argument("--prepare", type=int, default=0, metavar="PATIENTS", help="measure prepare instead")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -152,7 +172,8 @@ def main() -> None:
             commands = {name: (0, ["prepare", str(folder / "source"), "{new}"])}
             own: dict[str, list[str]] = {}
         else:
-            commands = reconstructing(write_inputs(folder, arguments.network), arguments.network)
+            inputs = write_inputs(folder, arguments.network)
+            commands = reconstructing(inputs, arguments.network, arguments.radiographs)
             given = arguments.other_checkpoint
             own = {"other": ["--checkpoint", str(given.resolve())]} if given else {}
         found: dict[str, dict[str, list[Run]]] = {name: {which: [] for which in checkouts} for name in commands}
@@ -162,8 +183,8 @@ def main() -> None:
                     for which, namespace in checkouts.items():
                         new = tempfile.mkdtemp(dir=folder)
                         given = [argument.replace("{new}", new) for argument in command]
-                        if which in own and name.startswith(WHOLE):  # typer takes the last of two
-                            given += own[which]
+                        if which in own and name.startswith(WHOLE):
+                            given = with_checkpoint(given, own[which])
                         found[name][which].append(run_once(given, namespace, folder, expected))
                         shutil.rmtree(new)
     load = os.getloadavg()[0]
