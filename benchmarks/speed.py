@@ -6,9 +6,9 @@ python benchmarks/speed.py [--against CHECKOUT [--other-checkpoint FILE]] [--net
 Each command runs in a process of its own, of both checkouts alternately, so that what else the machine does falls on
 both. Processor time (of all threads, user and system) says most on a machine that is shared; the smallest of the
 repetitions counts. The first line is what a user first sees, also of an error. Weights are random. A checkout that
-cannot read this one's checkpoints is given one of its own, of a network of the same name. --radiographs adds the shipped
-network of that name, with bounds and the fit to the radiographs, on those that drr2ct demo --reconstruct-only left in
-FOLDER; the other checkout has its checkpoint there too, and so neither bounds nor a fit. --prepare (run with
+cannot read this one's checkpoints is given one of its own, of a network of the same name. --radiographs adds the
+shipped network of that name, with bounds and the fit to the radiographs, on those that drr2ct demo --reconstruct-only
+left in FOLDER; the other checkout has its checkpoint there too, so neither bounds nor fit. --prepare (run with
 PYTHONPATH=.) measures drr2ct prepare instead, of that many patients of 133 DICOM slices by two processes, whose time is
 counted with the command's; resident is the command itself.
 """
@@ -141,7 +141,7 @@ def reconstructing(inputs: list[str], network: str, radiographs: Path | None) ->
 
 
 def with_checkpoint(command: list[str], checkpoint: list[str]) -> list[str]:
-    """The command with another checkpoint, instead of what it names (of two typer takes the last) or of a shipped one."""
+    """The command with another checkpoint instead of its own (typer takes the last of two) or of a shipped one."""
     if "--model" in command:
         at = command.index("--model")
         command = command[:at] + command[at + 2 :]
