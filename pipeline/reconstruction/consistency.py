@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from drr2ct.networks.interval import estimate_of
 from drr2ct.networks.lifting import BackprojectionLift
+from drr2ct.pipeline.reconstruction.beyond import projected_beyond
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE, hu_to_attenuation
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.films.shared import smoothed
@@ -41,6 +42,11 @@ wrong by a factor. Chosen as the limit was."""
 _TONE_SLOPES = ((0.5, 2.0), (0.2, 3.0))
 """Slopes that such a curve may have where nothing and where most is attenuated: a film's are within."""
 
+_WORTH_SAYING = 0.005
+
+_LEAST_SLOPE = 10.0
+"""HU per mm, added to the volume's own slope: a change goes where surfaces are, and less of it elsewhere."""
+
 _LARGEST_GRID = 128
 """Voxels along an edge of the grid on which is fitted; a finer volume takes the change over, interpolated."""
 
@@ -54,11 +60,13 @@ class Fit:
             given, as a part of those given's.
         steps: that were made; 0 where the difference was too large.
         tone_matched: the radiographs' tone was matched to the prediction's own before; the difference is what was left.
+        beyond: part of the radiographs' line integrals that was taken for what lies beyond the field of view.
     """
 
     difference: float
     steps: int
     tone_matched: bool = False
+    beyond: float = 0.0
 
     def sentence(self) -> str:
         """What was done, for the record."""
@@ -66,8 +74,12 @@ class Fit:
         tone = ", their tone matched to it" if self.tone_matched else ""
         if not self.steps:
             return f"It was not fitted to the radiographs: {difference}{tone}, more than {LARGEST_DIFFERENCE:.0%}."
+        beyond = ""
+        if self.beyond >= _WORTH_SAYING:
+            beyond = f" {self.beyond:.0%} of what they attenuate was taken to lie beyond the field of view."
         return (
             f"It was fitted to the radiographs in {self.steps} step{'s' * (self.steps > 1)}{tone}: {difference} before."
+            f"{beyond}"
         )
 
 
@@ -83,10 +95,12 @@ def fit_to_radiographs(
 
     :math:`H` takes away what is smooth. What is left of the differences is sampled where each voxel's centre projects
     to, times how much more the voxel attenuates with its HU: the gradient, but for factors that are alike in all
-    voxels, at a tenth of its cost. The length is Landweber's with exact line search (Nocedal and Wright, *Numerical
-    Optimization*, 2006, eq. 3.26). It corrects what the network got wrong in the sums along rays, and says nothing of
-    where along them: more than two or three steps paint streaks. Where they differ much, and a curve
-    :math:`a r + b r^2` of each view's own is closer, that is taken for :math:`r`.
+    voxels, at a tenth of its cost. It says nothing of where along a ray the network was wrong. Mostly it has put a
+    surface to the wrong place, so the gradient is weighed by how steep the volume is there: a diagonal
+    preconditioner, the prior variance of a voxel's error. The length is that of exact line search (Nocedal and
+    Wright, *Numerical Optimization*, 2006, eq. 3.26). More than two or three steps fit what a grid cannot hold. What
+    the radiographs show of the body beyond the cube (:func:`projected_beyond`) counts as the volume's own. Where they
+    differ much, and a curve :math:`a r + b r^2` of each view's own is closer, that is taken for :math:`r`.
 
     Args:
         prediction: in [0, 1] over the HU window, on the geometry's cube.
@@ -134,7 +148,10 @@ def _descend(
         shown = structures(images)
         return float((shown - of_start).norm() / shown.norm().clamp(min=1e-20))
 
-    projected = render_drr(start, geometry, affine=affine)
+    own = render_drr(start, geometry, affine=affine)
+    outside = projected_beyond(start, given - own, structures, geometry)
+    beyond = float((outside * known).sum() / (given * known).sum().clamp(min=1e-20))
+    projected = own + outside
     of_start = structures(projected)
     difference, matched = differing(given), False
     if difference > _AGREED and (toned := _toned(given, of_start, structures)) is not None:
@@ -142,22 +159,24 @@ def _descend(
         if matched := left <= (1 - _TONE_GAINS) * difference:
             given, difference = toned, left
     if not difference <= largest_difference:
-        return None, Fit(difference, 0, matched)
+        return None, Fit(difference, 0, matched, beyond)
+    slopes = torch.gradient(start, spacing=geometry.grid.spacing_mm, dim=(1, 2, 3))
+    weights = _LEAST_SLOPE + torch.linalg.vector_norm(torch.cat(slopes), dim=0, keepdim=True)
     hu = start.clone()
     for _ in range(steps):
         missing = structures(given - projected)
         direction = torch.zeros_like(hu)
         for lift, image in zip(lifts, missing, strict=True):
             direction += lift(image[None, None, None])[0]
-        direction *= hu_to_attenuation(hu + 1) - hu_to_attenuation(hu)
+        direction *= weights * (hu_to_attenuation(hu + 1) - hu_to_attenuation(hu))
         direction *= _PROBE_HU / direction.abs().amax().clamp(min=1e-20)
         # towards where the volume goes, since attenuation is a broken line over HU
-        effect = render_drr(hu + direction, geometry, affine=affine) - projected
+        effect = render_drr(hu + direction, geometry, affine=affine) + outside - projected
         shaped = structures(effect)
         length = (missing * shaped).sum() / shaped.square().sum().clamp(min=1e-20)
         hu += length * direction
         projected += length * effect
-    return hu - start, Fit(difference, steps, matched)
+    return hu - start, Fit(difference, steps, matched, beyond)
 
 
 def _toned(images: Tensor, wanted: Tensor, structures: Callable[[Tensor], Tensor]) -> Tensor | None:

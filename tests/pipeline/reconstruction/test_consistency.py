@@ -69,6 +69,18 @@ def test_every_step_brings_the_radiographs_closer_and_the_volume_too() -> None:
     assert errors[1] < errors[0] and errors[2] < errors[0]
 
 
+def test_a_change_goes_where_surfaces_are() -> None:
+    truth = F.avg_pool3d(bodies(60.0), 3, 1, 1)
+    guess = (truth[0] + truth[0].roll(1, 1)) / 2  # a body that was put too far by half a voxel
+    step = fit_to_radiographs(guess, PROJECT(truth)[0], GEOMETRY, 1)[0] - guess
+    slope = torch.stack(torch.gradient(guess, dim=(1, 2, 3))).norm(dim=0)
+    steep = slope > 0.5 * slope.max()
+    inside = (slope < 0.1 * slope.max()) & (guess > 0.2)
+    assert steep.any() and inside.any()
+    assert step[steep].abs().mean() > 3 * step[inside].abs().mean()
+    assert (guess + step - truth[0]).square().mean() < 0.6 * (guess - truth[0]).square().mean()
+
+
 def test_one_step_is_the_best_length_along_its_direction() -> None:
     truth = 0.26 + 0.02 * (bodies(60.0) > 0)  # within one line of the attenuation, where the search is exact
     radiographs = PROJECT(truth)[0]
@@ -135,9 +147,9 @@ def test_what_is_not_covered_changes_nothing() -> None:
 
 
 def test_a_fine_volume_takes_over_what_a_coarse_one_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    truth = F.interpolate(bodies(60.0), scale_factor=2, mode="trilinear")
+    truth = F.interpolate(F.avg_pool3d(bodies(60.0), 3, 1, 1), scale_factor=2, mode="trilinear")
     geometry = GEOMETRY.resized(32, (64, 64))
-    radiographs, guess = ReprojectionLoss(geometry).project(truth)[0], blurred(blurred(truth))[0]
+    radiographs, guess = ReprojectionLoss(geometry).project(truth)[0], truth[0].roll(1, 1)
     whole = fit_to_radiographs(guess, radiographs, geometry, 1)[0]
     monkeypatch.setattr(consistency, "_LARGEST_GRID", 16)
     coarse = fit_to_radiographs(guess, radiographs, geometry, 1)[0]

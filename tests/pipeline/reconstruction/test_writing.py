@@ -80,7 +80,8 @@ def test_a_volume_is_fitted_where_the_radiographs_agree(tmp_path: Path, brighter
     assert [item["patient"] for item in job.pending] == ["jane"]
     write_result(job, result, "fp32")
     record = json.loads((tmp_path / "ct.json").read_text())
-    assert record["consistency"] == {"steps": steps, "difference": result.fit.difference, "tone_matched": False}
+    expected = {"steps": steps, "difference": result.fit.difference, "tone_matched": False, "beyond": 0.0}
+    assert record["consistency"] == expected
 
 
 def test_a_volume_and_the_record_that_finishes_it(tmp_path: Path) -> None:
