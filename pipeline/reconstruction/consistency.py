@@ -45,7 +45,9 @@ _TONE_SLOPES = ((0.5, 2.0), (0.2, 3.0))
 _WORTH_SAYING = 0.005
 
 _LEAST_SLOPE = 10.0
-"""HU per mm, added to the volume's own slope: a change goes where surfaces are, and less of it elsewhere."""
+"""HU per mm, added to the volume's own slope: a change goes where surfaces are, and less of it elsewhere. Weights are
+the root of both: with the slope itself a patient gains a tenth more where all is as it should be, and loses twice as
+much where distances or a film's tone are not."""
 
 _LARGEST_GRID = 128
 """Voxels along an edge of the grid on which is fitted; a finer volume takes the change over, interpolated."""
@@ -96,11 +98,11 @@ def fit_to_radiographs(
     :math:`H` takes away what is smooth. What is left of the differences is sampled where each voxel's centre projects
     to, times how much more the voxel attenuates with its HU: the gradient, but for factors that are alike in all
     voxels, at a tenth of its cost. It says nothing of where along a ray the network was wrong. Mostly it has put a
-    surface to the wrong place, so the gradient is weighed by how steep the volume is there: a diagonal
-    preconditioner, the prior variance of a voxel's error. The length is that of exact line search (Nocedal and
-    Wright, *Numerical Optimization*, 2006, eq. 3.26). More than two or three steps fit what a grid cannot hold. What
-    the radiographs show of the body beyond the cube (:func:`projected_beyond`) counts as the volume's own. Where they
-    differ much, and a curve :math:`a r + b r^2` of each view's own is closer, that is taken for :math:`r`.
+    surface to the wrong place, so the gradient is weighed by how steep the volume is there, a diagonal
+    preconditioner. The length is that of exact line search (Nocedal and Wright, *Numerical Optimization*, 2006,
+    eq. 3.26). More than two or three steps fit what a grid cannot hold. What the radiographs show of the body beyond
+    the cube (:func:`projected_beyond`) counts as the volume's own. Where they differ much, and a curve
+    :math:`a r + b r^2` of each view's own is closer, that is taken for :math:`r`.
 
     Args:
         prediction: in [0, 1] over the HU window, on the geometry's cube.
@@ -161,7 +163,7 @@ def _descend(
     if not difference <= largest_difference:
         return None, Fit(difference, 0, matched, beyond)
     slopes = torch.gradient(start, spacing=geometry.grid.spacing_mm, dim=(1, 2, 3))
-    weights = _LEAST_SLOPE + torch.linalg.vector_norm(torch.cat(slopes), dim=0, keepdim=True)
+    weights = (_LEAST_SLOPE + torch.linalg.vector_norm(torch.cat(slopes), dim=0, keepdim=True)).sqrt()
     hu = start.clone()
     for _ in range(steps):
         missing = structures(given - projected)

@@ -77,7 +77,7 @@ def test_a_change_goes_where_surfaces_are() -> None:
     steep = slope > 0.5 * slope.max()
     inside = (slope < 0.1 * slope.max()) & (guess > 0.2)
     assert steep.any() and inside.any()
-    assert step[steep].abs().mean() > 3 * step[inside].abs().mean()
+    assert step[steep].abs().mean() > 1.6 * step[inside].abs().mean()  # 1.3 if all voxels counted alike
     assert (guess + step - truth[0]).square().mean() < 0.6 * (guess - truth[0]).square().mean()
 
 
