@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
+import scipy.optimize
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from drr2ct.transforms.drr import render_drr
@@ -50,7 +50,8 @@ def projected_beyond(
         return torch.zeros_like(missing)
     columns = torch.stack([structures(one).flatten() for one in shown], dim=1)
     wanted = structures(missing).flatten()
-    there = lsq_linear(*(one.double().cpu().numpy() for one in (columns, wanted)), bounds=(0, 1), method="bvls").x
+    system = [one.double().cpu().numpy() for one in (columns, wanted)]
+    there = scipy.optimize.lsq_linear(*system, bounds=(0, 1), method="bvls").x  # imported here, where it is used
     return torch.tensordot(torch.from_numpy(there).to(missing), torch.stack(shown), dims=1)
 
 
