@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import lsq_linear
 from torch import Tensor
 
-from drr2ct.pipeline.reconstruction.beyond import projected_beyond
+from drr2ct.pipeline.reconstruction.beyond import _least_squares_of_shares, projected_beyond
 from drr2ct.pipeline.reconstruction.consistency import LARGEST_DIFFERENCE, fit_to_radiographs
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.drr import render_drr
@@ -50,6 +51,15 @@ def test_as_much_of_it_as_is_there() -> None:
     found = projected_beyond(room[INSIDE], missing, ALL, GEOMETRY)
     assert (found - missing).norm() < 0.05 * missing.norm()
     assert not projected_beyond(room[INSIDE], -missing, ALL, GEOMETRY).any(), "nothing is less than nothing"
+
+
+def test_shares_are_those_of_scipy() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        columns, wanted = generator.normal(size=(50, 12)), 2 * generator.normal(size=50)
+        columns[:, 1] = columns[:, 0] + 0.3 * columns[:, 1]  # two layers of a face look alike
+        shares = _least_squares_of_shares(columns.T @ columns, columns.T @ wanted)
+        assert np.allclose(shares, lsq_linear(columns, wanted, bounds=(0, 1), method="bvls").x, atol=1e-4)
 
 
 def test_nothing_continues_air() -> None:
