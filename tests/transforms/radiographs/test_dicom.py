@@ -232,7 +232,7 @@ def test_an_enhanced_file_of_one_frame_is_read_by_its_functional_groups(tmp_path
     assert "its first window (centre 2000, width 4000)" in " ".join(metadata["assumptions"])
 
 
-def colour_capture(path: Path, channels: np.ndarray, photometric: str = "RGB") -> Path:
+def colour_capture(path: Path, channels: np.ndarray, photometric: str = "RGB", **more: Any) -> Path:
     """A secondary capture of three channels of 8 bits."""
     tags = {
         "SamplesPerPixel": 3,
@@ -240,7 +240,7 @@ def colour_capture(path: Path, channels: np.ndarray, photometric: str = "RGB") -
         "BitsAllocated": 8,
         "PhotometricInterpretation": photometric,
     }
-    return save_dicom(path, RAMP, 8, **tags, PixelData=channels.astype(np.uint8).tobytes())
+    return save_dicom(path, RAMP, 8, **tags, **more, PixelData=channels.astype(np.uint8).tobytes())
 
 
 def test_grey_kept_as_colour_is_grey_in_dicom_too(tmp_path: Path) -> None:
