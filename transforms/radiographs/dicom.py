@@ -110,7 +110,8 @@ def decode_dicom(path: Path, reading: Reading) -> Pixels:
             values = np.full(values.shape, low if not dark_is_high else high, np.float64)
             values[covered] = shown
             depth = None
-    facts, found = header_facts(dataset, path.name)
+    with quiet_libraries():
+        facts, found = header_facts(dataset, path.name)
     notes += found
     return Pixels(
         values,
