@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import re
+import secrets
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ _UNITS = {"millimetres": 1.0, "inches": 25.4, "centimetres": 10.0, "metres": 100
 _INCHES = (36.0, 84.0)
 """Distances to a detector that are set in inches (40, 48, 60, 72); no chest is taken from as few centimetres."""
 
+_KEY = secrets.token_bytes(16)
 _UNIT_SIGNS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "in": 25.4, "inch": 25.4, '"': 25.4}
 _LENGTH = re.compile(r"([+-]?\d+(?:[.,]\d+)?) ?(mm|cm|m|in|inch|\")?", re.IGNORECASE)
 _MEASURES = {  # how many numbers they have
@@ -96,9 +98,10 @@ def header_facts(dataset: Dataset, name: str) -> tuple[dict[str, Any], list[str]
         ``format``, ``photometric_interpretation``, ``pixel_spacing_mm`` (rows, columns), ``pixel_spacing_plane``
         (``detector``, ``patient``, or ``unstated``), ``pixel_aspect`` (height by width, if there is no spacing),
         ``source_to_detector_mm``, ``source_to_isocentre_mm``, ``source_to_support_mm``, ``magnification``,
-        ``view_position``, ``laterality``, ``primary_angle_deg``, ``secondary_angle_deg``, ``body_part``, ``modality``,
-        ``intensity_relationship``, ``patient_orientation``, ``patient`` (a digest of the Patient ID, or of the name)
-        and ``study_date``.
+        ``view_position``, ``laterality``, ``primary_angle_deg``, ``secondary_angle_deg``, ``body_part``,
+        ``anatomic_region``, ``modality``, ``intensity_relationship``, ``patient_orientation``, ``patient`` (digests of
+        the ``Patient ID``, ``name``, ``birth date`` and ``sex``, which tell two patients apart within this process and
+        no more) and ``study_date``.
     """
     spacing, notes = _spacing(dataset, name)
     distances, more = _distances(dataset, name)
@@ -113,6 +116,7 @@ def header_facts(dataset: Dataset, name: str) -> tuple[dict[str, Any], list[str]
         "intensity_relationship": dataset.get("PixelIntensityRelationship"),
         "laterality": dataset.get("ImageLaterality") or dataset.get("Laterality"),
         "body_part": dataset.get("BodyPartExamined"),
+        "anatomic_region": _meaning(dataset.get("AnatomicRegionSequence")),
         "modality": _OTHER_STORAGE.get(str(dataset.get("SOPClassUID"))) or dataset.get("Modality"),
         "study_date": dataset.get("StudyDate"),
     }
@@ -125,10 +129,29 @@ def header_facts(dataset: Dataset, name: str) -> tuple[dict[str, Any], list[str]
     orientation = dataset.get("PatientOrientation")
     if orientation and len(orientation) == 2 and all(orientation):
         found["patient_orientation"] = tuple(str(letters) for letters in orientation)
-    patient = str(dataset.get("PatientID") or dataset.get("PatientName") or "").strip()
-    if patient:  # enough to tell two apart, and nothing that could be read back out of a record
-        found["patient"] = hashlib.sha256(patient.encode()).hexdigest()[:16]
+    patient = _patient(dataset)
+    if patient:
+        found["patient"] = patient
     return found, [*_misspelt(dataset, name), *notes, *more]
+
+
+def _patient(dataset: Dataset) -> dict[str, str]:
+    """Digests of what tells patients apart, without capitals, spaces and the like, in which one patient's differ."""
+    name = str(dataset.get("PatientName") or "").split("=")[0].split("^")[:2]  # family and given, in letters
+    sex = str(dataset.get("PatientSex") or "").strip().upper()
+    said = {
+        "Patient ID": "".join(str(dataset.get("PatientID") or "").casefold().split()),
+        "name": " ".join(sorted(re.sub(r"\W+", " ", " ".join(name).casefold()).split())),
+        "birth date": re.sub(r"\D", "", str(dataset.get("PatientBirthDate") or "")),
+        "sex": sex if sex in ("F", "M") else "",
+    }
+    # under a key that is gone with the process, as birth dates could be guessed from a plain digest
+    return {what: hmac.digest(_KEY, text.encode(), "sha256").hex()[:16] for what, text in said.items() if text}
+
+
+def _meaning(codes: Any) -> str | None:
+    """What the first code of a sequence means, in words."""
+    return (str(codes[0].get("CodeMeaning") or "") or None) if codes else None
 
 
 def _spacing(dataset: Dataset, name: str) -> tuple[dict[str, Any], list[str]]:
@@ -285,4 +308,4 @@ def _view_of_code(dataset: Dataset) -> str | None:
     codes = dataset.get("ViewCodeSequence")
     if not codes:
         return None
-    return _VIEW_CODES.get(str(codes[0].get("CodeValue", ""))) or str(codes[0].get("CodeMeaning") or "") or None
+    return _VIEW_CODES.get(str(codes[0].get("CodeValue", ""))) or _meaning(codes)
