@@ -120,6 +120,16 @@ def test_padding_is_left_out_where_it_touches_the_border(tmp_path: Path) -> None
     assert any("padding (value 0) over 20.0%" in note for note in image.meta["assumptions"])
 
 
+@pytest.mark.parametrize(("value", "limit"), [(40, 0), (0, 40)])
+def test_padding_is_a_range_also_where_it_ends_at_zero(tmp_path: Path, value: int, limit: int) -> None:
+    padded = RAMP.copy() + 100
+    padded[:, :5], padded[:, 5:10] = 0, 40
+    path = save_dicom(tmp_path / "a.dcm", padded, 13, PixelPaddingValue=value, PixelPaddingRangeLimit=limit)
+    covered = decode_dicom(path, Reading()).covered
+    assert covered is not None and not covered[:, :10].any() and covered[:, 10:].all()
+    assert "padding (values 0 to 40) over 20.0%" in notes_of(path)
+
+
 def shutter(kind: str, what: str) -> dict[str, Any]:
     if what == "RECTANGULAR":
         edges = {"UpperHorizontal": 5, "LowerHorizontal": 30, "LeftVertical": 11, "RightVertical": 40}
