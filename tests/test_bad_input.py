@@ -1591,10 +1591,34 @@ def red_capture(path: Path, sound: Sound) -> None:
     dicom(path, picture(sound), PixelData=values.tobytes(), **tags)
 
 
-def two_patients(sound: Sound) -> list[object]:
+def two_patients(sound: Sound, keyword: str = "PatientID") -> list[object]:
     values = np.asarray(Image.open(sound.lateral)).astype(np.uint16)
-    pa = dicom(sound.folder / "a.dcm", counts(sound), PatientID="A")
-    return ["--pa", pa, "--lateral", dicom(sound.folder / "b.dcm", values, PatientID="B")]
+    pa = dicom(sound.folder / "a.dcm", counts(sound), **{keyword: "A"})
+    return ["--pa", pa, "--lateral", dicom(sound.folder / "b.dcm", values, **{keyword: "B"})]
+
+
+def grey_capture(path: Path, sound: Sound, **tags: Any) -> None:
+    values = np.stack([picture(sound)] * 3, axis=-1)
+    tags |= {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
+    tags |= {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    dicom(path, picture(sound), PixelData=values.tobytes(), **tags)
+
+
+def bare_data_set(path: Path, sound: Sound) -> None:
+    bare = pydicom.Dataset()
+    bare.update(pydicom.dcmread(dicom(path, counts(sound))))
+    bare.save_as(path, implicit_vr=True, little_endian=True)
+
+
+def cut_tiff(path: Path, sound: Sound) -> None:
+    Image.fromarray(picture(sound)).save(path, compression="tiff_lzw")
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def of_knee() -> list[pydicom.Dataset]:
+    code = pydicom.Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "72696002", "SCT", "Knee"
+    return [code]
 
 
 def film(path: Path, sound: Sound) -> None:
@@ -1643,6 +1667,14 @@ RADIOGRAPHS = [
         "a truncated NIfTI radiograph",
         as_pa(lambda path, sound: (nan_nifti(path, sound), path.write_bytes(path.read_bytes()[:200])), "a.nii.gz"),
         "radiograph … is not a readable NIfTI image (…); export it again.",
+    ),
+    Case("a truncated TIFF", as_pa(cut_tiff, "a.tif"), "radiograph … is damaged or incomplete (…); export it again."),
+    Case(
+        "a picture called .dcm",
+        as_pa(lambda path, sound: Image.fromarray(picture(sound)).save(path, format="PNG"), "a.dcm"),
+        "",
+        USED,
+        exists,
     ),
     Case(
         "a grey picture kept as RGB",
@@ -1735,6 +1767,23 @@ RADIOGRAPHS = [
         exists,
     ),
     Case(
+        "a window of an unknown VOI LUT Function",
+        as_pa(
+            lambda path, sound: dicom(path, counts(sound), WindowCenter=9, WindowWidth=9, VOILUTFunction="X"), "a.dcm"
+        ),
+        "",
+        USED,
+        exists,
+    ),
+    Case(
+        "a grey DICOM capture kept as RGB, with a window",
+        as_pa(lambda path, sound: grey_capture(path, sound, WindowCenter=9, WindowWidth=9), "a.dcm"),
+        "",
+        USED,
+        exists,
+    ),
+    Case("a DICOM radiograph without preamble and meta header", as_pa(bare_data_set, "a"), "", USED, exists),
+    Case(
         "a window that the DICOM file has not",
         as_pa(lambda path, sound: dicom(path, counts(sound), WindowCenter=9, WindowWidth=9), "a.dcm", "--window", "2"),
         "radiograph … has 1 windows and no window 2; give one of them, none, or centre,width.",
@@ -1762,6 +1811,12 @@ RADIOGRAPHS = [
         as_pa(lambda path, sound: dicom(path, counts(sound), BodyPartExamined="KNEE"), "a.dcm"),
         "radiograph … has the Body Part Examined KNEE, not a chest; give the right file, or use it all the same by "
         "--set check_header=false.",
+    ),
+    Case(
+        "a knee, by its Anatomic Region",
+        as_pa(lambda path, sound: dicom(path, counts(sound), AnatomicRegionSequence=of_knee()), "a.dcm"),
+        "radiograph … has the Anatomic Region Knee, not a chest; give the right file, or use it all the same by --set "
+        "check_header=false.",
     ),
     Case(
         "a slice of a CT as radiograph",
@@ -1800,6 +1855,12 @@ RADIOGRAPHS = [
         "",
         USED,
         exists,
+    ),
+    Case(
+        "another patient's lateral, by name where an ID is missing",
+        lambda sound: two_patients(sound, "PatientName"),
+        "a.dcm and b.dcm are of two patients: their headers have different names; give the right file, or use it all "
+        "the same by --set check_header=false.",
     ),
     Case(
         "a DICOM film of many frames",

@@ -12,7 +12,12 @@ from jaxtyping import Num
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_color_lut, apply_modality_lut
-from pydicom.uid import DigitalXRayImageStorageForProcessing
+from pydicom.uid import (
+    DigitalXRayImageStorageForProcessing,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from drr2ct.transforms.quiet import quiet_libraries
 from drr2ct.transforms.radiographs.header import bring_up_frame_groups, header_facts
@@ -42,8 +47,8 @@ def decode_dicom(path: Path, reading: Reading) -> Pixels:
     """
     try:
         with quiet_libraries():
-            # a wrong suffix is enough to get here, so read nothing that is not DICOM
-            dataset = pydicom.dcmread(path)
+            dataset = pydicom.dcmread(path, force=True)  # a data set alone is one, too
+            notes = _encoding(dataset, path)
             frames = int(dataset.get("NumberOfFrames") or 1)
             photometric = str(dataset.get("PhotometricInterpretation", ""))
             rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
@@ -58,7 +63,8 @@ def decode_dicom(path: Path, reading: Reading) -> Pixels:
         raise InputError(f"DICOM file {path} is {photometric or 'of unknown colour'}, not greyscale.")
     check_size(path, rows, columns)
     bring_up_frame_groups(dataset)
-    stored, bits, notes = _stored(dataset, path) if grey else _grey(dataset, path, reading)
+    stored, bits, found = _stored(dataset, path) if grey else _grey(dataset, path, reading)
+    notes += found
     try:
         with quiet_libraries():
             values = apply_modality_lut(stored, dataset)
@@ -110,7 +116,8 @@ def decode_dicom(path: Path, reading: Reading) -> Pixels:
             values = np.full(values.shape, low if not dark_is_high else high, np.float64)
             values[covered] = shown
             depth = None
-    facts, found = header_facts(dataset, path.name)
+    with quiet_libraries():
+        facts, found = header_facts(dataset, path.name)
     notes += found
     return Pixels(
         values,
@@ -124,6 +131,16 @@ def decode_dicom(path: Path, reading: Reading) -> Pixels:
         None if covered.all() else covered,
         tuple(f"{note}." for note in notes),
     )
+
+
+def _encoding(dataset: Dataset, path: Path) -> list[str]:
+    """Fill in the transfer syntax of a data set without a meta header, as it was found, and say so."""
+    if _syntax(dataset) is not None:
+        return []
+    implicit, little = dataset.original_encoding
+    uncompressed = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    dataset.file_meta.TransferSyntaxUID = uncompressed if little else ExplicitVRBigEndian
+    return [f"{path.name} has no DICOM meta header: its pixels are taken to be uncompressed"]
 
 
 def _grey(dataset: Dataset, path: Path, reading: Reading) -> tuple[Num[np.ndarray, "rows columns"], int, list[str]]:

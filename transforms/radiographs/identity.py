@@ -32,11 +32,20 @@ _POSITIONS = {
 }
 _OBLIQUE = ("RAO", "LAO", "RPO", "LPO", "RLO", "LLO")
 _DECUBITUS = ("LLD", "RLD")
-_CHEST = ("CHEST", "THORA", "LUNG", "RIB", "STERNUM", "HEART", "TSPINE", "WHOLEBODY", "WHOLE BODY")
+_LATERAL = re.compile(r"(L|LT|LEFT|R|RT|RIGHT)?(LAT|LATERAL)(L|LT|LEFT|R|RT|RIGHT)?")
+_SIDES = ("L", "LT", "LEFT", "R", "RT", "RIGHT")
+_CHEST = (
+    "CHEST", "THORA", "TORAX", "TORACE", "TORACIC", "POITRINE", "PECHO", "BRUST", "CXR", "LUNG", "PULMO", "RIB",
+    "STERNUM", "HEART", "CARDIAC", "MEDIASTIN", "TSPINE", "T SPINE", "DSPINE", "TRUNK", "TORSO", "WHOLEBODY",
+    "WHOLE BODY",
+)  # fmt: skip
 _NO_CHEST = (
-    "KNEE", "HAND", "WRIST", "ELBOW", "SHOULDER", "CLAVICLE", "ANKLE", "FOOT", "HIP", "PELVIS", "SKULL", "HEAD", "NECK",
-    "SPINE", "LEG", "ARM", "FEMUR", "TIBIA", "HUMERUS", "FINGER", "THUMB", "TOE", "JAW", "TEETH", "BREAST", "ABDOMEN",
-    "EXTREMITY", "SACRUM", "COCCYX", "CALCANEUS", "PATELLA", "ORBIT", "SINUS",
+    "KNEE", "HAND", "WRIST", "ELBOW", "SHOULDER", "CLAVIC", "SCAPULA", "ANKLE", "FOOT", "FEET", "HEEL", "HIP", "PELVI",
+    "SKULL", "HEAD", "NECK", "SPINE", "CERVICAL", "LUMBAR", "SACR", "LEG", "ARM", "FEMUR", "THIGH", "TIBIA", "FIBULA",
+    "HUMERUS", "RADIUS", "ULNA", "FINGER", "THUMB", "TOE", "JAW", "MANDIB", "MAXILLA", "TEETH", "TOOTH", "DENTAL",
+    "BREAST", "MAMMA", "ABD", "KUB", "STOMACH", "BOWEL", "COLON", "KIDNEY", "BLADDER", "URIN", "EXTREMIT", "EXM",
+    "LIMB", "SACRUM", "COCCYX", "CALCANEUS", "PATELLA", "ORBIT", "SINUS", "NASAL", "NOSE", "FACE", "FACIAL", "ZYGOMA",
+    "MASTOID", "BRAIN",
 )  # fmt: skip
 _RADIOGRAPHS = ("CR", "DX", "DR", "RG", "RF", "XA", "OT", "SC")
 
@@ -52,7 +61,10 @@ _DIRECTIONS = {  # of PatientOrientation, in RAS+
 
 
 def check_identity(films: Sequence[Film], strict: bool) -> list[Film]:
-    """Whether headers speak of chest radiographs of one patient, of modality, body part, angle, and Patient ID.
+    """Whether headers speak of chest radiographs of one patient, of modality, body part, angle, and patient.
+
+    Two Patient IDs are two patients, and so are two names where an ID is missing. What else differs (names beside one
+    ID, birth dates, sexes) is a warning: people marry, and clerks err.
 
     Args:
         films: of one patient, one for each view.
@@ -62,11 +74,20 @@ def check_identity(films: Sequence[Film], strict: bool) -> list[Film]:
         InputError: if they do not and ``strict``.
     """
     checked = [film.saying(*_objections(film, strict)) for film in films]
-    patients = {film.pixels.metadata["patient"] for film in films if "patient" in film.pixels.metadata}
     names = " and ".join(film.name for film in films)
-    if len(patients) > 1:
-        said = _object(f"{names} are of two patients: their headers have different Patient IDs", strict)
+    unlike = _unlike(films)
+    known = [film.pixels.metadata.get("patient", {}) for film in films]
+    # a name stands in for an ID that is not there; beside one ID it may be a maiden name
+    decisive = ["Patient ID"] if all("Patient ID" in facts for facts in known) else ["Patient ID", "name"]
+    told_apart = next((what for what in decisive if what in unlike), None)
+    if told_apart:
+        said = _object(f"{names} are of two patients: their headers have different {told_apart}s", strict)
         checked[-1] = checked[-1].saying(*said)
+    elif unlike:
+        one = "one Patient ID but " if all("Patient ID" in facts for facts in known) else ""
+        doubt = f"{names} have {one}different {_listed([f'{what}s'.replace('sexs', 'sexes') for what in unlike])}"
+        warned = (*checked[-1].warnings, f"{doubt}: check that they are of one patient.")
+        checked[-1] = checked[-1].saying(warnings=warned)
     dates = {film.pixels.metadata["study_date"] for film in films if "study_date" in film.pixels.metadata}
     if len(dates) > 1:
         checked[-1] = checked[-1].saying(f"{names} were taken on different days, {' and '.join(sorted(dates))}.")
@@ -80,9 +101,7 @@ def _objections(film: Film, strict: bool) -> list[str]:
     modality = str(facts.get("modality", "")).upper()
     if modality and modality not in _RADIOGRAPHS:
         said += _object(f"radiograph {film.path} has the Modality {modality}, which is no radiograph's", strict)
-    part = str(facts.get("body_part", "")).upper()
-    if any(word in part for word in _NO_CHEST) and not any(word in part for word in _CHEST):
-        said += _object(f"radiograph {film.path} has the Body Part Examined {part}, not a chest", strict)
+    said += _objections_to_part(film, strict)
     for key, what in (("primary_angle_deg", "Primary"), ("secondary_angle_deg", "Secondary")):
         angle = float(facts.get(key, 0.0))
         apart = abs(math.remainder(angle, 90))
@@ -97,7 +116,57 @@ def _objections(film: Film, strict: bool) -> list[str]:
                 f"{film.name} was taken {apart:g}° off by its Positioner {what} Angle of {angle:g}°, which is not "
                 "corrected."
             )
+        elif _from_elsewhere(angle, key, film.view):
+            said.append(
+                f"{film.name} has the Positioner {what} Angle {angle:g}°, which is not {film.view.name}'s: taken to be "
+                "the stand's; check that it is that view."
+            )
     return said
+
+
+def _from_elsewhere(angle: float, key: str, view: View) -> bool:
+    """Whether a right angle turns the beam from the view's: from the front to the side, or to head or feet.
+
+    A lateral may have none: many stands count from the detector.
+    """
+    turned = abs(math.remainder(angle, 180)) > 45
+    frontal = abs(math.cos(math.radians(view.gantry_angle_deg))) > math.sqrt(0.5)
+    return turned and (frontal or key == "secondary_angle_deg")
+
+
+def _objections_to_part(film: Film, strict: bool) -> list[str]:
+    """What Body Part Examined and Anatomic Region Sequence say that is no chest; one that says chest wins."""
+    entries = {"body_part": "Body Part Examined", "anatomic_region": "Anatomic Region"}
+    parts = {what: str(film.pixels.metadata[key]) for key, what in entries.items() if key in film.pixels.metadata}
+    others = {what: part for what, part in parts.items() if not _names_one(part, _CHEST)}
+    said = []
+    for what, part in others.items():
+        if len(others) < len(parts):
+            if _names_one(part, _NO_CHEST):
+                said.append(f"{film.name} has the {what} {part} beside one that is a chest, which was followed.")
+        elif _names_one(part, _NO_CHEST):
+            said += _object(f"radiograph {film.path} has the {what} {part}, not a chest", strict)
+        else:
+            said.append(f"{film.name} has the {what} {part}, which is not known: taken to be a chest.")
+    return said
+
+
+def _names_one(part: str, words: Sequence[str]) -> bool:
+    text = re.sub(r"[\W_]+", " ", part.upper())
+    return any(word in text for word in words)
+
+
+def _unlike(films: Sequence[Film]) -> list[str]:
+    """What of the patient differs between headers that have it."""
+    known = [film.pixels.metadata.get("patient", {}) for film in films]
+    whats = dict.fromkeys(what for facts in known for what in facts)
+    return [what for what in whats if len({facts[what] for facts in known if what in facts}) > 1]
+
+
+def _listed(words: Sequence[str]) -> str:
+    """One, two and three."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _object(sentence: str, strict: bool) -> list[str]:
@@ -170,10 +239,11 @@ def view_kind(metadata: Mapping[str, Any]) -> str:
         return "oblique"
     if "LL" in words or "RL" in words:
         return "LL" if "LL" in words else "RL"
-    if any(word.startswith("LAT") for word in words):
-        side = next((word[0] for word in words if word in ("L", "R", "LEFT", "RIGHT")), "")
-        side = side or str(metadata.get("laterality") or "").upper()
-        return {"L": "LL", "R": "RL"}.get(side, "LAT")
+    laterals = [found for word in words if (found := _LATERAL.fullmatch(word))]
+    if laterals or any(word.startswith("LAT") for word in words):
+        sides = [found[1] or found[3] for found in laterals] + [word for word in words if word in _SIDES]
+        side = next((side for side in sides if side), "") or str(metadata.get("laterality") or "").upper()
+        return {"L": "LL", "R": "RL"}.get(side[:1], "LAT")
     if "PA" in words or re.search(r"POSTER\w* ?ANTER", text):
         return "PA"
     if "AP" in words or re.search(r"ANTER\w* ?POSTER", text):

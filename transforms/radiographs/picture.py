@@ -34,6 +34,17 @@ _ORIENTATIONS = {  # of EXIF and TIFF, tag 274: what was done to the stored pict
 }
 
 
+def is_picture(path: Path) -> bool:
+    """Whether Pillow knows a file by its content, damaged or not."""
+    try:
+        with quiet_libraries(also_native=True), Image.open(path):
+            return True
+    except Image.UnidentifiedImageError:
+        return False
+    except Exception:  # of a kind that is known: too large, or damaged
+        return True
+
+
 def decode_picture(path: Path, reading: Reading) -> Pixels:
     """Read a picture file, found by its content.
 
@@ -84,6 +95,10 @@ def decode_tiff(path: Path, reading: Reading) -> Pixels:
 
     try:
         with quiet_libraries(), tifffile.TiffFile(path) as tiff:
+            if not len(tiff.pages):
+                raise InputError(
+                    f"radiograph {path} is damaged or incomplete (its directory is missing); export it again."
+                )
             if len(tiff.pages) != 1:
                 raise InputError(f"radiograph {path} has {len(tiff.pages)} pages; export a single image.")
             page = tiff.pages.first
@@ -129,6 +144,12 @@ def _channels(image: Image.Image, raw_mode: str) -> tuple[np.ndarray, str, str, 
         notes.append("its 16 bits per colour were read with 8")
     if mode == "1":
         return np.asarray(image.convert("L")), mode, kind, notes, own
+    transparent = image.info.get("transparency")
+    if mode.startswith("I") and isinstance(transparent, int):  # Pillow would cut 16 bits to 8
+        notes.append("it has a transparent colour")
+        values = np.asarray(image)
+        opaque = np.where(values == transparent, 0, np.iinfo(values.dtype).max).astype(values.dtype)
+        return np.stack([values, opaque], axis=-1), "LA", kind, notes, own
     if mode in ("P", "PA") or "transparency" in image.info:
         alpha = mode == "PA" or "transparency" in image.info
         what = "a palette" if mode.startswith("P") else "a transparent colour"

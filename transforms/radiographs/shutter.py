@@ -31,11 +31,14 @@ def not_padded(
         The mask, and what was decided.
     """
     everything = np.ones(stored.shape, dtype=bool)
-    try:
-        value = int(dataset.get("PixelPaddingValue"))
-        limit = int(dataset.get("PixelPaddingRangeLimit") or value)
-    except (TypeError, ValueError):
+    stated = dataset.get("PixelPaddingValue")
+    if stated is None:
         return everything, []
+    try:
+        value, end = int(stated), dataset.get("PixelPaddingRangeLimit")
+        limit = value if end is None else int(end)
+    except (TypeError, ValueError):
+        return everything, [f"{name} has a padding whose numbers make no sense, which was not followed"]
     low, high = sorted((value, limit))
     padded = (stored >= low) & (stored <= high)
     if not padded.any():
@@ -44,9 +47,10 @@ def not_padded(
     edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     padded = np.isin(labels, edge[edge > 0])
     share = float(padded.mean())
+    what = f"value {value}" if low == high else f"values {low} to {high}"
     if 1 - share < LEAST_FIELD:
-        return everything, [f"{name} would be padding over {share:.0%} (value {value}), which was not believed"]
-    return ~padded, [f"{name} has padding (value {value}) over {share:.1%}, which was left out"] if share else []
+        return everything, [f"{name} would be padding over {share:.0%} ({what}), which was not believed"]
+    return ~padded, [f"{name} has padding ({what}) over {share:.1%}, which was left out"] if share else []
 
 
 def within_shutters(

@@ -15,8 +15,10 @@ from drr2ct.transforms.validation import InputError
 
 _KEPT = (
     "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
-    "ModalityLUTSequence", "VOILUTFunction",
+    "ModalityLUTSequence",
 )  # fmt: skip
+_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")  # C.11.2.1.3
+_GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
 def see(
@@ -25,7 +27,8 @@ def see(
     """Numbers as they are displayed.
 
     Of the header's tables and windows, in this order, the first is used through which something is seen: through
-    windows beside the numbers, or of no width, the picture is black, white or nearly so.
+    windows beside the numbers, or of no width, the picture is black, white or nearly so. A picture kept in colour is as
+    it is displayed (C.11.2.1.2.1); a window that the user gives applies to its grey.
 
     Args:
         values: after the modality LUT; where the file has a picture only.
@@ -37,7 +40,7 @@ def see(
         The numbers, the range they can take (None if nothing was applied), and what was decided.
 
     Raises:
-        InputError: for a window that the file has not.
+        InputError: for a window that the file has not, or that is of no use.
     """
     name = path.name
     windows = _windows(dataset)
@@ -56,9 +59,18 @@ def see(
         centre, width = windows[reading.window_number - 1]
         if width <= 0:
             raise InputError(f"window {reading.window_number} of radiograph {path} has no width; give another.")
+        if _function(dataset) not in _FUNCTIONS:
+            raise InputError(
+                f"window {reading.window_number} of radiograph {path} has the VOI LUT Function {_function(dataset)}, "
+                "which is not known; give none, or centre,width."
+            )
         shown, limits = _through_window(values, dataset, centre, width)
         what = f"its window {reading.window_number}, as stated (centre {centre:g}, width {width:g})"
         return shown, limits, [f"{name} was read through {what}"]
+    if str(dataset.get("PhotometricInterpretation")) not in _GREY:
+        stated = any(dataset.get(keyword) for keyword in ("VOILUTSequence", "WindowCenter", "WindowWidth"))
+        note = f"{name} is kept in colour, for which its windows and tables have no meaning: they were not used"
+        return values, None, [note] if stated else []
     return _first_that_shows(values, dataset, name, windows)
 
 
@@ -76,9 +88,15 @@ def _first_that_shows(
         if _shows(shown, limits):
             return shown, limits, [*notes, f"{name} was read through {what}"]
         notes.append(f"{name}: {what} was not used, because nothing is seen through it")
+    if not windows and any(dataset.get(keyword) is not None for keyword in ("WindowCenter", "WindowWidth")):
+        notes.append(f"{name}: its window was not used, because it has no numbers for centre and width")
+    function = _function(dataset)
     for number, (centre, width) in enumerate(windows, 1):
         which = "first window" if number == 1 else f"window {number}"
         what = f"its {which} (centre {centre:g}, width {width:g})"
+        if function not in _FUNCTIONS:
+            notes.append(f"{name}: {what} was not used, because its VOI LUT Function {function} is not known")
+            continue
         if width <= 0:
             notes.append(f"{name}: {what} was not used, because it has no width")
             continue
@@ -103,8 +121,12 @@ def _windows(dataset: Dataset) -> list[tuple[float, float]]:
         centres, widths = (np.atleast_1d(dataset[name].value).astype(float) for name in ("WindowCenter", "WindowWidth"))
     except (KeyError, TypeError, ValueError):
         return []
-    exact = dataset.get("VOILUTFunction") in ("LINEAR_EXACT", "SIGMOID")
+    exact = _function(dataset) in ("LINEAR_EXACT", "SIGMOID")
     return [(float(c), float(w) if w >= 1 or exact else 0.0) for c, w in zip(centres, widths, strict=False)]
+
+
+def _function(dataset: Dataset) -> str:
+    return str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
 
 
 def _through_window(
@@ -114,6 +136,13 @@ def _through_window(
     for name in _KEPT:
         if name in dataset:
             setattr(one, name, dataset[name].value)
+    if one.get("PhotometricInterpretation") not in _GREY:  # its grey is of another depth than what is stored
+        one.PhotometricInterpretation, one.PixelRepresentation = "MONOCHROME2", 0
+        one.BitsStored = 8 * values.dtype.itemsize if values.dtype.kind == "u" else one.get("BitsStored", 8)
+    if "BitsStored" not in one:  # floating-point numbers have none; the range that they are shown in is free
+        one.BitsStored, one.PixelRepresentation = 16, 0
+    if _function(dataset) in _FUNCTIONS:  # a window that the user gives beside another is linear
+        one.VOILUTFunction = _function(dataset)
     one.WindowCenter, one.WindowWidth = f"{centre:.10g}", f"{max(width, 1e-3):.10g}"
     shown = apply_windowing(values, one)
     ends = apply_windowing(np.array([-1e7, 1e7]), one)  # beyond any window; not so far that exp overflows

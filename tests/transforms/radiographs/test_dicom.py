@@ -120,6 +120,16 @@ def test_padding_is_left_out_where_it_touches_the_border(tmp_path: Path) -> None
     assert any("padding (value 0) over 20.0%" in note for note in image.meta["assumptions"])
 
 
+@pytest.mark.parametrize(("value", "limit"), [(40, 0), (0, 40)])
+def test_padding_is_a_range_also_where_it_ends_at_zero(tmp_path: Path, value: int, limit: int) -> None:
+    padded = RAMP.copy() + 100
+    padded[:, :5], padded[:, 5:10] = 0, 40
+    path = save_dicom(tmp_path / "a.dcm", padded, 13, PixelPaddingValue=value, PixelPaddingRangeLimit=limit)
+    covered = decode_dicom(path, Reading()).covered
+    assert covered is not None and not covered[:, :10].any() and covered[:, 10:].all()
+    assert "padding (values 0 to 40) over 20.0%" in notes_of(path)
+
+
 def shutter(kind: str, what: str) -> dict[str, Any]:
     if what == "RECTANGULAR":
         edges = {"UpperHorizontal": 5, "LowerHorizontal": 30, "LeftVertical": 11, "RightVertical": 40}
@@ -232,7 +242,7 @@ def test_an_enhanced_file_of_one_frame_is_read_by_its_functional_groups(tmp_path
     assert "its first window (centre 2000, width 4000)" in " ".join(metadata["assumptions"])
 
 
-def colour_capture(path: Path, channels: np.ndarray, photometric: str = "RGB") -> Path:
+def colour_capture(path: Path, channels: np.ndarray, photometric: str = "RGB", **more: Any) -> Path:
     """A secondary capture of three channels of 8 bits."""
     tags = {
         "SamplesPerPixel": 3,
@@ -240,7 +250,7 @@ def colour_capture(path: Path, channels: np.ndarray, photometric: str = "RGB") -
         "BitsAllocated": 8,
         "PhotometricInterpretation": photometric,
     }
-    return save_dicom(path, RAMP, 8, **tags, PixelData=channels.astype(np.uint8).tobytes())
+    return save_dicom(path, RAMP, 8, **tags, **more, PixelData=channels.astype(np.uint8).tobytes())
 
 
 def test_grey_kept_as_colour_is_grey_in_dicom_too(tmp_path: Path) -> None:

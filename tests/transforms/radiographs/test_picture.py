@@ -141,6 +141,15 @@ def test_transparent_parts_are_not_looked_at(tmp_path: Path) -> None:
     assert "transparent over 25.0%" in image.meta["assumptions"][0]
 
 
+def test_a_transparent_tone_leaves_sixteen_bits_as_they_are(tmp_path: Path) -> None:
+    values = GREY.astype(np.uint16) * 257 + 100
+    values[:12] = 7
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=7)
+    image, notes = said(tmp_path / "a.png")
+    torch.testing.assert_close(image, torch.from_numpy(values / 65535 * DISPLAY_MAXIMUM).float())
+    assert "it has a transparent colour; its alpha channel is transparent over 25.0%" in notes
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 255.0), (-1024.0, 1024.0), (-1.0, 1.0), (0.0, 4095.0)])
 def test_floating_point_pictures(tmp_path: Path, low: float, high: float) -> None:
     unit = (GREY - GREY.min()) / np.ptp(GREY)
@@ -206,6 +215,18 @@ def test_damaged_pictures_are_one_sentence(tmp_path: Path, name: str, capfd: pyt
     with pytest.raises(InputError, match="damaged or incomplete"):
         read_radiograph(tmp_path / name)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", None])
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.97])
+def test_a_cut_tiff_is_damaged_and_has_no_pages_to_count(tmp_path: Path, compression: str | None, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200), dtype=np.uint8)
+    path = tmp_path / "a.tif"
+    Image.fromarray(noise).save(path, **({"compression": compression} if compression else {}))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(InputError, match=r"is damaged or incomplete .*; export it again"):
+        read_radiograph(path)
 
 
 def test_integers_of_32_bits_that_need_16_are_read(tmp_path: Path) -> None:
