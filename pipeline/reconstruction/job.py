@@ -17,6 +17,7 @@ from drr2ct.pipeline.reconstruction.consistency import check_steps
 from drr2ct.pipeline.reconstruction.destination import Destination, given_destination
 from drr2ct.pipeline.reconstruction.record import file_sha256, is_finished
 from drr2ct.pipeline.running.bundle import find_input_error
+from drr2ct.pipeline.running.faults import origin
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError, existing_file
 from drr2ct.transforms.volume import LoadCT
@@ -126,7 +127,7 @@ class ReconstructionJob:
         except (InputError, OSError) as error:
             mistake = error if isinstance(error, InputError) else InputError(f"radiographs of {patient}: {error}.")
             if self.alone:
-                raise mistake from error
+                raise mistake from origin(mistake, error)
             self.fail(patient, mistake)
             return False
         destination = self.destinations[patient]

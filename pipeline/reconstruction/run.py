@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, run_bundle
+from drr2ct.pipeline.running.faults import origin
 
 
 def reconstruct(checkpoint: str | Path | None = None, **settings: Any) -> list[Path]:
@@ -36,5 +37,5 @@ def reconstruct(checkpoint: str | Path | None = None, **settings: Any) -> list[P
         mistake = find_input_error(error)
         if mistake is None:
             raise
-        raise mistake from error
+        raise mistake from origin(mistake, error)
     return results[-1]

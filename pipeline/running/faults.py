@@ -25,10 +25,21 @@ def disk_is_full(error: OSError) -> bool:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, then what it was raised from or in the handling of, down to the first."""
+    """An exception, then what it was raised from or in the handling of, down to the first; each once.
+
+    What is raised from itself, or from what it has caused, is a circle.
+    """
+    seen: list[BaseException] = []
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        seen.append(error)
+        before = (error.__cause__, error.__context__)
+        error = next((one for one in before if one is not None and not any(one is other for other in seen)), None)
+
+
+def origin(mistake: BaseException, error: BaseException) -> BaseException | None:
+    """What to raise a mistake from that was found behind an error: what it had before, if it is one of its causes."""
+    return mistake.__cause__ if any(cause is mistake for cause in causes(error)) else error
 
 
 class MachineFaultError(InputError):
