@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
+import numpy as np
 import pytest
+import yaml
 
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.reconstruction import reconstruct
 from drr2ct.transforms import LoadCT, render_drr, write_radiograph
-from drr2ct.transforms.validation import InputError
 from tests.bundle.conftest import SMALL, assert_one_sentence
 from tests.files import chest, write_nifti
 
@@ -121,14 +120,12 @@ def test_folders_and_patients_of_any_name_from_training_to_reconstruction(
         if key != "network_name"
         for text in ("--set", f"{key}={json.dumps(value)}")
     ]
-    for number, epochs in enumerate((1, 2)):
-        more = ("--grow", "1:1") if number else ()
-        output = run / f"r#{number}"
-        options = ["train", data, "--output", output, "--network", "cascade64", "--epochs", epochs, *more, *small]
-        status, message = command(*options)
-        assert status == 0, message
-        assert (output / "checkpoints" / "last.pt").is_file()
-    last = run / "r#0" / "checkpoints" / "last.pt"
+    output = run / "r#0"
+    options = ["train", data, "--output", output, "--network", "cascade64", "--epochs", 1, *small]
+    status, message = command(*options)
+    assert status == 0, message
+    last = output / "checkpoints" / "last.pt"
+    assert yaml.safe_load((output / "config.yaml").read_text())["output_dir"].startswith("$'"), "it runs again as it is"
     options = ["--set", "num_workers=0", *CPU]
     status, message = command("evaluate", data, "--output", judged, "--checkpoint", last, *options)
     assert status == 0, message
@@ -147,3 +144,75 @@ def test_folders_and_patients_of_any_name_from_training_to_reconstruction(
     status, message = command("reconstruct", tmp_path / "F #1", "--checkpoint", last, "--output", output, *CPU)
     assert status == 0, message
     assert sorted(path.name for path in output.iterdir()) == ["$p1", "p#0"]
+
+
+def refused(command, *arguments: object) -> None:
+    """It is refused, also with --overwrite, and every file is as it was."""
+    here = Path.cwd()
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    for more in ((), ("--overwrite",)):
+        status, message = command(*arguments, *more)
+        assert status == 2 and len(message.splitlines()) == 1, message
+    assert "which it is made of; give another output" in message
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "output", ["pa.nii.gz", "./lat.nii.gz", "link.nii.gz", "ct.nii.gz", "films/a_dicom", "pa.nrrd"]
+)
+def test_what_is_read_is_never_replaced(command, here: Path, output: str) -> None:
+    (here / "link.nii.gz").symlink_to("pa.nii.gz")
+    (here / "films" / "a_dicom").mkdir(parents=True)
+    shutil.copy(here / "pa.nii.gz", here / "films" / "a_dicom" / "pa.nii.gz")
+    write_nifti(here / "ct.nii.gz", chest())
+    pa = "films/a_dicom/pa.nii.gz" if output.startswith("films") else "pa.nii.gz"
+    checkpoint = "net.pt"
+    if output == "pa.nrrd":  # the record beside it
+        checkpoint = "pa.json"
+        (here / "net.pt").rename(here / checkpoint)
+    films = ("--pa", pa, "--lateral", "lat.nii.gz", "--checkpoint", checkpoint, "--like", "ct.nii.gz")
+    refused(command, "reconstruct", *films, "--output", output)
+
+
+def test_a_picture_is_only_in_the_way_if_one_is_written(command, here: Path) -> None:
+    (here / "net.pt").rename(here / "a.png")
+    films = ("reconstruct", "--pa", "pa.nii.gz", "--lateral", "lat.nii.gz", "--checkpoint", "a.png")
+    refused(command, *films, "--output", "a.nii.gz", "--preview")
+    assert command(*films, "--output", "a.nii.gz", *CPU) == (0, "")
+
+
+def test_a_ct_beside_the_films_is_not_taken_for_a_volume_that_was_left_half_done(command, here: Path) -> None:
+    patient = here / "set" / "jane"
+    patient.mkdir(parents=True)
+    for name in ("pa.nii.gz", "lat.nii.gz"):
+        (here / name).rename(patient / name)
+    write_nifti(patient / "jane_ct.nii.gz", chest())
+    before = (patient / "jane_ct.nii.gz").read_bytes()
+    result = command("reconstruct", here / "set", "--output", here / "set", "--checkpoint", "net.pt", *CPU)
+    assert_one_sentence(result, "jane_ct.nii.gz exists; give another output, or overwrite")
+    assert (patient / "jane_ct.nii.gz").read_bytes() == before
+
+
+def test_no_other_command_replaces_what_it_reads(command, here: Path) -> None:
+    (here / "net.pt").rename(here / "net.ts")
+    refused(command, "export", "--checkpoint", "net.ts", "--output", "net.ts")
+    (here / "net.ts").rename(here / "net.safetensors")
+    refused(command, "inspect", "net.safetensors", "--export", "net.safetensors")
+    (here / "net.safetensors").rename(here / "net.pt")
+    refused(command, "calibrate", here, "--checkpoint", "net.pt", "--output", "net.pt")
+    before = (here / "net.pt").read_bytes()
+    result = command("plan", "--compare", "cascade64", "--checkpoint", "net.pt", "--json", "net.pt", "--samples", 0)
+    assert_one_sentence(result, "which it is made of")
+    assert (here / "net.pt").read_bytes() == before
+    for folder in ("made", "true"):
+        write_nifti(here / folder / "jane" / "lung.nii.gz", (chest() > 0).astype(np.uint8))
+    before = (here / "true" / "jane" / "lung.nii.gz").read_bytes()
+    assert_one_sentence(
+        command("segmentations", "made", "true", "--output", "true/jane/lung.nii.gz"), "which it is made of"
+    )
+    assert (here / "true" / "jane" / "lung.nii.gz").read_bytes() == before
+    write_nifti(here / "source" / "p" / "p.nii.gz", chest())
+    before = (here / "source" / "p" / "p.nii.gz").read_bytes()
+    result = command("prepare", "source", "set", "--workers", 1, "--report", "source/p/p.nii.gz")
+    assert_one_sentence(result, "which it is made of")
+    assert (here / "source" / "p" / "p.nii.gz").read_bytes() == before

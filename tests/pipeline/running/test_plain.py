@@ -29,7 +29,7 @@ NAMES = [
     "a@b.org",
     "back\\#slash\\",
     "\\",
-    "it's \"quoted\" #1 $@{}",
+    'it\'s "quoted" #1 $@{}',
     "line\nbreak#",
     "é#ü$日本",
     "import #",
