@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,6 +87,22 @@ def refuse_to_lose(written: Iterable[str | Path], read: Iterable[str | Path]) ->
             lost = next((one for one in sources if one.resolve().is_relative_to(path.resolve())), None)
         if lost is not None:
             raise InputError(f"{path} would take the place of {lost}, which it is made of; give another output.")
+
+
+def refuse_long_names(written: Iterable[str | Path]) -> None:
+    """Refuse names that cannot be written, before anything is computed: ``replacing`` writes under a longer one.
+
+    Raises:
+        InputError: if the file system takes no name as long as one of these, or of their folders.
+    """
+    for path in map(Path, written):
+        names = [*path.parts[:-1], f".{uuid4().hex}.{path.name}"]
+        # os.path's says False where Path's raises, of a name that is too long
+        there = next(parent for parent in path.absolute().parents if os.path.exists(parent))  # noqa: PTH110
+        most = os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        over = max(len(os.fsencode(name)) for name in names) - most
+        if over > 0:
+            raise InputError(f"the name of {path} is too long to be written, by {over} bytes; give a shorter one.")
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

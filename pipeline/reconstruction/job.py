@@ -18,7 +18,7 @@ from drr2ct.pipeline.reconstruction.destination import Destination, given_destin
 from drr2ct.pipeline.reconstruction.record import file_sha256, is_finished
 from drr2ct.pipeline.running.bundle import find_input_error
 from drr2ct.pipeline.running.faults import origin
-from drr2ct.transforms.files import refuse_to_lose
+from drr2ct.transforms.files import refuse_long_names, refuse_to_lose
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError, existing_file
 from drr2ct.transforms.volume import LoadCT
@@ -108,14 +108,13 @@ class ReconstructionJob:
         """What is left to do; found out when it is first asked for, so that a configuration opens without files.
 
         Raises:
-            InputError: if something else is in the way, nothing can be written there, what is read would be replaced,
-                or the one patient's radiographs are missing.
+            InputError: if something else is in the way, nothing can be written there, a name is too long, what is read
+                would be replaced, or the one patient's radiographs are missing.
         """
         films = [path for item in self.items for path in item["image"]]
-        refuse_to_lose(
-            (path for place in self.destinations.values() for path in self._written(place)),
-            [*films, self.checkpoint, *([self.like] if self.like else [])],
-        )
+        written = [path for place in self.destinations.values() for path in self._written(place)]
+        refuse_long_names(written)
+        refuse_to_lose(written, [*films, self.checkpoint, *([self.like] if self.like else [])])
         found = [item for item in self.items if self._is_pending(item)]
         if found:
             _check_writable(self.destinations[str(found[0]["patient"])])

@@ -68,6 +68,8 @@ def explain_fault(error: BaseException | None) -> InputError | None:
                 f"the disk is full{where}; what was complete before is intact: free space, or set output_dir and "
                 "cache_dir elsewhere, and give the same command again."
             )
+        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+            return InputError(f"a name is too long for the file system{where}; give a shorter one.")
         if isinstance(cause, OSError) and cause.errno == errno.EROFS:
             return MachineFaultError(
                 f"the file system is read-only{where}; what was complete before is intact: make it writable, or set "

@@ -216,3 +216,25 @@ def test_no_other_command_replaces_what_it_reads(command, here: Path) -> None:
     result = command("prepare", "source", "set", "--workers", 1, "--report", "source/p/p.nii.gz")
     assert_one_sentence(result, "which it is made of")
     assert (here / "source" / "p" / "p.nii.gz").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 250 + ".nii.gz", "n" * 240 + ".nii.gz", "n" * 300 + "/a.nii.gz", "n" * 300 + "/"]
+)
+def test_a_name_that_is_too_long_is_refused_before_anything_is_computed(command, here: Path, name: str) -> None:
+    before = set(here.iterdir())
+    films = ("--pa", "pa.nii.gz", "--lateral", "lat.nii.gz", "--checkpoint", "net.pt")
+    result = command("reconstruct", *films, "--output", name)
+    assert_one_sentence(result, "too long")
+    assert "shorter" in result[1] and set(here.iterdir()) == before
+
+
+def test_a_name_that_is_too_long_for_another_command(command, here: Path) -> None:
+    long = "n" * 260
+    for arguments in (
+        ("export", "--checkpoint", "net.pt", "--output", f"{long}.pt2"),
+        ("inspect", "net.pt", "--export", f"{long}.safetensors"),
+        ("reconstruct", "--pa", f"{long}.nii.gz", "--lateral", "lat.nii.gz", "--output", "o.nii"),
+        ("train", here, "--output", long * 2),
+    ):
+        assert_one_sentence(command(*arguments), "shorter")
