@@ -113,6 +113,7 @@ def train(
     from drr2ct.pipeline.checkpoints.shipped import chosen_weights
     from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
     from drr2ct.pipeline.running.distributed import world_size
+    from drr2ct.pipeline.running.plain import as_data
     from drr2ct.pipeline.training.recipes import parse_growth, train_growing
 
     network_config(network)  # an unknown name is refused with its neighbours
@@ -121,16 +122,16 @@ def train(
     if world_size() > 1:
         overlays.append("multi_gpu_train")
     configs = [bundle_file(f"configs/{name}.yaml") for name in ("train", *overlays)]
-    settings = {"dataset_dir": str(dataset), "output_dir": str(output), "train#trainer#max_epochs": epochs}
+    settings: dict[str, Any] = {"dataset_dir": dataset, "output_dir": output, "train#trainer#max_epochs": epochs}
     if vary != "off":
-        settings["vary"] = vary
+        settings["vary"] = as_data(vary)
     settings |= parse_overrides(overrides)
     if model is not None:
         if grow is not None or settings.get("transfer_from"):
             raise InputError(
                 f"the shipped network {model} cannot be begun with besides --grow or transfer_from; give one of them."
             )
-        settings["transfer_from"] = str(chosen_weights(model=model))
+        settings["transfer_from"] = chosen_weights(model=model)
     if grow is None:
         run_bundle(configs, settings)
     else:
@@ -149,9 +150,10 @@ def evaluate(
     from json import loads
 
     from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
+    from drr2ct.pipeline.running.plain import as_data
 
-    given = {"checkpoint": checkpoint and str(checkpoint), "model": model}
-    settings = {"dataset_dir": str(dataset), **given, "output_dir": str(output), **parse_overrides(overrides)}
+    given = {"dataset_dir": dataset, "checkpoint": checkpoint, "model": as_data(model), "output_dir": output}
+    settings: dict[str, Any] = {**given, **parse_overrides(overrides)}
     run_bundle([bundle_file("configs/evaluate.yaml")], settings)
     summary = Path(settings["output_dir"]) / "summary.json"
     figures = loads(summary.read_text(encoding="utf-8"))["figures"]
@@ -251,6 +253,7 @@ def reconstruct(
     place = "output" if one_file else "output_dir"
     run_reconstruct(
         checkpoint,
+        overrides=settings,
         **{
             "model": model,
             "radiographs": [pa, lateral] if pa and lateral else None,
@@ -271,7 +274,6 @@ def reconstruct(
             "like": like,
             "preview": preview,
             "overwrite": overwrite,
-            **settings,
         },
     )
 

@@ -118,18 +118,18 @@ def train_one(output: Path, settings: DemoSettings, console: Console) -> dict[st
     )
     names = ("train", "networks/cascade64", "vary", "recipes/time_budget", "demo")
     configs = [bundle_file(f"configs/{name}.yaml") for name in names]
-    common = {"dataset_dir": str(data), "seed": settings.seed}
+    common = {"dataset_dir": data, "seed": settings.seed}
     training = {
         "train_seconds": settings.train_seconds,
         "variations": settings.training,
         "variation": asdict(VARIATION),
     }
-    run_bundle(configs, {**common, **training, "output_dir": str(run)})
+    run_bundle(configs, {**common, **training, "output_dir": run})
     checkpoint = run / "checkpoints" / "last.pt"
 
     console.print(f"[bold]3/4[/] evaluating on {settings.test} patients it has never seen")
     evaluation = output / "evaluation"
-    overrides = {"checkpoint": str(checkpoint), "output_dir": str(evaluation), "export_grid": "none"}
+    overrides = {"checkpoint": checkpoint, "output_dir": evaluation, "export_grid": "none"}
     run_bundle([bundle_file("configs/evaluate.yaml")], {**common, **overrides})
     rows = _read_table(evaluation / "patients.csv")
     mean = rows.pop("mean")
@@ -193,8 +193,8 @@ def reconstruct_from_files(output: Path, patient_dir: Path, checkpoint: Path, ge
     for view in geometry.views:
         stored = patient_dir / f"{patient}_{view.name}_drr.nii.gz"
         radiographs.append(shutil.copyfile(stored, folder / stored.name))
-    overrides = {"radiographs": [str(path) for path in radiographs], "patient": patient, "output_dir": str(folder)}
-    run_bundle([bundle_file("configs/inference.yaml")], {**overrides, "checkpoint": str(checkpoint), "overwrite": True})
+    overrides = {"radiographs": radiographs, "patient": patient, "output_dir": folder}
+    run_bundle([bundle_file("configs/inference.yaml")], {**overrides, "checkpoint": checkpoint, "overwrite": True})
     made = folder / patient / f"{patient}_ct.nii.gz"
     with replacing(output / "reconstruction.nii.gz") as temporary:
         shutil.copyfile(made, temporary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,14 +49,60 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def refuse_to_replace(path: str | Path, overwrite: bool) -> None:
-    """Leave a file alone that is there already, unless it is to be replaced.
+def refuse_to_replace(path: str | Path, overwrite: bool, read: Iterable[str | Path] = ()) -> None:
+    """Leave a file alone that is there already, unless it is to be replaced; what is read is never replaced.
+
+    Args:
+        path: to be written.
+        overwrite: replace a file that is there.
+        read: what it is made of.
 
     Raises:
         InputError: if there is one.
     """
     if not overwrite and Path(path).exists():
         raise InputError(f"{path} exists; choose another name, or overwrite it (--overwrite).")
+    refuse_to_lose([path], read)
+
+
+def refuse_to_lose(written: Iterable[str | Path], read: Iterable[str | Path]) -> None:
+    """Refuse to put a result in the place of what it is made of, however the two are spelt or linked.
+
+    Args:
+        written: files, and folders that are replaced as a whole.
+        read: files and folders; none has to be there.
+
+    Raises:
+        InputError: if one is the other, or lies in a folder that is replaced.
+    """
+    there = [path for path in map(Path, written) if path.exists()]
+    if not there:
+        return
+    sources = [path for path in map(Path, read) if path.exists()]
+    files = {(at.st_dev, at.st_ino): path for path in sources for at in [path.stat()]}
+    for path in there:
+        at = path.stat()
+        lost = files.get((at.st_dev, at.st_ino))
+        if lost is None and path.is_dir():
+            lost = next((one for one in sources if one.resolve().is_relative_to(path.resolve())), None)
+        if lost is not None:
+            raise InputError(f"{path} would take the place of {lost}, which it is made of; give another output.")
+
+
+def refuse_long_names(written: Iterable[str | Path]) -> None:
+    """Refuse names that cannot be written, before anything is computed: ``replacing`` writes under a longer one.
+
+    Raises:
+        InputError: if the file system takes no name as long as one of these, or of their folders.
+    """
+    for path in map(Path, written):
+        names = [*path.parts[:-1], f".{uuid4().hex}.{path.name}"]
+        # os.path's says False where Path's raises, of a name that is too long
+        there = next(parent for parent in path.absolute().parents if os.path.exists(parent))  # noqa: PTH110
+        most = os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        over = max(len(os.fsencode(name)) for name in names) - most
+        if over > 0:
+            raise InputError(f"the name of {path} is too long to be written, by {over} bytes; give a shorter one.")
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

@@ -188,7 +188,7 @@ def write_release(checkpoint: str | Path, path: str | Path, overwrite: bool = Fa
     path = Path(path)
     if path.suffix != RELEASE_SUFFIX:
         raise InputError(f"released weights are safetensors; name the file {path.with_suffix(RELEASE_SUFFIX)}.")
-    refuse_to_replace(path, overwrite)
+    refuse_to_replace(path, overwrite, [checkpoint])
     content = read_checkpoint(checkpoint)
     return write_weights(path, content["network"], content["description"])
 

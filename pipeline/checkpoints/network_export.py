@@ -105,7 +105,7 @@ def export_network(checkpoint: str | Path, output: str | Path, overwrite: bool =
     output = Path(output)
     if output.suffix not in _FORMATS:
         raise InputError(f"network file {output} must end in {', '.join(_FORMATS)}.")
-    refuse_to_replace(output, overwrite)
+    refuse_to_replace(output, overwrite, [checkpoint])
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if output.suffix == ".onnx" and missing:
         raise InputError(f"ONNX export needs {', '.join(missing)}; pip install 'drr2ct[export]'.")

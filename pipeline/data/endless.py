@@ -18,7 +18,7 @@ from rich.console import Console
 from torch.utils.data import Dataset
 
 from drr2ct.pipeline.running.distributed import share, wait
-from drr2ct.pipeline.running.faults import explain_fault
+from drr2ct.pipeline.running.faults import explain_fault, origin
 from drr2ct.pipeline.running.progress import tracked
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.geometry import BiplanarGeometry
@@ -156,7 +156,7 @@ def _comparable(dataset: Dataset[Any], index: int, spacing_mm: float) -> tuple[s
         return str(sample["patient"]), to_compare(sample["label"], spacing_mm)
     except Exception as error:  # whatever a damaged file leads to
         if (fault := explain_fault(error)) is not None:
-            raise fault from error  # a full disk is not the patient's fault
+            raise fault from origin(fault, error)  # a full disk is not the patient's fault
         logger.warning("patient %s is left out between patients (%s)", _items(dataset)[index]["patient"], error)
         return None
 

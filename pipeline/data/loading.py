@@ -21,7 +21,7 @@ from monai.data.utils import set_rnd
 from torch.utils.data import Dataset
 
 from drr2ct.pipeline.running.distributed import PatientShare, rank, world_size
-from drr2ct.pipeline.running.faults import explain_fault
+from drr2ct.pipeline.running.faults import explain_fault, origin
 from drr2ct.transforms.validation import InputError, whole_number
 
 ON_BAD_SAMPLE = ("stop", "skip")
@@ -112,7 +112,7 @@ class SeededSamples(Dataset[Any]):
                 sample = self._read(epoch, place)
             except Exception as error:
                 if (fault := explain_fault(error)) is not None:
-                    raise fault from error  # a full disk is not the patient's fault
+                    raise fault from origin(fault, error)  # a full disk is not the patient's fault
                 bad = f"patient {self._patient(place)} cannot be read ({_reason(error)})"
                 if self.on_bad_sample == "stop":
                     raise BadSampleError(f"{bad}; repair or remove it, or set on_bad_sample to skip.") from error

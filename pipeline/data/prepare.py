@@ -40,7 +40,7 @@ from drr2ct.pipeline.data.splitting import PARTS, split_patients
 from drr2ct.pipeline.running.progress import tracked
 from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
 from drr2ct.pipeline.running.workers import worker_pool
-from drr2ct.transforms.files import replacing, write_json
+from drr2ct.transforms.files import refuse_to_lose, replacing, write_json
 from drr2ct.transforms.validation import InputError
 
 MANY_STUDIES = 4
@@ -101,6 +101,7 @@ def prepare(
     failed = 0
     with nullcontext() if workers == 1 else worker_pool(workers) as pool:
         candidates = find_candidates(source, settings.patient_pattern, pool, console)
+        refuse_to_lose([] if report is None else [report], (file for each in candidates for file in each.files))
         jobs = plan_jobs(candidates, source, settings)
         _check_jobs(jobs, candidates, source, dest)
         _warn_of_shared_ids(jobs, console)

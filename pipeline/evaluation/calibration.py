@@ -204,7 +204,7 @@ def run_calibration(
     output = Path(output)
     if output.suffix == RELEASE_SUFFIX or not output.suffix:
         raise InputError(f"a calibrated checkpoint is a .pt file, not {output}; drr2ct inspect --export makes others.")
-    refuse_to_replace(output, overwrite)
+    refuse_to_replace(output, overwrite, [checkpoint])
     refuse_missing_device(device)
     network = load_network(checkpoint, device)
     head = interval_head(network, checkpoint)

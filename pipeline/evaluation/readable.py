@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from drr2ct.pipeline.data.patients import ON_BAD_SAMPLE
 from drr2ct.pipeline.running.bundle import find_input_error
 from drr2ct.pipeline.running.distributed import gather, is_main_process, share
-from drr2ct.pipeline.running.faults import explain_fault
+from drr2ct.pipeline.running.faults import explain_fault, origin
 from drr2ct.transforms.files import write_csv
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import LoadCTd
@@ -39,7 +39,7 @@ def unreadable(error: Exception) -> str:
         InputError: if the machine is at fault, not the patient's files.
     """
     if (fault := explain_fault(error)) is not None:
-        raise fault from error
+        raise fault from origin(fault, error)
     mistake = find_input_error(error)
     return str(mistake).rstrip(".") if mistake is not None else f"{type(error).__name__}: {error}"
 

@@ -13,7 +13,7 @@ from monai.transforms import SpatialResample
 
 from drr2ct.pipeline.evaluation.protocol import number_text
 from drr2ct.pipeline.evaluation.structures import SURFACE_TOLERANCE_MM, overlap_figures
-from drr2ct.transforms.files import write_csv
+from drr2ct.transforms.files import refuse_to_lose, write_csv
 from drr2ct.transforms.validation import InputError
 
 
@@ -33,8 +33,10 @@ def compare_segmentations(
         The rows.
 
     Raises:
-        InputError: if there are no masks, one cannot be read, or two do not overlap in patient space.
+        InputError: if there are no masks, one cannot be read, two do not overlap in patient space, or the table would
+            replace one.
     """
+    refuse_to_lose([output], [path for folder in (predicted, true) for path in Path(folder).glob("*/*.nii.gz")])
     rows = []
     for path in sorted(Path(true).glob("*/*.nii.gz")):
         patient, structure = path.parent.name, path.name.removesuffix(".nii.gz")

@@ -22,7 +22,7 @@ from drr2ct.pipeline.planning.fitting import (
     parse_rate,
 )
 from drr2ct.pipeline.planning.plan import Plan, Settings, plan_network
-from drr2ct.transforms.files import replacing, write_json
+from drr2ct.transforms.files import refuse_to_lose, replacing, write_json
 
 
 def checkpoint_metrics(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
@@ -195,6 +195,7 @@ def run_plan(
     Raises:
         InputError: for unusable settings, memory, throughput or checkpoints.
     """
+    refuse_to_lose([path for path in (markdown, json) if path is not None], checkpoints)
     memory = parse_bytes(gpu) if gpu is not None else None
     rate = parse_rate(throughput) if throughput is not None else None
     for each in settings:

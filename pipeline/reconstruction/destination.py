@@ -10,6 +10,9 @@ from drr2ct.transforms.validation import InputError
 
 FORMATS = (*(ending[1:] for ending in VOLUME_ENDINGS), "dicom")
 
+INTERVAL, DOUBT = "_interval.nii.gz", "_doubt.nii.gz"
+"""Beside a volume: its lower and upper bounds, and half of what lies between."""
+
 
 @dataclass(frozen=True)
 class Destination:
@@ -28,6 +31,16 @@ class Destination:
         ending = volume_ending(self.volume) or ""
         name = self.volume.name
         return self.volume.with_name(name[: len(name) - len(ending)] + suffix)
+
+    def written(self, picture: bool, page: bool) -> list[Path]:
+        """All that a reconstruction may write here, bounds included.
+
+        Args:
+            picture: a picture of the volume is wanted.
+            page: a page to look into it is wanted.
+        """
+        more = [".json", INTERVAL, DOUBT, *([".png"] if picture else []), *([".html"] if page else [])]
+        return [self.volume, *(self.beside(suffix) for suffix in more)]
 
 
 def file_destination(output: str | Path, format: str | None = None) -> Destination | None:

@@ -17,6 +17,8 @@ from drr2ct.pipeline.reconstruction.consistency import check_steps
 from drr2ct.pipeline.reconstruction.destination import Destination, given_destination
 from drr2ct.pipeline.reconstruction.record import file_sha256, is_finished
 from drr2ct.pipeline.running.bundle import find_input_error
+from drr2ct.pipeline.running.faults import origin
+from drr2ct.transforms.files import refuse_long_names, refuse_to_lose
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError, existing_file
 from drr2ct.transforms.volume import LoadCT
@@ -106,9 +108,13 @@ class ReconstructionJob:
         """What is left to do; found out when it is first asked for, so that a configuration opens without files.
 
         Raises:
-            InputError: if something else is in the way, nothing can be written there, or the one patient's radiographs
-                are missing.
+            InputError: if something else is in the way, nothing can be written there, a name is too long, what is read
+                would be replaced, or the one patient's radiographs are missing.
         """
+        films = [path for item in self.items for path in item["image"]]
+        written = [path for place in self.destinations.values() for path in self._written(place)]
+        refuse_long_names(written)
+        refuse_to_lose(written, [*films, self.checkpoint, *([self.like] if self.like else [])])
         found = [item for item in self.items if self._is_pending(item)]
         if found:
             _check_writable(self.destinations[str(found[0]["patient"])])
@@ -119,6 +125,9 @@ class ReconstructionJob:
         """One patient: its failure is the job's."""
         return len(self.items) == 1
 
+    def _written(self, destination: Destination) -> list[Path]:
+        return destination.written(picture=self.output is None or self.preview, page=self.preview)
+
     def _is_pending(self, item: Mapping[str, Any]) -> bool:
         patient = str(item["patient"])
         try:
@@ -126,7 +135,7 @@ class ReconstructionJob:
         except (InputError, OSError) as error:
             mistake = error if isinstance(error, InputError) else InputError(f"radiographs of {patient}: {error}.")
             if self.alone:
-                raise mistake from error
+                raise mistake from origin(mistake, error)
             self.fail(patient, mistake)
             return False
         destination = self.destinations[patient]
@@ -134,7 +143,10 @@ class ReconstructionJob:
         if destination.format == "dicom":
             key["names"] = [patient, self.patient_id or patient]  # they stand in the files
         self.keys[patient] = key
-        return self.overwrite or not is_finished(destination, key, self.output is None, self.preview)
+        # beside the films anything may lie, such as the patient's CT
+        films = {Path(path).resolve().parent for path in item["image"]}
+        own_folder = self.output is None and destination.volume.resolve().parent not in films
+        return self.overwrite or not is_finished(destination, key, own_folder, self.preview)
 
     def fail(self, patient: str, mistake: InputError) -> None:
         """Note that a patient of several could not be reconstructed, and say so."""

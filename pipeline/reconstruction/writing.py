@@ -16,7 +16,7 @@ from monai.transforms import Orientation
 from drr2ct.pipeline.evaluation.intervals import LEVEL
 from drr2ct.pipeline.pictures.figures import save_figure
 from drr2ct.pipeline.pictures.planes import planes_figure
-from drr2ct.pipeline.reconstruction.destination import Destination
+from drr2ct.pipeline.reconstruction.destination import DOUBT, INTERVAL, Destination
 from drr2ct.pipeline.reconstruction.job import ReconstructionJob
 from drr2ct.pipeline.reconstruction.record import RECORD_FORMAT
 from drr2ct.pipeline.reconstruction.result import Result
@@ -26,9 +26,6 @@ from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.pipeline.volumes.placing import half_width
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.validation import InputError
-
-INTERVAL, DOUBT = "_interval.nii.gz", "_doubt.nii.gz"
-"""Beside a volume: its lower and upper bounds, and half of what lies between."""
 
 
 def write_result(job: ReconstructionJob, result: Result, precision: str) -> Path:

@@ -14,6 +14,7 @@ import yaml
 
 from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.evaluation.protocol import read_patients
+from drr2ct.pipeline.running.plain import as_text
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 
@@ -82,7 +83,8 @@ class Run:
     def config(self) -> dict[str, Any]:
         """``config.yaml`` of the run; empty if there is none."""
         path = self.folder / "config.yaml"
-        return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+        found = (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+        return {key: as_text(value) for key, value in found.items()}
 
     @cached_property
     def figures(self) -> Figures:
@@ -135,7 +137,7 @@ def open_run(folder: str | Path, evaluation: str | Path | None = None, label: st
 
 def _evaluated_checkpoint(evaluation: Path) -> Path | None:
     config = evaluation / "config.yaml"
-    found = (yaml.safe_load(config.read_text()) or {}).get("checkpoint") if config.is_file() else None
+    found = as_text((yaml.safe_load(config.read_text()) or {}).get("checkpoint")) if config.is_file() else None
     return Path(found) if isinstance(found, str) and Path(found).is_file() else None
 
 

@@ -25,6 +25,7 @@ from monai.utils import set_determinism
 
 from drr2ct.pipeline.running.distributed import is_main_process, refuse_lonely_processes
 from drr2ct.pipeline.running.faults import MachineFaultError, causes, explain_fault
+from drr2ct.pipeline.running.plain import paths_as_data
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError
 
@@ -57,13 +58,15 @@ def merged_config(
 
     Args:
         config_files: merged in order.
-        overrides: of their keys, and of those that tracking adds.
+        overrides: of their keys, and of those that tracking adds. Paths are data; text is in MONAI's own language
+            (``drr2ct.pipeline.running.plain.as_data`` makes it data).
         tracking: ``mlflow``, or settings of another or their file, as MONAI's ``run`` takes them.
 
     Raises:
         InputError: for an override whose key is in none of the files (MONAI ignores those at the top level), or that
             no argument of its component has, or that puts something else where a number or a switch stands.
     """
+    overrides = {key: paths_as_data(value) for key, value in overrides.items()}
     parser = ConfigParser(ConfigParser.load_config_files([str(path) for path in config_files]))
     config: dict[str, Any] = parser.config  # type: ignore[assignment]
     known = set(config)
@@ -277,7 +280,7 @@ def run_bundle(config_files: Sequence[str | Path], overrides: Mapping[str, Any],
 
     Args:
         config_files: merged in order.
-        overrides: of any key; must give ``output_dir`` if the configuration is kept.
+        overrides: of any key, as of :func:`merged_config`; must give ``output_dir`` if the configuration is kept.
         keep_config: write ``config.yaml`` into ``output_dir``.
 
     Returns:
@@ -292,7 +295,7 @@ def run_bundle(config_files: Sequence[str | Path], overrides: Mapping[str, Any],
         config_file=[str(path) for path in config_files],
         meta_file=str(bundle_file("configs/metadata.json")),
         logging_file=False,  # the caller's logging stays as it is
-        **overrides,
+        **{key: paths_as_data(value) for key, value in overrides.items()},
     )
     try:
         workflow.initialize()

@@ -25,10 +25,21 @@ def disk_is_full(error: OSError) -> bool:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, then what it was raised from or in the handling of, down to the first."""
+    """An exception, then what it was raised from or in the handling of, down to the first; each once.
+
+    What is raised from itself, or from what it has caused, is a circle.
+    """
+    seen: list[BaseException] = []
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        seen.append(error)
+        before = (error.__cause__, error.__context__)
+        error = next((one for one in before if one is not None and not any(one is other for other in seen)), None)
+
+
+def origin(mistake: BaseException, error: BaseException) -> BaseException | None:
+    """What to raise a mistake from that was found behind an error: what it had before, if it is one of its causes."""
+    return mistake.__cause__ if any(cause is mistake for cause in causes(error)) else error
 
 
 class MachineFaultError(InputError):
@@ -57,6 +68,8 @@ def explain_fault(error: BaseException | None) -> InputError | None:
                 f"the disk is full{where}; what was complete before is intact: free space, or set output_dir and "
                 "cache_dir elsewhere, and give the same command again."
             )
+        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+            return InputError(f"a name is too long for the file system{where}; give a shorter one.")
         if isinstance(cause, OSError) and cause.errno == errno.EROFS:
             return MachineFaultError(
                 f"the file system is read-only{where}; what was complete before is intact: make it writable, or set "

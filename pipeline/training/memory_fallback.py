@@ -230,7 +230,7 @@ def run_training(
         [saved_config],
         {
             **reduction.overrides,
-            "output_dir": str(output_dir),
+            "output_dir": Path(output_dir),
             "resume": written,
             "reductions": [*reductions, reduction.name],
         },

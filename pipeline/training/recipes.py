@@ -301,7 +301,7 @@ def train_growing(
         folder = Path(overrides["output_dir"]) / f"stages{stages}"
         last = folder / "checkpoints" / "last.pt"
         if not finished(last, epochs):
-            coarse = {"coarse_stages": stages, "output_dir": str(folder), "train#trainer#max_epochs": epochs}
+            coarse = {"coarse_stages": stages, "output_dir": folder, "train#trainer#max_epochs": epochs}
             run_bundle(files, {**shared, **before, **coarse})
-        before = {"transfer_from": str(last)}
+        before = {"transfer_from": last}
     run_bundle(config_files, {**overrides, **before})

@@ -27,6 +27,7 @@ from drr2ct.pipeline.pictures.scales import DOUBT_COLOURS, DOUBT_RANGE, ERROR_CO
 from drr2ct.pipeline.reconstruction import reconstruct as run_reconstruct
 from drr2ct.pipeline.running.bundle import bundle_file, find_input_error, merged_config
 from drr2ct.pipeline.running.faults import causes, disk_is_full, explain_fault
+from drr2ct.pipeline.running.plain import as_data
 from drr2ct.pipeline.volumes.dicom_output import write_dicom_series
 from drr2ct.pipeline.volumes.files import read_volume, write_volume
 from drr2ct.pipeline.web.decisions import refusal, sorted_sentences
@@ -290,7 +291,8 @@ def _reading(settings: Mapping[str, Any], order: Sequence[int] | None, film: int
 def _preprocessing(checkpoint: str, settings: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """The reading of ``inference.yaml``, so that the page shows what ``reconstruct`` will do."""
     config = [bundle_file("configs/inference.yaml")]
-    parser = ConfigParser(merged_config(config, {"checkpoint": checkpoint, **settings}))
+    given = {"checkpoint": checkpoint, **settings}
+    parser = ConfigParser(merged_config(config, {key: as_data(value) for key, value in given.items()}))
     return parser.get_parsed_content("preprocessing")
 
 

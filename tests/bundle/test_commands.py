@@ -247,6 +247,23 @@ def test_radiographs_that_cannot_be_used(command, run: Path, radiographs: list[P
     assert_one_sentence(reconstruct(cut, lateral), "cut.png")
 
 
+def test_the_one_patient_of_a_folder_lacks_a_radiograph(
+    command, run: Path, radiographs: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "films" / "p1"
+    folder.mkdir(parents=True)
+    shutil.copy(radiographs[1], folder / "lat.png")
+    checkpoint = run / "checkpoints" / "best_psnr.pt"
+    options = ["reconstruct", folder.parent, "--checkpoint", checkpoint, "--output", tmp_path / "out"]
+    assert_one_sentence(command(*options), "does not exist")
+    (folder / "pa.png").touch()
+    assert_one_sentence(command(*options), "is an empty file")
+    named = ["--set", f"radiographs=[{tmp_path / 'none.png'},{radiographs[1]}]"]
+    assert_one_sentence(
+        command("reconstruct", *named, "--checkpoint", checkpoint, "--output", tmp_path / "o.nii"), "does not exist"
+    )
+
+
 @pytest.mark.slow
 def test_the_job_runs_as_monai_bundle_run(dataset: Path, radiographs: list[Path], tmp_path: Path) -> None:
     def monai(config: str, *arguments: object, overlay: str | None = None) -> subprocess.CompletedProcess[str]:
