@@ -38,6 +38,7 @@ from drr2ct.transforms.radiographs.orientation import (
     is_lateral,
     orientation_scores,
     side_note,
+    turn_of_axes,
 )
 from drr2ct.transforms.radiographs.saturation import NOTED, censored_difference, clipping_notes, find_clipping
 from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM
@@ -110,7 +111,10 @@ def turn_by_looks(
             both.
     """
     calibrated = film.intensity == "line_integral"
-    sides = () if film.oriented or is_lateral(film.view) or calibrated else (side_note(film.name),)
+    axes, marked = film.pixels.metadata.get("nifti_axes"), film.pixels.metadata.get("marked", False)
+    by_affine = not turn_of_axes(axes or "", marked).as_stored
+    known_side = film.oriented or by_affine or is_lateral(film.view) or (calibrated and marked)
+    sides = () if known_side else (side_note(film.name),)
     known = False if calibrated else inverted
     if film.usual is None:
         if decide and not (calibrated or film.oriented):
@@ -132,7 +136,7 @@ def turn_by_looks(
     if not turnable:
         scores = {state: score for state, score in scores.items() if state.as_stored}
     try:
-        best, notes = choose_orientation(scores, film.view, film.path, known)
+        best, notes = choose_orientation(scores, film.view, film.path, known, None if by_affine else axes)
     except InputError as unclear:
         if turnable and not calibrated:
             raise

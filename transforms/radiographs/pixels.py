@@ -166,6 +166,8 @@ def with_units(
     Raises:
         InputError: as :func:`plain_range`, and for more pixels than any film has.
     """
+    if own is not None:
+        metadata = {**metadata, "marked": True}
     if values.dtype.kind in "iu" and values.dtype.itemsize > 2 and values.min() >= 0 and values.max() < 2**16:
         values = values.astype(np.uint16)  # writers that know no shorter integers
     low, high, bits = plain_range(values, path)
