@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from drr2ct.transforms.validation import InputError
 
@@ -20,6 +20,10 @@ LARGEST_LINE_INTEGRAL = 16.0
 
 LEAST_LINE_INTEGRAL = 2.0
 """What the densest part of a chest has at least: 10 cm of water; less is another unit (cm⁻¹), or a picture."""
+
+AIR_NOISE = 0.05
+"""How far below zero noise in air may take line integrals, and pictures that begin at zero, in parts of their greatest
+number: normalised pictures begin far lower."""
 
 MAX_PIXELS = 2**27
 """Of one picture: four times the finest mammograms. More is a mistake, or a file made to fill the memory."""
@@ -141,6 +145,11 @@ def display_range(values: np.ndarray, path: Path) -> tuple[float, float]:
     return 0.0, next((full for full in _FULL_SCALES if high <= full), high)
 
 
+def _begins_at_zero(values: Float[np.ndarray, " pixels"]) -> bool:
+    """Whether nothing lies below zero but what noise in air makes of it, and single pixels."""
+    return bool(values.max() > 0 and np.percentile(values, 0.1) >= -AIR_NOISE * values.max())
+
+
 def with_units(
     values: np.ndarray,
     path: Path,
@@ -173,6 +182,11 @@ def with_units(
     low, high, bits = plain_range(values, path)
     finite = values[np.isfinite(values)] if bits is None else values
     intensity = reading.intensity
+    unknown = bits is None and own is None and intensity in ("auto", "display")
+    if unknown and finite.size and finite.min() < 0 and _begins_at_zero(finite):
+        below = float((finite < 0).mean())
+        notes = (*notes, f"{path.name}: {below:.2%} of its pixels lie below 0, as noise in air does: taken as 0.")
+        values, finite = np.maximum(values, 0), np.maximum(finite, 0)
     if intensity == "auto":
         intensity, why = _decide(finite, path, own, bits, metadata["format"])
         notes = (*notes, f"{path.name} was read as {intensity}: {why}.")
