@@ -17,7 +17,7 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz", *_PAIR)
 
 _MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
 _PLAUSIBLE_MM = (0.05, 20.0)
-"""Between these every CT's voxels are."""
+"""Between these every CT's voxels are, and every radiograph's pixels."""
 _SAME_DIRECTION = 0.5
 """Cosine between the axes of two forms: below, they name other sides."""
 _GZIP = b"\x1f\x8b"
@@ -83,6 +83,23 @@ def open_nifti(path: Path) -> Any:
     raise ImageFileError("not a NIfTI file")
 
 
+def to_millimetres(header: nib.Nifti1Header, size: float) -> tuple[float, str]:
+    """Factor from a header's unit of length, and what was decided; 1 and nothing for millimetres, or if none is known.
+
+    Args:
+        header: of the file.
+        size: the largest edge of a voxel in the file's numbers, which tells whether they are in that unit at all.
+    """
+    unit = header.get_xyzt_units()[0]
+    factor = _MILLIMETRES.get(unit, 1.0)
+    if factor == 1.0:
+        return 1.0, ""
+    low, high = _PLAUSIBLE_MM
+    if low <= size <= high and not low <= size * factor <= high:
+        return 1.0, f"units of {unit}s in the header, but the numbers are millimetres"
+    return factor, f"converted from {unit}s to millimetres"
+
+
 def _turned(first: Float[np.ndarray, "4 4"], second: Float[np.ndarray, "4 4"]) -> bool:
     """Whether an axis of the voxels points elsewhere by one affine than by another."""
     axes = [form[:3, :3] / np.maximum(np.linalg.norm(form[:3, :3], axis=0), 1e-12) for form in (first, second)]
@@ -132,16 +149,9 @@ def nifti_geometry(image: Any) -> NiftiGeometry:
     if not isinstance(header, nib.Nifti1Header):
         return NiftiGeometry(affine, shape, (), "Analyze, which has no orientation; convert the CT to NIfTI from DICOM")
     notes = []
-    unit = header.get_xyzt_units()[0]
-    factor = _MILLIMETRES.get(unit, 1.0)
-    if factor != 1.0:
-        size = float(np.linalg.norm(affine[:3, :3], axis=0).max())
-        low, high = _PLAUSIBLE_MM
-        if low <= size <= high and not low <= size * factor <= high:
-            notes.append(f"units of {unit}s in the header, but the numbers are millimetres")
-            factor = 1.0
-        else:
-            notes.append(f"converted from {unit}s to millimetres")
+    factor, converted = to_millimetres(header, float(np.linalg.norm(affine[:3, :3], axis=0).max()))
+    if converted:
+        notes.append(converted)
     q_code, s_code = int(header["qform_code"]), int(header["sform_code"])
     problem = ""
     if q_code == 0 and s_code == 0:

@@ -10,8 +10,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from drr2ct.transforms.nifti import to_millimetres
 from drr2ct.transforms.quiet import quiet_libraries
-from drr2ct.transforms.radiographs.picture import decode_picture, decode_tiff, is_picture
+from drr2ct.transforms.radiographs.picture import decode_picture, decode_tiff, is_picture, one_channel
 from drr2ct.transforms.radiographs.pixels import Pixels, Reading, check_size, with_units
 from drr2ct.transforms.validation import InputError
 
@@ -78,24 +79,67 @@ def _decode_nifti(path: Path, reading: Reading) -> Pixels:
     try:
         with quiet_libraries():
             image: Any = nib.load(path)  # nibabel types it as a base class without these attributes
-            if any(count > MOST_VIEWS for count in image.shape[2:]):
+            axes = [axis for axis, count in enumerate(image.shape) if count != 1]
+            shape = tuple(image.shape[axis] for axis in axes)
+            if any(count > MOST_VIEWS for count in shape[2:]):
                 raise InputError(
                     f"radiograph {path} is a volume of {'×'.join(map(str, image.shape))} voxels, such as a CT; give "
                     "a radiograph."
                 )
-            for count in image.shape[2:]:
-                check_size(path, image.shape[0], image.shape[1] * count)
-            stored, spacing = np.asanyarray(image.dataobj), image.header.get_zooms()
+            if len(shape) not in (2, 3):
+                raise InputError(f"radiograph {path} is a NIfTI image of shape {image.shape}; one 2-D slice is needed.")
+            check_size(path, shape[0], shape[1] * (shape[2] if len(shape) > 2 else 1))
+            values = np.asanyarray(image.dataobj).reshape(shape).transpose()
+            metadata, notes = _nifti_facts(image, (axes[0], axes[1]), path.name)
     except InputError:
         raise
     except Exception as error:  # nibabel and gzip raise a dozen kinds for damaged files
         raise InputError(f"radiograph {path} is not a readable NIfTI image ({error}); export it again.") from error
-    while stored.ndim > 2 and stored.shape[-1] == 1:
-        stored = stored[..., 0]
-    if stored.ndim not in (2, 3):
-        raise InputError(f"radiograph {path} is a NIfTI image of shape {image.shape}; one 2-D slice is needed.")
-    metadata: dict[str, Any] = {"format": "NIfTI", "pixel_spacing_mm": (float(spacing[1]), float(spacing[0]))}
-    # 1 mm is what writers fill in that know no spacing
-    metadata["pixel_spacing_plane"] = "unstated" if metadata["pixel_spacing_mm"] == (1.0, 1.0) else "detector"
+    if values.dtype.names:
+        alpha = "; its alpha channel was ignored" if "A" in values.dtype.names else ""
+        values, found = one_channel(np.stack([values[colour] for colour in "RGB"], axis=-1), 255.0, path, reading)
+        notes.append(f"{path.name} was read as grey: {found}{alpha}.")
     own = "line_integral" if bytes(image.header["descrip"].tobytes()).startswith(NIFTI_MARK) else None
-    return with_units(stored.transpose(), path, reading, own, metadata)
+    return with_units(values, path, reading, own, metadata, notes=tuple(notes))
+
+
+def _nifti_facts(image: Any, axes: tuple[int, int], name: str) -> tuple[dict[str, Any], list[str]]:
+    """Pitch, and where columns and rows run, as a NIfTI's header states them; sentences on what was decided.
+
+    Args:
+        image: of nibabel.
+        axes: that hold the columns and the rows.
+        name: of the file, for sentences.
+    """
+    zooms = [float(image.header.get_zooms()[axis]) for axis in reversed(axes)]
+    factor, converted = to_millimetres(image.header, max(zooms))
+    notes = [f"{name}: pixel pitch {converted}."] if converted else []
+    metadata: dict[str, Any] = {
+        "format": "NIfTI",
+        "pixel_spacing_mm": (zooms[0] * factor, zooms[1] * factor),
+        # 1 mm is what writers fill in that know no spacing
+        "pixel_spacing_plane": "unstated" if zooms == [1.0, 1.0] else "detector",
+    }
+    stated = _directions(image.header, axes)
+    if len(stated) > 1:
+        notes.append(f"{name} has a qform and an sform that name other directions, so neither is used for its turn.")
+    letters = stated.pop() if len(stated) == 1 else ""
+    if "H" in letters or "F" in letters:
+        metadata["patient_orientation"] = tuple(letters)
+    else:
+        metadata["nifti_axes"] = letters
+    return metadata, notes
+
+
+def _directions(header: nib.Nifti1Header, axes: tuple[int, int]) -> set[str]:
+    """Where columns and rows run, by the sform and the qform, each in DICOM's letters; without those that are unset."""
+    found = set()
+    for form in (header.get_sform, header.get_qform):
+        try:
+            affine, code = form(coded=True)
+            letters = [nib.aff2axcodes(affine, labels=(("L", "R"), ("P", "A"), ("F", "H")))[axis] for axis in axes]
+        except (ValueError, TypeError, IndexError, np.linalg.LinAlgError):  # unset, or no rotation; or a later axis
+            continue
+        if code and all(letters):
+            found.add("".join(letters))
+    return found

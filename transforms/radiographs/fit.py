@@ -105,6 +105,11 @@ def place_by_pitch(film: Film) -> Film:
         # where nothing says how large a pixel is, what is left after cropping is all there is
         inside = covered_rectangle(covered)
         image, covered = image[inside], covered[inside]
+        if facts.get("format") == "NIfTI":
+            film = film.saying(
+                f"{film.name} states a pitch of exactly 1 mm, which writers fill in that know none: it was not used; "
+                "if it is right, state it (--pixel-spacing-mm 1)."
+            )
     view, shape = film.view, (image.shape[0], image.shape[1])
     if states_pitch(facts, film.stated) or film.intensity == "line_integral":  # of this project: from edge to edge
         pixel_mm, notes = pixel_size_on_detector(facts, view, shape, film.stated)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from drr2ct.transforms.geometry import View
 from drr2ct.transforms.radiographs.film import Film
+from drr2ct.transforms.radiographs.orientation import turn_of_axes
 from drr2ct.transforms.validation import InputError
 
 OBLIQUE_DEG = 20.0
@@ -260,8 +261,9 @@ def turn_upright(
 ) -> tuple[Float[Tensor, "r c"], list[str]]:
     """Turn an image as the geometry has it: row 0 cranial, columns along the view's detector axis.
 
-    DICOM's Patient Orientation (PS3.3 C.7.6.1.1.1) decides where the file has it. Without it the image stays as it
-    is, except a lateral from the opposite side, which is mirrored.
+    DICOM's Patient Orientation (PS3.3 C.7.6.1.1.1), or a NIfTI's affine
+    (:func:`~drr2ct.transforms.radiographs.orientation.turn_of_axes`), decides where the file has it. Without it the
+    image stays as it is, except a lateral from the opposite side, which is mirrored.
 
     Args:
         image: as it was read.
@@ -294,9 +296,11 @@ def turn_upright(
             f"{name} is {_POSITIONS[view_kind(metadata)][0]}, used for view {view.name} from the opposite side: what "
             "is near the detector and what is far from it are magnified the other way round."
         )
+    axes_turn = turn_of_axes(metadata.get("nifti_axes", ""), metadata.get("marked", False))
     directions = [_direction(letters) for letters in metadata.get("patient_orientation", ())]
     if len(directions) == 2 and all(direction is not None for direction in directions):
         stated = "\\".join(metadata["patient_orientation"])
+        where = "NIfTI orientation" if metadata.get("format") == "NIfTI" else "Patient Orientation"
         # along increasing columns and increasing rows, in the detector's own axes
         axes = np.stack(view.detector_axes)
         turn = np.stack([axes @ direction for direction in directions])
@@ -305,7 +309,7 @@ def turn_upright(
             image, turn = image.T, turn[::-1]
         if min(abs(turn[0, 0]), abs(turn[1, 1])) < 0.5:
             raise InputError(
-                f"radiograph {metadata['filename_or_obj']} has Patient Orientation {stated}, which view {view.name} "
+                f"radiograph {metadata['filename_or_obj']} has {where} {stated}, which view {view.name} "
                 f"from {view.gantry_angle_deg:g}° cannot have; check the order of the files."
             )
         flips = [axis for axis, cosine in ((1, turn[0, 0]), (0, turn[1, 1])) if cosine < 0]
@@ -316,7 +320,15 @@ def turn_upright(
                 *(["transposed"] if transposed else []),
                 *(["mirrored", "turned upside down"][1 - a] for a in flips),
             ]
-            notes.append(f"{name} was {' and '.join(done)}, because its Patient Orientation is {stated}.")
+            notes.append(f"{name} was {' and '.join(done)}, because its {where} is {stated}.")
+    elif not axes_turn.as_stored:
+        image = axes_turn.turn(image)
+        notes.append(
+            f"{name} was {axes_turn}, because its affine's axes are {metadata['nifti_axes']}, and LP where images are "
+            "stored as they are shown; if that is made up, say how the picture lies (--orientation as-is if upright)."
+        )
+    elif "A" in metadata.get("nifti_axes", ""):
+        notes.append(f"{name}: its affine's axes are {metadata['nifti_axes']}, which says nothing of how it lies.")
     elif opposite and abs(math.sin(math.radians(view.gantry_angle_deg))) > math.sqrt(0.5):
         image = image.flip(1)
         notes.append(f"{name} was mirrored: it does not state its orientation, and is taken as seen from the detector.")

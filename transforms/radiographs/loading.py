@@ -40,6 +40,7 @@ from drr2ct.transforms.radiographs.looks import (
     bring_together,
     fill_burned_in,
     know_what_is_clipped,
+    read_as_one_kind,
     turn_as_told,
     turn_by_looks,
 )
@@ -179,6 +180,8 @@ class LoadRadiographsd(MapTransform):
         films = self._decoded([files] if isinstance(files, (str, Path)) else list(files))
         _check_pictures(films, self.fit == "pitch", self.check_order)
         films = check_identity(films, self.check_header)
+        if self.check_order:
+            films = read_as_one_kind(films, self.fit == "detector", self.inverted)
         # each film on its own pixels, as stored
         films = [
             leave_collimation_out(film)

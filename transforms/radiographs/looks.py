@@ -38,6 +38,7 @@ from drr2ct.transforms.radiographs.orientation import (
     is_lateral,
     orientation_scores,
     side_note,
+    turn_of_axes,
 )
 from drr2ct.transforms.radiographs.saturation import NOTED, censored_difference, clipping_notes, find_clipping
 from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM
@@ -86,6 +87,44 @@ def turn_as_told(film: Film, orientation: str, feet_first: bool) -> Film:
     )
 
 
+def read_as_one_kind(films: Sequence[Film], edge_to_edge: bool, inverted: Sequence[bool | None]) -> list[Film]:
+    """Numbers that were guessed to be line integrals by their range are a picture if one of them cannot be those.
+
+    That is one that looks inverted (line integrals are high where a patient is dense), or whose range is that of a
+    picture: views of one patient that nothing is said of are of one kind.
+
+    Args:
+        films: on their own pixels, as stored.
+        edge_to_edge: they cover the detector exactly.
+        inverted: what the user says of each, see :func:`turn_by_looks`.
+    """
+    guessed = [film for film in films if film.pixels.guessed]
+    pictures = [film.name for film in guessed if film.intensity == "display"]
+    upside = [film.name for film, said in zip(films, inverted, strict=True) if _dense_is_low(film, edge_to_edge, said)]
+    if not (pictures or upside):
+        return list(films)
+    why = f"{upside[0]} is low where the patient is dense" if upside else f"{pictures[0]} is a picture by its range"
+    return [
+        replace(film, pixels=film.pixels.as_picture(film.name, why))
+        if film.pixels.guessed and film.intensity == "line_integral"
+        else film
+        for film in films
+    ]
+
+
+def _dense_is_low(film: Film, edge_to_edge: bool, inverted: bool | None) -> bool:
+    """Whether what was guessed to be line integrals looks clearly more usual inverted, or is said to be."""
+    if not film.pixels.guessed or film.intensity != "line_integral":
+        return False
+    if inverted is not None or film.usual is None:
+        return bool(inverted)
+    template = np.asarray(film.usual["thumbnail"], dtype=np.float32)
+    detector_mm = film.view.detector_size[0] * film.view.pixel_pitch_mm
+    scores = orientation_scores(_seen(film), template, detector_mm, _pixel_mm(film, edge_to_edge))
+    low, high = (max(score for state, score in scores.items() if state.inverted == way) for way in (True, False))
+    return low > max(LIKENESS, high + DOUBTED)
+
+
 def turn_by_looks(
     film: Film,
     falling: Callable[[], Film],
@@ -110,7 +149,10 @@ def turn_by_looks(
             both.
     """
     calibrated = film.intensity == "line_integral"
-    sides = () if film.oriented or is_lateral(film.view) or calibrated else (side_note(film.name),)
+    axes, marked = film.pixels.metadata.get("nifti_axes"), film.pixels.metadata.get("marked", False)
+    by_affine = not turn_of_axes(axes or "", marked).as_stored
+    known_side = film.oriented or by_affine or is_lateral(film.view) or (calibrated and marked)
+    sides = () if known_side else (side_note(film.name),)
     known = False if calibrated else inverted
     if film.usual is None:
         if decide and not (calibrated or film.oriented):
@@ -132,7 +174,7 @@ def turn_by_looks(
     if not turnable:
         scores = {state: score for state, score in scores.items() if state.as_stored}
     try:
-        best, notes = choose_orientation(scores, film.view, film.path, known)
+        best, notes = choose_orientation(scores, film.view, film.path, known, None if by_affine else axes)
     except InputError as unclear:
         if turnable and not calibrated:
             raise

@@ -161,7 +161,11 @@ def orientation_scores(
 
 
 def choose_orientation(
-    scores: dict[Orientation, float], view: View, path: str | Path, inverted: bool | None = None
+    scores: dict[Orientation, float],
+    view: View,
+    path: str | Path,
+    inverted: bool | None = None,
+    axes: str | None = None,
 ) -> tuple[Orientation, list[str]]:
     """The state that looks most like the training radiographs, if it clearly does.
 
@@ -170,6 +174,7 @@ def choose_orientation(
         view: whose radiograph it is; frontal pictures are turned but not mirrored.
         path: of the file, for what is said.
         inverted: what is known of the polarity; None leaves it to looks.
+        axes: of a NIfTI that does not state how the patient lies, see :func:`turn_of_axes`; None for other files.
 
     Returns:
         The state, and sentences on what was done, or on what could not be known.
@@ -197,7 +202,12 @@ def choose_orientation(
             f"it cannot be told how radiograph {path} has to be turned for view {view.name} ({listed}); turn it "
             "head up, a lateral with the patient facing left, and say so (--orientation as-is)."
         )
-    notes = _notes(best, groups[best], view, Path(path).name)
+    score, why = groups[best], ""
+    if not lateral and axes is not None:
+        best, why = _as_arrays_are_saved(best, axes)
+    notes = _notes(best, score, view, Path(path).name)
+    if why:
+        notes.append(f"{Path(path).name}: {why}.")
     if not lateral:
         apart = allowed.get(_flipped(best), -1.0) - allowed[best]
         if apart > HEART_MARGIN:
@@ -206,6 +216,37 @@ def choose_orientation(
                 "check the marker, its sides may be exchanged."
             )
     return best, notes
+
+
+def turn_of_axes(axes: str, marked: bool) -> Orientation:
+    """The turn that a NIfTI's affine states in the axial plane, in which ITK and this project put 2-D images (``LP``).
+
+    No radiograph lies in that plane, so the two axes can only say how the stored picture differs from one that viewers
+    show as it is. Of files that are not of this project the mirror image alone is believed: ``RA`` is what an array
+    with a made-up affine of positive pitches has, and ``LA`` what converters fill in; which of their sides is up, looks
+    decide.
+
+    Args:
+        axes: where columns and rows run, two letters of RAS+; empty if the file does not say.
+        marked: the file was written by this project, as ``LP``, and has been reoriented since.
+    """
+    if len(axes) != 2:
+        return Orientation()
+    transposed = axes[0] in "AP"
+    turn = Orientation(transposed, upside_down="A" in axes, mirrored="R" in axes)
+    return turn if marked or not turn.upside_down else Orientation(transposed)
+
+
+def _as_arrays_are_saved(best: Orientation, axes: str) -> tuple[Orientation, str]:
+    """The mirror image of a turn, where a NIfTI is more likely to hold that than a turned film, and why."""
+    half, clockwise = Orientation(upside_down=True, mirrored=True), Orientation(transposed=True, mirrored=True)
+    if best.turn_alone == half and axes in ("", "LA"):
+        why = "its rows were reversed rather than rotated by 180°, as converters from DICOM store them"
+        return replace(best, mirrored=False), why
+    if best.turn_alone == clockwise and axes in ("", "LA", "RA"):
+        why = "its rows and columns were exchanged rather than rotated by 90°, as of an array saved row by row"
+        return replace(best, mirrored=False), why
+    return best, ""
 
 
 def side_note(name: str) -> str:

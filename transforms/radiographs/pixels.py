@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from drr2ct.transforms.validation import InputError
 
@@ -20,6 +20,10 @@ LARGEST_LINE_INTEGRAL = 16.0
 
 LEAST_LINE_INTEGRAL = 2.0
 """What the densest part of a chest has at least: 10 cm of water; less is another unit (cm⁻¹), or a picture."""
+
+AIR_NOISE = 0.05
+"""How far below zero noise in air may take line integrals, and pictures that begin at zero, in parts of their greatest
+number: normalised pictures begin far lower."""
 
 MAX_PIXELS = 2**27
 """Of one picture: four times the finest mammograms. More is a mistake, or a file made to fill the memory."""
@@ -85,6 +89,7 @@ class Pixels:
         counts_fall: higher numbers mean less X-ray intensity; None if the file does not say.
         covered: where the file has a picture at all (not transparent, padded or shuttered); None for everywhere.
         notes: sentences about what was decided.
+        guessed: floating-point numbers of which nobody says what they mean, so that their range decided it.
     """
 
     values: np.ndarray
@@ -97,6 +102,20 @@ class Pixels:
     counts_fall: bool | None = None
     covered: Bool[np.ndarray, "rows columns"] | None = None
     notes: tuple[str, ...] = field(default=())
+    guessed: bool = False
+
+    def as_picture(self, name: str, why: str) -> Pixels:
+        """What was guessed to be line integrals as a picture from the least to the greatest of its numbers.
+
+        Args:
+            name: of the file.
+            why: it is none of those.
+        """
+        seen = self.values[np.isfinite(self.values)]
+        low, high = float(seen.min()), float(seen.max())
+        note = f"{name} was read as a picture from {low:.3g} to {high:.3g} and not as line integrals: {why}."
+        notes = (*(said for said in self.notes if not said.startswith(_read_as(name, self.intensity))), note)
+        return replace(self, intensity="display", low=low, high=high, notes=notes)
 
 
 def plain_range(values: np.ndarray, path: Path) -> tuple[float, float, int | None]:
@@ -134,11 +153,21 @@ def display_range(values: np.ndarray, path: Path) -> tuple[float, float]:
             f"{LARGEST_LINE_INTEGRAL:g}) and too small for a picture from 0 to 255; export it in one of these units."
         )
     for bound in (1.0, 1024.0):
-        if -bound <= low < 0 and high <= bound:
+        scaled = bound == 1.0 or max(-low, high) > LARGEST_LINE_INTEGRAL  # what is far smaller was not scaled to that
+        if -bound <= low < 0 and high <= bound and scaled:
             return -bound, bound
     if low < 0:
         return low, high
     return 0.0, next((full for full in _FULL_SCALES if high <= full), high)
+
+
+def _read_as(name: str, intensity: str) -> str:
+    return f"{name} was read as {intensity}"
+
+
+def _begins_at_zero(values: Float[np.ndarray, " pixels"]) -> bool:
+    """Whether nothing lies below zero but what noise in air makes of it, and single pixels."""
+    return bool(values.max() > 0 and np.percentile(values, 0.1) >= -AIR_NOISE * values.max())
 
 
 def with_units(
@@ -166,19 +195,27 @@ def with_units(
     Raises:
         InputError: as :func:`plain_range`, and for more pixels than any film has.
     """
+    if own is not None:
+        metadata = {**metadata, "marked": True}
     if values.dtype.kind in "iu" and values.dtype.itemsize > 2 and values.min() >= 0 and values.max() < 2**16:
         values = values.astype(np.uint16)  # writers that know no shorter integers
     low, high, bits = plain_range(values, path)
     finite = values[np.isfinite(values)] if bits is None else values
     intensity = reading.intensity
+    guessed = bits is None and own is None and intensity == "auto"
+    unknown = bits is None and own is None and intensity in ("auto", "display")
+    if unknown and finite.size and finite.min() < 0 and _begins_at_zero(finite):
+        below = float((finite < 0).mean())
+        notes = (*notes, f"{path.name}: {below:.2%} of its pixels lie below 0, as noise in air does: taken as 0.")
+        values, finite = np.maximum(values, 0), np.maximum(finite, 0)
     if intensity == "auto":
         intensity, why = _decide(finite, path, own, bits, metadata["format"])
-        notes = (*notes, f"{path.name} was read as {intensity}: {why}.")
+        notes = (*notes, f"{_read_as(path.name, intensity)}: {why}.")
     if intensity == "display" and bits is None and finite.size:
         low, high = display_range(finite, path)
         if (low, high) != (0.0, 1.0):
             notes = (*notes, f"{path.name} holds floating-point numbers, taken as a picture from {low:g} to {high:g}.")
-    return Pixels(values, low, high, bits, intensity, metadata, dark_is_high, covered=covered, notes=notes)
+    return Pixels(values, low, high, bits, intensity, metadata, dark_is_high, None, covered, notes, guessed)
 
 
 def _decide(values: np.ndarray, path: Path, own: str | None, bits: int | None, kind: str) -> tuple[str, str]:

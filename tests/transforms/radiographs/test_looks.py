@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -254,3 +255,42 @@ def test_a_header_that_looks_wrong_is_followed_and_doubted(tmp_path):
         warnings = load(*files)["warnings"]
         assert warnings.count("if the header is wrong") == bool(warned)
         assert f"{warned}.dcm lies as its Patient Orientation says, but looks more like" in warnings or not warned
+
+
+def floating(path: Path, values: torch.Tensor) -> Path:
+    tifffile.imwrite(path, values.float().numpy())
+    return path
+
+
+def test_logarithms_of_counts_are_no_line_integrals_though_their_range_is(tmp_path):
+    """The lateral's reach below zero, so that its range alone makes a picture of it, and the other's does not."""
+    logs = [6.5 - image[FIELD] for image in line_integrals()]
+    assert logs[0].min() > 0 > logs[1].min() + 0.05 * logs[1].max()
+    found = load(*(floating(tmp_path / f"{i}.tif", x) for i, x in enumerate(logs)), pixel_spacing_mm=PITCH)
+    said = found["assumptions"]
+    assert "0.tif was read as a picture" in said and "and not as line integrals: " in said
+    assert "0.tif was inverted" in said and "1.tif was inverted" in said
+    assert "was read as line_integral" not in said and "from -1024" not in said
+    for index, image in enumerate(line_integrals()):
+        assert np.corrcoef(found["image"][index].numpy()[FIELD].ravel(), image[FIELD].numpy().ravel())[0, 1] > 0.5
+
+
+def test_one_inverted_view_makes_pictures_of_both(tmp_path):
+    pa, lateral = (image[FIELD] for image in line_integrals())
+    files = [floating(tmp_path / "pa.tif", 10 - pa), floating(tmp_path / "lat.tif", lateral)]
+    said = load(*files, pixel_spacing_mm=PITCH)["assumptions"]
+    assert "lat.tif was read as a picture" in said and "pa.tif is low where the patient is dense" in said
+    assert "pa.tif was inverted" in said and "lat.tif was inverted" not in said
+    declared = load(*files, pixel_spacing_mm=PITCH, intensity="line_integral")
+    assert "read as a picture" not in declared["assumptions"]
+    told = load(*files, pixel_spacing_mm=PITCH, inverted=False)  # dense is bright, says the user
+    assert "read as a picture" not in told["assumptions"]
+
+
+def test_line_integrals_without_a_mark_stay_what_they_are_and_their_side_is_said(tmp_path):
+    files = [floating(tmp_path / f"{i}.tif", image[FIELD]) for i, image in enumerate(line_integrals())]
+    found = load(*files, pixel_spacing_mm=PITCH)
+    torch.testing.assert_close(found["image"][0].as_tensor()[FIELD], line_integrals()[0][FIELD], atol=1e-4, rtol=0)
+    said = "the patient's right is taken to be on the image's left"
+    assert f"0.tif: the marker is not read: {said}." in found["assumptions"]
+    assert f"1.tif: the marker is not read: {said}." not in found["assumptions"]

@@ -160,6 +160,24 @@ def test_floating_point_pictures(tmp_path: Path, low: float, high: float) -> Non
     assert (f"from {low:g} to {high:g}" in notes) == ((low, high) != (0.0, 1.0))
 
 
+@pytest.mark.parametrize(("top", "intensity"), [(8.0, "line_integral"), (1.0, "display"), (255.0, "display")])
+def test_noise_in_air_does_not_decide_what_numbers_mean(tmp_path: Path, top: float, intensity: str) -> None:
+    clean = (GREY - GREY.min()) / np.ptp(GREY) * 0.99 * top
+    noise = np.random.default_rng(0).normal(0, 0.003 * top, clean.shape)
+    noisy = np.where(clean < 0.1 * top, clean + noise - 0.1 * (clean == 0) * noise.max(), clean)
+    for name, values in (("clean.tif", clean), ("noisy.tif", noisy)):
+        tifffile.imwrite(tmp_path / name, values.astype(np.float32))
+    assert noisy.min() < 0
+    image, facts = read_radiograph(tmp_path / "noisy.tif")
+    expected = read_radiograph(tmp_path / "clean.tif")[0]
+    torch.testing.assert_close(image, expected, rtol=0, atol=0.02 * float(expected.max()))
+    assert facts["intensity"] == intensity
+    assert any("lie below 0, as noise in air does: taken as 0" in note for note in facts["assumptions"])
+    shifted = (clean - 0.4 * top).astype(np.float32)  # a normalised picture is none that begins at zero
+    tifffile.imwrite(tmp_path / "normalised.tif", shifted)
+    assert read_radiograph(tmp_path / "normalised.tif")[1]["intensity"] == "display"
+
+
 @pytest.mark.parametrize("intensity", ["auto", "line_integral", "display"])
 def test_a_thorax_of_40_is_refused_whatever_is_declared(tmp_path: Path, intensity: str) -> None:
     import nibabel as nib
