@@ -22,6 +22,23 @@ _BLACK = 0.2
 
 _BLURRED = 3  # pixels
 
+_EXACT = 0.012
+"""Difference that what is stored as one value may have: three steps of 8 bits, as JPEG makes them."""
+
+_FRAME = 3  # pixels that a frame has at least
+
+_TEXT = 0.08
+"""Part of a frame's line that may be text."""
+
+_AT_ONCE = 0.6
+"""Over how much of its length a frame must end within two pixels: outlines of bodies begin at a tenth."""
+
+_SHORT = 35 / 43
+"""A film's short side, in terms of its long one, is at least that."""
+
+_TOO_LONG = 1.3
+"""A picture whose sides differ by more than this factor holds more than a film."""
+
 _STRIP = 0.1
 """Part of an image that an unexposed strip at an edge may take, where what shines through is not the same all along."""
 
@@ -53,11 +70,12 @@ def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int
     """The part of an image that is not collimation: (first row, last row + 1, first column, last column + 1).
 
     A border is a straight run of rows or columns from an edge of the image, near-constant along and across, that ends
-    with a step over most of its length, brighter or darker than the image; or a strip that is denser than what is
-    beside it over nearly all of its length, whatever shines through it. Text or a marker on it does no harm. A slanted
-    one is found by :func:`find_slanted_borders`, a rounded one is not; nor is a border that looks like much of what it
-    touches, as a black one beside air does. Air beside a straight outline of a body is none: a body gets denser below
-    its outline, a picture beside a border does not.
+    with a step over most of its length, brighter or darker than the image; lines of one single value, as a frame or the
+    bars of a screenshot have, whatever they end at; or a strip that is denser than what is beside it over nearly all of
+    its length, whatever shines through it. Text or a marker on it does no harm. A slanted one is found by
+    :func:`find_slanted_borders`, a rounded one is not; nor is a border of several values that looks like much of what
+    it touches, as a black one beside air does. Air beside a straight outline of a body is none: a body gets denser
+    below its outline, a picture beside a border does not.
 
     Args:
         values: a radiograph in any unit; dense is high, as far as that is known.
@@ -65,13 +83,17 @@ def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int
     scaled = _scaled(values)
     if scaled is None:
         return 0, values.shape[0], 0, values.shape[1]
-    top, bottom, left, right = 0, scaled.shape[0], 0, scaled.shape[1]
+    top, bottom, left, right = _within_frame(scaled)
+    # the tones of what is left are measured without the frame's
+    first, picture = (top, left), _scaled(values[top:bottom, left:right])
+    if picture is None:
+        return top, bottom, left, right
     # a border of columns is only constant within the rows that are left, and the other way round
     for _ in range(3):
         before = (top, bottom, left, right)
-        inside = scaled[top:bottom, left:right]
+        inside = _part(picture, first, before)
         top, bottom = top + _border(inside), bottom - _border(inside[::-1])
-        inside = scaled[top:bottom, left:right].T
+        inside = _part(picture, first, (top, bottom, left, right)).T
         left, right = left + _border(inside), right - _border(inside[::-1])
         if (top, bottom, left, right) == before:
             break
@@ -92,6 +114,51 @@ def _scaled(values: Real[np.ndarray, "rows columns"]) -> np.ndarray | None:
         return None
     scaled: np.ndarray = ((np.asarray(values, dtype=np.float32) - low) / (high - low)).clip(0, 1)
     return scaled  # (rows, columns), float32
+
+
+def _within_frame(scaled: Float[np.ndarray, "rows columns"]) -> tuple[int, int, int, int]:
+    """What a frame leaves of an image, as of :func:`find_collimation`: lines at its edges that are of one value.
+
+    Where a side's lines end at once, all along, they are a frame, unless the sides beside it are of one value too:
+    then that may be air, and the end that of a CT which the picture was rendered from. A frame that has one width on
+    three sides has it on the fourth, however much air of its own value is there; and in a picture with bars on two
+    sides that is too long for a film, both are as wide as the narrower.
+    """
+    rows, columns = scaled.shape
+    sides = [_one_value(lines) for lines in (scaled, scaled[::-1], scaled.T, scaled.T[::-1])]
+    runs, air = [run for run, _ in sides], [run > 0 and not ends for run, ends in sides]
+    beside = [air[2] or air[3]] * 2 + [air[0] or air[1]] * 2  # what lies at the ends of a side may be air
+    widths = [run if ends and not known else 0 for (run, ends), known in zip(sides, beside, strict=True)]
+    same = sorted(runs)[:3]
+    if same[0] and same[2] <= same[0] + 1:
+        widths = [same[0]] * 4
+    for (i, j), along, across in (((0, 1), columns, rows), ((2, 3), rows, columns)):
+        least = min(runs[i], runs[j])
+        if least and not (widths[i] and widths[j]) and across > _TOO_LONG * along:
+            spare = int((across - along * _SHORT) / 2)  # leaves a film's shape
+            widths[i], widths[j] = (width or min(least, spare) for width in (widths[i], widths[j]))
+    top, bottom, left, right = widths
+    return top, rows - bottom, left, columns - right
+
+
+def _one_value(lines: Float[np.ndarray, "lines samples"]) -> tuple[int, bool]:
+    """How many of the first lines are of one value, but for text on them; and whether they end at once, all along."""
+    samples = lines[:, :: max(1, lines.shape[1] // 256)]
+    differs = np.abs(samples - np.median(samples[0])) > _EXACT
+    plain = differs.mean(axis=1) < _TEXT
+    run = int(np.argmin(plain))
+    if run < _FRAME or run > 0.45 * len(lines) or plain.all():
+        return 0, False
+    alive = differs[run:].any(axis=0)  # the rest belongs to other sides of the frame
+    return run, bool(differs[min(run + 2, len(lines) - 1), alive].mean() > _AT_ONCE)
+
+
+def _part(
+    picture: Float[np.ndarray, "r c"], first: tuple[int, int], field: tuple[int, int, int, int]
+) -> Float[np.ndarray, "rows columns"]:
+    """A field of an image, from a picture whose first pixel is the image's pixel ``first``."""
+    top, bottom, left, right = field
+    return picture[top - first[0] : bottom - first[0], left - first[1] : right - first[1]]
 
 
 def _border(scaled: Float[np.ndarray, "lines samples"]) -> int:

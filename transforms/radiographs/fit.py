@@ -48,7 +48,10 @@ def leave_collimation_out(film: Film) -> Film:
         notes.append(
             f"{film.name} has a slanted border on its {sides} side{'s' * (len(slanted) > 1)}, which was left out."
         )
-    return film.saying(*notes, covered=film.covered & field) if notes else film
+    if not notes:
+        return film
+    covered = film.covered & field
+    return film.saying(*notes, covered=covered, pixels=replace(film.pixels, covered=covered.numpy()))
 
 
 def turn_as_stated(film: Film, feet_first: bool, opposite_side: bool, strict: bool) -> Film:

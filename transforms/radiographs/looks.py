@@ -40,7 +40,13 @@ from drr2ct.transforms.radiographs.orientation import (
     side_note,
     turn_of_axes,
 )
-from drr2ct.transforms.radiographs.saturation import NOTED, censored_difference, clipping_notes, find_clipping
+from drr2ct.transforms.radiographs.saturation import (
+    NOTED,
+    censored_difference,
+    clipping_notes,
+    find_clipping,
+    saturated_share,
+)
 from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM
 from drr2ct.transforms.radiographs.size import PART
 from drr2ct.transforms.validation import InputError
@@ -279,12 +285,13 @@ def know_what_is_clipped(film: Film) -> Film:
     film = film.saying(*notes, warnings=(*film.warnings, *warnings))
     if film.intensity == "display":
         return replace(film, body=clipping.body)
-    stored = film.pixels.values
-    end = film.pixels.low if film.pixels.counts_fall else film.pixels.high
-    saturated = float((stored == end).mean())
+    pixels = film.pixels
+    counts = pixels.high - pixels.values if pixels.counts_fall else pixels.values - pixels.low
+    saturated, level = saturated_share(counts, pixels.covered, pixels.high - pixels.low)
     if saturated < NOTED:
         return film
-    text = f"{film.name}: {saturated:.0%} of the picture is at full scale, so its exposure is not known"
+    own = "" if level >= 1 else f", which is {level:.0%} of what its bits can hold"
+    text = f"{film.name}: {saturated:.0%} of the picture is at full scale{own}, so its exposure is not known"
     if film.usual is None:
         return film.saying(f"{text}; line integrals are too low.", exposure_known=False)
     quantiles = quantiles_for_field(film.usual, float(film.covered.float().mean()))

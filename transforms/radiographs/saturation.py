@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from scipy import ndimage
 from torch import Tensor
 
@@ -27,6 +27,10 @@ MUCH = 0.15
 _LEVEL = 2.0**-9  # of the range: half a step of 8 bits
 _BACKGROUND = 0.1  # part of a radiograph at its lowest value from which on that is air, free of scatter and noise,
 _UNIFORM_LEVEL = 0.01  # and what attenuates more than this part of the range is the body, however dark its tones are
+_NOISY = 5e-4  # of the highest number: quantum noise is several times that, what is rendered without has a fifth
+_PEAK = 5.0  # how many times more pixels a saturated detector has at its highest number than in the 1 % below it
+_ALTERNATE = -0.4  # correlation of neighbours' second differences; a detector's blur brings noise's -0.67 up
+_FEWEST = 200  # pixels from which noise is measured
 _WORKING = 512  # pixels along the longer side at which the body's outline is found
 
 
@@ -100,6 +104,50 @@ def clipping_notes(clipping: Clipping, name: str) -> tuple[list[str], list[str]]
     return [], [f"{text}; do not trust the volume there."]
 
 
+def saturated_share(
+    counts: Real[np.ndarray, "rows columns"], covered: Bool[np.ndarray, "rows columns"] | None, full: float
+) -> tuple[float, float]:
+    """Part of a raw radiograph that is at full scale, and that full scale as a part of what its numbers can hold.
+
+    A detector may saturate below the end of its numbers. In a noisy picture many pixels at exactly the highest number
+    can be nothing else; without noise, air has one number too, and only the end of the numbers counts.
+
+    Args:
+        counts: rise with intensity, from 0.
+        covered: what the radiograph shows; None for everything.
+        full: highest number that can be held.
+    """
+    seen = np.ones(counts.shape, dtype=bool) if covered is None else covered
+    if not seen.any():
+        return 0.0, 1.0
+    values = counts[seen]
+    highest = float(values.max())
+    share = float((values == highest).mean())
+    if highest == full or share < NOTED:
+        return (share, 1.0) if highest == full else (0.0, 1.0)
+    below = float(((values < highest) & (values >= 0.99 * highest)).mean())
+    if share < _PEAK * below or _noise(counts, seen, highest) < _NOISY * highest:
+        return 0.0, 1.0
+    return share, highest / full
+
+
+def _noise(counts: Real[np.ndarray, "rows columns"], seen: Bool[np.ndarray, "rows columns"], highest: float) -> float:
+    """Standard deviation of noise where much arrives; 0 where what is left after slopes is no noise."""
+    second = np.array([1.0, -2.0, 1.0])
+    residual = ndimage.convolve1d(ndimage.convolve1d(counts.astype(np.float64), second, axis=0), second, axis=1)
+    bright = ndimage.binary_erosion(seen & (counts > 0.3 * highest) & (counts < 0.9 * highest))
+    pairs = bright[:, 1:] & bright[:, :-1]
+    if pairs.sum() < _FEWEST:
+        return 0.0
+    typical = float(np.median(np.abs(residual[bright]))) / 0.6745
+    residual = residual.clip(-3 * typical, 3 * typical)
+    # second differences of noise alternate from pixel to pixel (-2/3), those of shapes do not
+    alternate = float((residual[:, 1:] * residual[:, :-1])[pairs].mean()) / max(
+        float((residual[bright] ** 2).mean()), 1e-9
+    )
+    return typical / 6 if alternate < _ALTERNATE else 0.0
+
+
 def censored_difference(
     quantiles: Sequence[float],
     image: Float[Tensor, "rows columns"],
@@ -136,8 +184,12 @@ def _enclosed(
     seen = covered[::step, ::step].cpu().numpy()
     closed = ndimage.binary_closing(small, iterations=2) | small
     labels, _ = ndimage.label(~closed & seen)
-    columns = np.flatnonzero(seen.any(axis=0))
-    beside = np.unique(labels[:, [columns[0], columns[-1]]]) if columns.size else np.zeros(1, dtype=int)
+    beside = np.unique(labels[_sides(seen)])
     holes = (labels > 0) & ~np.isin(labels, beside) | (closed & ~small)
     whole = np.kron(holes, np.ones((step, step), dtype=bool))[: attenuating.shape[0], : attenuating.shape[1]]
     return torch.from_numpy(whole).to(attenuating.device) & ~attenuating
+
+
+def _sides(seen: Bool[np.ndarray, "rows columns"]) -> Bool[np.ndarray, "rows columns"]:
+    """The first and the last pixel of each row that a field of any shape covers."""
+    return seen & ((np.cumsum(seen, axis=1) == 1) | (np.cumsum(seen[:, ::-1], axis=1)[:, ::-1] == 1))

@@ -108,3 +108,47 @@ def test_the_slanted_outline_of_a_body_is_no_border():
     leaning = np.clip(1 - ((columns - 0.05 * rows) / 0.8) ** 2, 0, None) ** 0.7
     assert find_slanted_borders(leaning) == {}
     assert find_slanted_borders(np.zeros((20, 20))) == {}
+
+
+def film(air=20, noise=2.0, size=400):
+    """A trunk of 8 bits that leans, beside air that is nearly black, in rows that end within it; no borders."""
+    rows, columns = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij")
+    trunk = np.clip(1 - ((columns - 0.15 * rows) / (0.6 + 0.05 * rows)) ** 2, 0, None) ** 0.7
+    drawn = np.random.default_rng(0).normal(0, noise, trunk.shape) if noise else 0
+    return np.clip(np.rint(air + 200 * trunk + drawn), 1 if air else 0, 255).astype(np.uint8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(margins=st.tuples(*[st.sampled_from((0, 8, 25, 60))] * 4), value=st.sampled_from((0, 128, 255)))
+def test_lines_of_one_value_are_a_frame_whatever_they_end_at(margins, value):
+    top, bottom, left, right = margins
+    framed = np.pad(film(), ((top, bottom), (left, right)), constant_values=value)
+    assert find_collimation(framed) == (top, top + 400, left, left + 400)
+    assert find_slanted_borders(framed[top : top + 400, left : left + 400]) == {}
+
+
+def test_a_frame_with_a_caption_and_as_jpeg_stores_it():
+    framed = np.pad(film(), ((0, 60), (0, 0))).astype(float)
+    framed[420:440, 30:60] = 255
+    assert find_collimation(framed) == (0, 400, 0, 400)
+    wavy = np.pad(film(), 25) + np.random.default_rng(1).integers(0, 3, (450, 450))
+    assert find_collimation(wavy) == (25, 425, 25, 425)
+
+
+def test_a_frame_beside_air_of_its_own_value_is_as_wide_as_on_three_sides():
+    cut = film(air=0, noise=0)[:, 150:]  # the body reaches the left side, beside the right one there is air
+    assert not cut[:, -10:].any()
+    assert find_collimation(np.pad(cut, 40)) == (40, 440, 40, 40 + cut.shape[1])
+
+
+def test_bars_of_a_screenshot_beside_air_of_their_own_value_leave_the_shape_of_a_film():
+    touching = film(air=0, noise=0)[:, 30:]
+    screen = np.pad(touching, ((0, 0), (165, 165)))
+    top, bottom, left, right = find_collimation(screen)
+    assert (top, bottom, left) == (0, 400, 700 - right)
+    assert left >= 165 and (right - left) / 400 >= 35 / 43 - 0.01
+
+
+def test_air_of_one_value_is_no_frame():
+    plain = film(air=0, noise=0)
+    assert find_collimation(plain) == (0, 400, 0, 400)

@@ -3,7 +3,12 @@ import pytest
 import torch
 
 from drr2ct.transforms.radiographs.intensity import match_quantiles, quantiles_for_field
-from drr2ct.transforms.radiographs.saturation import censored_difference, clipping_notes, find_clipping
+from drr2ct.transforms.radiographs.saturation import (
+    censored_difference,
+    clipping_notes,
+    find_clipping,
+    saturated_share,
+)
 from tests.transforms.drawn_films import line_integrals, statistics
 
 ROWS = slice(36, 92)  # within the scan
@@ -64,3 +69,42 @@ def test_the_exposure_beyond_full_scale_is_found(exposure):
     clipping = find_clipping(found_in_file, torch.ones_like(truth, dtype=torch.bool))
     quantiles = quantiles_for_field(statistics()["views"][0], 0.5)
     assert 6 * censored_difference(quantiles, found_in_file / 6, clipping) == pytest.approx(exposure, abs=0.5)
+
+
+def circle(shape, radius):
+    rows, columns = (torch.arange(count) - (count - 1) / 2 for count in shape)
+    return (rows[:, None] ** 2 + columns**2) < radius**2
+
+
+def test_air_within_a_round_shutter_is_not_enclosed_by_the_body():
+    """A trunk in a round field: the field's outermost column holds few of the pixels of air beside it."""
+    columns = torch.linspace(-1, 1, 120)
+    trunk = (1 - (columns / 0.5) ** 2).clamp(min=0).sqrt().expand(120, 120)
+    tilted = trunk * (torch.linspace(-1, 1, 120)[:, None] > -0.9)
+    arms = tilted + 0.5 * ((columns.abs() > 0.9) & (torch.linspace(-1, 1, 120).abs()[:, None] < 0.2))
+    for picture in (tilted, arms):
+        found = find_clipping(picture, circle(picture.shape, 58))
+        assert found.shares[0] < 0.01
+    lung = tilted.clone()
+    lung[40:60, 50:60] = 0
+    assert find_clipping(lung, circle(lung.shape, 58)).thin[45:55, 52:58].all()
+
+
+@pytest.mark.parametrize("full", [16383.0, 65535.0])
+def test_a_detector_that_saturates_below_its_numbers_is_known_by_its_noise(full):
+    rng = np.random.default_rng(0)
+    fine = torch.nn.functional.interpolate(line_integrals()[:1, None], scale_factor=3, mode="bilinear")[0, 0]
+    expected = 30000 * np.exp(-fine.numpy())
+    noisy = np.rint(rng.normal(expected, np.sqrt(expected + 1))).clip(0)
+    share, level = saturated_share(noisy.clip(max=15000), None, full)
+    assert share == pytest.approx(float((expected > 15000).mean()), abs=0.02) and level == 15000 / full
+    assert saturated_share(noisy, None, 65535.0)[0] == 0  # noisy air, not saturated
+    assert saturated_share(np.rint(expected), None, 65535.0)[0] == 0  # air of one number, without noise
+
+
+def test_only_what_is_covered_can_be_at_full_scale():
+    counts = np.pad(np.rint(12000 * np.exp(-line_integrals()[0].numpy())), 20, constant_values=16383)
+    covered = np.zeros(counts.shape, dtype=bool)
+    covered[20:-20, 20:-20] = True
+    assert saturated_share(counts, covered, 16383.0)[0] == 0
+    assert saturated_share(counts, None, 16383.0)[0] > 0.2
