@@ -2023,6 +2023,34 @@ def test_radiographs(command: Command, sound: Sound, case: Case) -> None:  # noq
         case.also(out)
 
 
+OUTPUTS = [
+    Case(
+        "an output that is one of the radiographs, also with --overwrite",
+        lambda sound: ["--pa", own(sound, "pa.nii.gz"), "--output", sound.folder / "pa.nii.gz", "--overwrite"],
+        "… would take the place of …, which it is made of; give another output.",
+    ),
+    Case(
+        "an output whose name is too long",
+        lambda sound: ["--pa", sound.pa, "--output", sound.folder / ("n" * 250 + ".nii.gz")],
+        "the name of … is too long to be written, by … bytes; give a shorter one.",
+    ),
+]
+
+
+def own(sound: Sound, name: str) -> Path:
+    """A copy of the PA radiograph under another name."""
+    return Path(shutil.copy(sound.pa, sound.folder / name))
+
+
+@parametrize(OUTPUTS)
+def test_outputs(command: Command, sound: Sound, case: Case) -> None:  # noqa: F811
+    arguments = case.make(sound)
+    before = snapshot(sound.folder)
+    given = [*arguments, "--lateral", sound.lateral, "--checkpoint", sound.checkpoint]
+    assert_refused(command("reconstruct", *given), case.says)
+    assert snapshot(sound.folder) == before
+
+
 INVERTED = Case(
     "an inverted DICOM picture (MONOCHROME1)",
     lambda sound: (
@@ -2278,7 +2306,7 @@ SECTIONS = {
     "`drr2ct train DATASET`": DATA_SETS,
     "`drr2ct train DATASET`: what is said at the start": STARTS,
     "`drr2ct train DATASET --vary …`": VARIED,
-    "`drr2ct reconstruct` and `drr2ct evaluate`": [*RADIOGRAPHS, INVERTED, OTHER_GEOMETRY, *JUDGED],
+    "`drr2ct reconstruct` and `drr2ct evaluate`": [*RADIOGRAPHS, *OUTPUTS, INVERTED, OTHER_GEOMETRY, *JUDGED],
     "`drr2ct serve`": SERVING,
     "Any command": [*EXISTING, *FULL],
 }
