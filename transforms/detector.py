@@ -129,6 +129,12 @@ def _distances(
             f"the source of radiograph {name} is stated to be {to_isocentre:g} mm from the isocentre and "
             f"{to_detector:g} mm from the detector; the detector must be the farther one."
         )
+    behind = view.source_to_detector_mm - view.source_to_isocentre_mm
+    if to_detector is not None and to_isocentre is None and to_detector <= behind:
+        raise InputError(
+            f"the source of radiograph {name} is stated to be {to_detector:g} mm from the detector, no more than the "
+            f"{behind:g} mm from the patient to the detector of view {view.name}; give source_to_detector_mm in mm."
+        )
     found_detector = to_detector or metadata.get("source_to_detector_mm")
     found_isocentre = to_isocentre or metadata.get("source_to_isocentre_mm")
     notes = []
@@ -151,7 +157,6 @@ def _distances(
         )
         # the distance to the detector is the one that consoles know
         found_detector, found_isocentre = (None, found_isocentre) if to_isocentre else (found_detector, None)
-    behind = view.source_to_detector_mm - view.source_to_isocentre_mm
     if found_detector and found_isocentre:
         return found_detector, found_isocentre, notes
     if found_detector and found_detector > behind:

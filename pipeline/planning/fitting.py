@@ -69,15 +69,21 @@ def largest_batch(settings: Settings, memory_bytes: int) -> int:
     one = needs(1)
     if one > memory_bytes:
         return 0
-    # the peak is a maximum of straight lines in the batch, so the first two only guess
-    guess = min(1 + (memory_bytes - one) // max(needs(2) - one, 1), MOST_BATCH)
-    fits, beyond = 1, MOST_BATCH + 1
+    # The peak is a maximum of straight lines in the batch. Steeper ones may come, so the line through what is known
+    # leads to the largest batch or beyond it, and with an end that is beyond, halves keep it from creeping.
+    fits, taken, slope = 1, one, max(needs(2) - one, 1)
+    beyond = MOST_BATCH + 1
+    guess = fits + (memory_bytes - taken) // slope
     while fits + 1 < beyond:
         guess = min(max(guess, fits + 1), beyond - 1)
-        if needs(guess) <= memory_bytes:
-            fits, guess = guess, guess + 1
+        need = needs(guess)
+        slope = max((need - taken) // (guess - fits), 1)
+        if need > memory_bytes:
+            beyond = guess
         else:
-            beyond, guess = guess, (fits + guess) // 2
+            fits, taken = guess, need
+        straight = fits + (memory_bytes - taken) // slope
+        guess = straight if beyond > MOST_BATCH or beyond == guess else (fits + beyond) // 2
     return fits
 
 

@@ -128,12 +128,21 @@ class CheckpointHandler:
             trainer.fire_event(Events.EPOCH_COMPLETED)
 
     def _take_over(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Best scores, the radiographs' statistics and the reprojection errors; other patients than before are said."""
-        before, now = (
-            about.get("patients", {}).get("training") for about in (content["description"], self.description)
-        )
+        """Best scores, the radiographs' statistics, the reprojection errors, and whom the weights have learned from."""
+        earlier = content["description"]
+        before, now = (about.get("patients", {}).get("training", []) for about in (earlier, self.description))
         if before != now:
-            logger.warning("The training patients are not those of %s: it goes on, but with other data.", path)
+            more = [patient for patient in now if patient not in before]
+            logger.warning(
+                "The training patients are not those of %s: it goes on with other data (%d that are new); the %d from "
+                "before stay on record as trained on.",
+                path,
+                len(more),
+                len(before),
+            )
+            patients = {**self.description.get("patients", {}), "training": [*before, *more]}
+            cts = {*earlier.get("training_cts", []), *self.description.get("training_cts", [])}
+            self.description |= {"patients": patients, "training_cts": sorted(cts)}
         self.best = dict(content["best"])
         for name in ("radiographs", "reprojection"):
             if name in content["description"]:

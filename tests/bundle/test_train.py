@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.radiographs.intensity import radiograph_statistics
 from tests.bundle.conftest import TRAIN, train
-from tests.files import read_rows
+from tests.files import read_rows, write_nifti
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
@@ -96,6 +97,21 @@ def test_resumed_training_ends_where_an_uninterrupted_one_ends(dataset: Path, tm
     assert a["best"] == b["best"]
     for first, second in zip(rows_of(whole), rows_of(parts), strict=True):
         assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
+
+
+def test_whom_a_run_has_learned_from_stays_on_record(dataset: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    for place in dataset.iterdir():  # other patients: other CTs by other names
+        image = nib.load(place / f"{place.name}.nii.gz")
+        write_nifti(others / f"q{place.name}" / "ct.nii.gz", image.get_fdata()[:-2], image.affine)
+    run = train(dataset, tmp_path / "run", **{"train#trainer#max_epochs": 1})
+    first = read_checkpoint(run / "checkpoints" / "last.pt")["description"]
+    train(others, run, **{"train#trainer#max_epochs": 2})
+    both = read_checkpoint(run / "checkpoints" / "last.pt")["description"]
+    new = both["patients"]["training"][len(first["patients"]["training"]) :]
+    assert both["patients"]["training"][: -len(new)] == first["patients"]["training"]
+    assert len(new) == 4 and all(name.startswith("q") for name in new)
+    assert set(first["training_cts"]) < set(both["training_cts"]) and len(both["training_cts"]) == 8
 
 
 def test_a_finished_run_is_not_trained_again(dataset: Path, run: Path) -> None:

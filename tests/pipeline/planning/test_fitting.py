@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from drr2ct.pipeline.planning import fitting
 from drr2ct.pipeline.planning.fitting import cheapest_change, largest_batch, needed_bytes, parse_bytes, parse_rate
 from drr2ct.pipeline.planning.plan import Settings, plan_network
 from drr2ct.transforms.validation import InputError
@@ -17,6 +20,26 @@ def test_largest_batch_is_the_last_that_fits():
     assert largest_batch(SMALL, memory) == 5
     assert largest_batch(SMALL, memory - 1) == 4
     assert largest_batch(SMALL, needed_bytes(plan_network(SMALL)) - 1) == 0
+
+
+LINES = st.lists(st.tuples(st.integers(0, 10**9), st.integers(10**5, 10**8)), min_size=1, max_size=4)
+
+
+@given(LINES, st.integers(10**7, 10**11))
+def test_largest_batch_is_found_in_a_few_plans(lines: list[tuple[int, int]], memory: int) -> None:
+    planned: list[int] = []
+
+    def needed(settings: Settings) -> int:  # a peak: a maximum of straight lines
+        planned.append(settings.batch)
+        return max(start + each * settings.batch for start, each in lines)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "plan_network", lambda settings: settings)
+        patch.setattr(fitting, "needed_bytes", needed)
+        found = largest_batch(SMALL, memory)
+    expected = [b for b in range(1, fitting.MOST_BATCH + 1) if max(s + e * b for s, e in lines) <= memory]
+    assert found == max(expected, default=0)
+    assert len(planned) <= 14, "each takes seconds"
 
 
 @pytest.mark.slow

@@ -189,6 +189,14 @@ def test_distances(tmp_path: Path, tags: dict[str, Any], magnification: float, n
     assert note in notes
 
 
+@pytest.mark.parametrize("centimetres", [180, 1.8, 300])
+def test_a_stated_distance_that_ends_before_the_patient(tmp_path: Path, centimetres: float) -> None:
+    path = save_dicom(tmp_path / "a.dcm", RAMP, 12, ImagerPixelSpacing=[9.0, 9.0])
+    metadata = read_radiograph(path)[1]
+    with pytest.raises(InputError, match=r"no more than the 300 mm .* give source_to_detector_mm in mm"):
+        pixel_size_on_detector(metadata, VIEW, (40, 50), Acquisition(source_to_detector_mm=centimetres))
+
+
 def test_half_a_chest_is_deeper_from_the_side() -> None:
     assert half_chest_mm(0) == pytest.approx(115) and half_chest_mm(90) == pytest.approx(165)
     assert 115 < half_chest_mm(-45) < 165
