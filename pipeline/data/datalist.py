@@ -294,12 +294,16 @@ def _check_datalist(listing: Path, parts: dict[str, list[dict[str, Any]]], n_vie
 
 
 def _radiographs_by_view(folder: Path, views: Sequence[str]) -> list[Path]:
-    """Files to reconstruct from, ``<patient>_<view>_drr.*`` or ``<view>.*``; where there is none, a missing name."""
+    """Files to reconstruct from, ``<patient>_<view>_drr.*`` or ``<view>.*``; where there is none, a missing name.
+
+    Capitals do not matter, as names come from all kinds of systems.
+    """
+    files = {path.name.casefold(): path for path in sorted(folder.iterdir(), reverse=True) if path.is_file()}
     found = []
     for view in views:
         stems = (f"{folder.name}_{view}_drr", view)
-        names = [folder / f"{stem}{suffix}" for stem in stems for suffix in RADIOGRAPH_SUFFIXES]
-        found.append(next((name for name in names if name.is_file()), folder / f"{view}.*"))
+        names = [f"{stem}{suffix}".casefold() for stem in stems for suffix in RADIOGRAPH_SUFFIXES]
+        found.append(next((files[name] for name in names if name in files), folder / f"{view}.*"))
     return found
 
 
@@ -316,7 +320,8 @@ def radiograph_items(
 
     Raises:
         InputError: if neither or both are given, or no patient of the folder has a radiograph. A patient who lacks one
-            of several views is listed, so that reading fails for that patient alone.
+            of several views is listed, so that reading fails for that patient alone; folders without any are named in
+            a warning.
     """
     if (radiographs is None) == (patients_dir is None):
         raise InputError("give either radiographs (one file per view) or patients_dir (a folder of patient folders).")
@@ -331,11 +336,20 @@ def radiograph_items(
     root = Path(str(patients_dir))
     if not root.is_dir():
         raise InputError(f"patients folder {root} does not exist.")
-    items = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+    items, without = [], []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         found = _radiographs_by_view(folder, views)
         if any(path.is_file() for path in found):
             items.append({"patient": folder.name, "image": [str(path) for path in found]})
+        else:
+            without.append(folder.name)
+    if items and without:
+        logger.warning(
+            "left out, as they hold no radiograph called %s.* or <patient>_%s_drr.*: %s",
+            ".* or ".join(views),
+            views[0],
+            ", ".join(without),
+        )
     if not items:
         raise InputError(
             f"patients folder {root} holds no <patient>/{views[0]}.* or <patient>/<patient>_{views[0]}_drr.*."

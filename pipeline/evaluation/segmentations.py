@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from drr2ct.pipeline.evaluation.structures import SURFACE_TOLERANCE_MM, overlap_
 from drr2ct.transforms.files import refuse_to_lose, write_csv
 from drr2ct.transforms.validation import InputError
 
+logger = logging.getLogger(__name__)
+
 
 def compare_segmentations(
     predicted: str | Path, true: str | Path, output: str | Path, tolerance_mm: float = SURFACE_TOLERANCE_MM
@@ -23,7 +26,8 @@ def compare_segmentations(
     """Dice, NSD and HD95 of every ``<patient>/<structure>.nii.gz`` that the second folder holds.
 
     Args:
-        predicted: folder of masks found in predictions; one that is missing counts as empty.
+        predicted: folder of masks found in predictions; one that is missing counts as empty, and is named in a warning,
+            as is one that the second folder lacks.
         true: folder of masks found in the CTs. Where one lies on other voxels than the prediction's, it is resampled
             onto these, nearest neighbour in patient space.
         output: CSV file to write: patient, structure, dice, nsd, hd95.
@@ -33,10 +37,20 @@ def compare_segmentations(
         The rows.
 
     Raises:
-        InputError: if there are no masks, one cannot be read, two do not overlap in patient space, or the table would
-            replace one.
+        InputError: if there are no masks, none of the predictions' is of a patient and structure of the others, one
+            cannot be read or is no mask, two do not overlap in patient space, or the table would replace one.
     """
-    refuse_to_lose([output], [path for folder in (predicted, true) for path in Path(folder).glob("*/*.nii.gz")])
+    folders = Path(predicted), Path(true)
+    refuse_to_lose([output], [path for folder in folders for path in folder.glob("*/*.nii.gz")])
+    made_of, true_of = ({path.relative_to(folder) for path in folder.glob("*/*.nii.gz")} for folder in folders)
+    if true_of and not made_of & true_of:
+        raise InputError(
+            f"folder {predicted} holds none of the masks of {true}; both need <patient>/<structure>.nii.gz by the same "
+            "names."
+        )
+    for what, names in (("no prediction, counted as empty", true_of - made_of), ("left out", made_of - true_of)):
+        if names:
+            logger.warning("%s: %s", what, ", ".join(sorted(map(str, names))))
     rows = []
     for path in sorted(Path(true).glob("*/*.nii.gz")):
         patient, structure = path.parent.name, path.name.removesuffix(".nii.gz")
@@ -81,6 +95,11 @@ def _read_mask(path: Path) -> MetaTensor:
         raise InputError(f"mask {path} cannot be read ({error}); export it again.") from error
     if values.ndim != 3:
         raise InputError(f"mask {path} has {values.ndim} dimensions; one volume per structure is needed.")
+    if len(found := np.unique(values)) > 2 or not np.isfinite(found).all() or (len(found) == 2 and found[0] != 0):
+        raise InputError(
+            f"mask {path} holds {len(found)} values from {found[0]:g} to {found[-1]:g}; 0 and one other are needed, a "
+            "file for each structure."
+        )
     affine = np.asarray(image.affine, dtype=np.float64)
     if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(f"mask {path} has an affine that maps no volume; repair its header.")

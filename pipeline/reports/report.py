@@ -175,7 +175,8 @@ def _content(
     result_note = (
         f"Means over {n} test patient{'s' * (n != 1)} that the network never saw in training. "
         f"PSNR and SSIM are computed in 3-D over {window_text(DEFAULT_WINDOW)}. "
-        "Baselines show what is reached without a network, on the same patients."
+        "Baselines show what is reached without a network, or by a part of it, on the same patients; fitted is the "
+        "network's own volume, fitted to the radiographs."
         if n
         else "This run has not been evaluated on test patients: run drr2ct evaluate, then write the report again."
     )

@@ -197,3 +197,16 @@ def test_of_several_passes_one_is_used_and_the_others_are_named(
     assert len(patient["slices"]) == SHAPE[2] and Path(patient["label"]).name == "1"
     assert "patient p: Acquisition Number 1: one of 2 passes that share a series" in caplog.messages
     assert "patient p: not used is Acquisition Number 2: one of 2 passes that share a series" in caplog.messages
+
+
+def test_capitals_do_not_matter_and_folders_without_radiographs_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a/PA.NII.GZ", "a/Lat.nii.gz", "b/b_PA_drr.nii.gz", "c/frontal.nii.gz", "d/notes.txt", ".hidden/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    items = radiograph_items(["pa", "lat"], patients_dir=tmp_path)
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert items[0] == {"patient": "a", "image": [str(a / "PA.NII.GZ"), str(a / "Lat.nii.gz")]}
+    assert items[1] == {"patient": "b", "image": [str(b / "b_PA_drr.nii.gz"), str(b / "lat.*")]}
+    assert len(items) == 2 and "<patient>_pa_drr.*: c, d" in caplog.text

@@ -8,15 +8,17 @@ from drr2ct.transforms.validation import InputError
 from tests.files import write_nifti
 
 
-def test_segmentations_of_files(tmp_path):
+def test_segmentations_of_files(tmp_path, caplog):
     mask = np.zeros((16, 16, 16), np.uint8)
     mask[4:12, 4:12, 4:12] = 1
     for name in ("heart", "liver"):
         write_nifti(tmp_path / "true/p" / f"{name}.nii.gz", mask)
-    write_nifti(tmp_path / "made/p/heart.nii.gz", np.roll(mask, 1, axis=0))
+    for name in ("heart", "spleen"):
+        write_nifti(tmp_path / f"made/p/{name}.nii.gz", np.roll(mask, 1, axis=0))
     heart, liver = compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
     assert heart["dice"] == pytest.approx(7 / 8) and heart["hd95"] == pytest.approx(10.0)
     assert liver["dice"] == 0.0 and (tmp_path / "out.csv").read_text().splitlines()[2] == "p,liver,0,0,"
+    assert "counted as empty: p/liver.nii.gz" in caplog.text and "left out: p/spleen.nii.gz" in caplog.text
 
 
 def test_a_true_mask_on_other_voxels_is_put_on_those_of_the_prediction(tmp_path):
@@ -48,6 +50,11 @@ def test_masks_that_cannot_be_compared_are_refused(tmp_path):
     write_nifti(tmp_path / "made/p/heart.nii.gz", mask, far)
     with pytest.raises(InputError, match="do not overlap in patient space"):
         compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    write_nifti(tmp_path / "made/p/heart.nii.gz", mask + 2 * mask[::-1])
+    with pytest.raises(InputError, match="values from 0 to 3; 0 and one other are needed"):
+        compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    with pytest.raises(InputError, match="holds none of the masks of"):
+        compare_segmentations(tmp_path / "elsewhere", tmp_path / "true", tmp_path / "out.csv")
     (tmp_path / "made/p/heart.nii.gz").write_bytes(b"no mask")
     with pytest.raises(InputError, match="cannot be read"):
         compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
