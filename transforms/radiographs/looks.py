@@ -30,12 +30,14 @@ from drr2ct.transforms.radiographs.intensity import QUANTILES, quantiles_for_fie
 from drr2ct.transforms.radiographs.markers import fill, find_markers, marker_note
 from drr2ct.transforms.radiographs.orientation import (
     DOUBTED,
+    HEART_MARGIN,
     LIKENESS,
     OTHER_VIEW,
     SURE,
     Orientation,
     choose_orientation,
     is_lateral,
+    mirror_margin,
     orientation_scores,
     side_note,
     turn_of_axes,
@@ -171,12 +173,19 @@ def turn_by_looks(
     detector_mm = film.view.detector_size[0] * film.view.pixel_pitch_mm
     scores = orientation_scores(_seen(film), template, detector_mm, _pixel_mm(film, edge_to_edge))
     turnable = decide and not film.oriented
+    own = max(scores.values())
     if decide and film.oriented:
         film = _doubting_header(film, scores)
+        if (found := _other_view(film, own, others, edge_to_edge)) is not None:
+            warning = f"{film.name} {found}, whatever its header says; check that it is not the other view's film."
+            film = replace(film, warnings=(*film.warnings, warning))
     if turnable and not calibrated:
-        own = max(scores.values())
         _check_one_radiograph(film, own, others, edge_to_edge)
-        _check_view(film, own, others, edge_to_edge)
+        if (found := _other_view(film, own, others, edge_to_edge)) is not None:
+            raise InputError(
+                f"radiograph {film.path} {found}; check the order of the files, or say that it is right as it is "
+                "(--orientation as-is)."
+            )
     if not turnable:
         scores = {state: score for state, score in scores.items() if state.as_stored}
     try:
@@ -208,28 +217,36 @@ def _doubting_header(film: Film, scores: Mapping[Orientation, float]) -> Film:
         turn = state.turn_alone if is_lateral(film.view) else state.turned_only
         ranking[turn] = max(ranking.get(turn, -1.0), score)
     best, stated = max(ranking, key=ranking.__getitem__), ranking[Orientation()]
-    if best.as_stored or ranking[best] < max(LIKENESS, stated + DOUBTED):
-        return film
-    warning = (
-        f"{film.name} lies as its Patient Orientation says, but looks more like view {film.view.name} when it is "
-        f"{best} ({ranking[best]:.2f} against {stated:.2f}): if the header is wrong, say how the stored picture lies "
-        "(--orientation as-is if it is upright)."
-    )
-    return replace(film, warnings=(*film.warnings, warning))
+    if not (best.as_stored or ranking[best] < max(LIKENESS, stated + DOUBTED)):
+        warning = (
+            f"{film.name} lies as its Patient Orientation says, but looks more like view {film.view.name} when it is "
+            f"{best} ({ranking[best]:.2f} against {stated:.2f}): if the header is wrong, say how the stored picture "
+            "lies (--orientation as-is if it is upright)."
+        )
+        return replace(film, warnings=(*film.warnings, warning))
+    upright = max((state for state in scores if state.as_stored), key=scores.__getitem__)
+    if not is_lateral(film.view) and (apart := mirror_margin(scores, upright)) > HEART_MARGIN:
+        warning = (
+            f"{film.name} lies as its Patient Orientation says, but looks more like the training radiographs when "
+            f"it is mirrored (by {apart:.2f}): check the marker, its sides may be exchanged."
+        )
+        return replace(film, warnings=(*film.warnings, warning))
+    return film
 
 
-def _check_view(film: Film, own: float, others: Sequence[tuple[View, Mapping[str, Any]]], edge_to_edge: bool) -> None:
-    """Refuse a film that is another view's, turned however."""
+def _other_view(
+    film: Film, own: float, others: Sequence[tuple[View, Mapping[str, Any]]], edge_to_edge: bool
+) -> str | None:
+    """That a film is another view's, turned however, in words; None if it is not."""
     if own > SURE:
-        return
+        return None
     for view, usual in others:
         score = _likeness(_seen(film), view, usual, _pixel_mm(film, edge_to_edge))
         if score > max(own + OTHER_VIEW, LIKENESS):
-            raise InputError(
-                f"radiograph {film.path} was given for view {film.view.name} and looks like view {view.name} "
-                f"({score:.2f} against {own:.2f}); check the order of the files, or say that it is right as it is "
-                "(--orientation as-is)."
+            return (
+                f"was given for view {film.view.name} and looks like view {view.name} ({score:.2f} against {own:.2f})"
             )
+    return None
 
 
 def _check_one_radiograph(

@@ -16,7 +16,7 @@ picture is only ever turned, not mirrored.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -209,13 +209,18 @@ def choose_orientation(
     if why:
         notes.append(f"{Path(path).name}: {why}.")
     if not lateral:
-        apart = allowed.get(_flipped(best), -1.0) - allowed[best]
+        apart = mirror_margin(allowed, best)
         if apart > HEART_MARGIN:
             notes.append(
                 f"{Path(path).name} looks more like the training radiographs when it is mirrored (by {apart:.2f}): "
                 "check the marker, its sides may be exchanged."
             )
     return best, notes
+
+
+def mirror_margin(scores: Mapping[Orientation, float], state: Orientation) -> float:
+    """How much more usual a picture looks as the mirror image of a state than in that state."""
+    return scores.get(_flipped(state), -1.0) - scores[state]
 
 
 def turn_of_axes(axes: str, marked: bool) -> Orientation:

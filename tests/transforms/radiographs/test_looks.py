@@ -255,6 +255,12 @@ def test_a_header_that_looks_wrong_is_followed_and_doubted(tmp_path):
         warnings = load(*files)["warnings"]
         assert warnings.count("if the header is wrong") == bool(warned)
         assert f"{warned}.dcm lies as its Patient Orientation says, but looks more like" in warnings or not warned
+        assert "whatever its header says" not in warnings and "sides may be exchanged" not in warnings
+    exchanged = save_dicom(tmp_path / "exchanged.dcm", pa, 12, PatientOrientation=["R", "F"], **tags)
+    assert "exchanged.dcm lies as its Patient Orientation says, but" in load(exchanged, files[1])["warnings"]
+    second = save_dicom(tmp_path / "second.dcm", pa * 0.999, 12, PatientOrientation=["P", "F"], **tags)
+    said = load(files[0], second)["warnings"]
+    assert "second.dcm was given for view lat and looks like view pa" in said and "whatever its header says" in said
 
 
 def floating(path: Path, values: torch.Tensor) -> Path:
