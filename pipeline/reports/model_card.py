@@ -144,15 +144,21 @@ class ShippedNetwork:
         if self.measured.left_out:
             networks = len({entry["weights_sha256"] for entry in self.measured.left_out.values()})
             times = {entry.get("trained_for") or "a time not on record" for entry in self.measured.left_out.values()}
+            heads, commas, tails = zip(*(time.partition(", ") for time in sorted(times)), strict=True)
+            # "12 min, after …": what is alike is said once
+            long = _listed(heads) + commas[0] + tails[0] if len(set(tails)) == 1 else _listed(sorted(times))
             shipped = training_seconds(self.description)
             own = "" if shipped is None else f" (the shipped one: {duration_text(shipped)})"
             kind = f"{networks} network{'s' * (networks != 1)} of the recipe of {self.name}"
-            long = f"trained for {' or '.join(sorted(times))}{own}"
-            title = f"Left out: {kind}, each judged on others' patients; {long}"
+            title = f"Left out: {kind}, each judged on others' patients; trained for {long}{own}"
             found.append(_figures_table(title, self.measured.left_out))
         if self.measured.robustness is not None:
             found.append(_robustness_table(self.name, self.measured.robustness))
         return found
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def card(networks: Sequence[ShippedNetwork], sources: Sources) -> str:
