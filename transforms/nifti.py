@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _PLAUSIBLE_MM = (0.05, 20.0)
 _SAME_DIRECTION = 0.5
 """Cosine between the axes of two forms: below, they name other sides."""
 _GZIP = b"\x1f\x8b"
+_HEADER = 348  # bytes of the first version's
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,18 @@ def compressed(content: bytes) -> bytes:
     from isal import igzip  # not at the top: who trains on a GPU elsewhere writes no volumes
 
     return igzip.compress(content, 2, mtime=0)
+
+
+def begins_nifti(path: Path) -> bool:
+    """Whether a file, unpacked if it is compressed, begins with a NIfTI header, whatever its name."""
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == _GZIP
+        with (gzip.open if packed else open)(path, "rb") as stream:
+            head = stream.read(_HEADER)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2")
 
 
 def open_nifti(path: Path) -> Any:

@@ -1,7 +1,8 @@
-"""What bad input raises, and the checks that several modules share."""
+"""What bad input raises, and the checks and words that several modules share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -11,6 +12,12 @@ class InputError(ValueError):
     The message is one sentence that says what is wrong, where, and what to do. Command lines print it without a
     traceback and exit with status 2.
     """
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """One, two and three; ``last`` stands before the last of them."""
+    *first, final = words
+    return f"{', '.join(first)} {last} {final}" if first else final
 
 
 def whole_number(what: str, value: object, least: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from drr2ct.pipeline.data.identity import ct_fingerprint
-from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.validation import InputError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +27,9 @@ def split_patients(
     check_fractions(fractions)
     wanted = [part for part, fraction in zip(PARTS, fractions, strict=True) if fraction > 0]
     if len(patients) < len(wanted):
-        listed = ", ".join(wanted[:-1]) + f" and {wanted[-1]}" if len(wanted) > 1 else wanted[0]
         raise InputError(
-            f"{len(patients)} patient{'s are' if len(patients) != 1 else ' is'} too few to split into {listed}; "
-            f"{len(wanted)} or more are needed."
+            f"{len(patients)} patient{'s are' if len(patients) != 1 else ' is'} too few to split into "
+            f"{listed(wanted)}; {len(wanted)} or more are needed."
         )
     order = np.random.default_rng(seed).permutation(len(patients))
     count = len(patients)

@@ -41,8 +41,8 @@ def compare_segmentations(
             cannot be read or is no mask, two do not overlap in patient space, or the table would replace one.
     """
     folders = Path(predicted), Path(true)
-    refuse_to_lose([output], [path for folder in folders for path in folder.glob("*/*.nii.gz")])
     made_of, true_of = ({path.relative_to(folder) for path in folder.glob("*/*.nii.gz")} for folder in folders)
+    refuse_to_lose([output], [*(folders[0] / name for name in made_of), *(folders[1] / name for name in true_of)])
     if true_of and not made_of & true_of:
         raise InputError(
             f"folder {predicted} holds none of the masks of {true}; both need <patient>/<structure>.nii.gz by the same "
@@ -52,10 +52,10 @@ def compare_segmentations(
         if names:
             logger.warning("%s: %s", what, ", ".join(sorted(map(str, names))))
     rows = []
-    for path in sorted(Path(true).glob("*/*.nii.gz")):
-        patient, structure = path.parent.name, path.name.removesuffix(".nii.gz")
+    for name in sorted(true_of):
+        patient, structure = name.parent.name, name.name.removesuffix(".nii.gz")
+        other, path = (folder / name for folder in folders)
         truth = _read_mask(path)
-        other = Path(predicted) / patient / path.name
         made = _read_mask(other) if other.exists() else MetaTensor(torch.zeros_like(truth), affine=truth.affine)
         truth = _on_voxels_of(made, truth, f"masks {other} and {path}")
         figures = overlap_figures(made.as_tensor(), truth.as_tensor(), made.pixdim.tolist(), tolerance_mm)
@@ -95,7 +95,9 @@ def _read_mask(path: Path) -> MetaTensor:
         raise InputError(f"mask {path} cannot be read ({error}); export it again.") from error
     if values.ndim != 3:
         raise InputError(f"mask {path} has {values.ndim} dimensions; one volume per structure is needed.")
-    if len(found := np.unique(values)) > 2 or not np.isfinite(found).all() or (len(found) == 2 and found[0] != 0):
+    low, high = values.min(), values.max()
+    if not np.isfinite(high) or (low != high and (low != 0 or not np.isin(values, (low, high)).all())):
+        found = np.unique(values)
         raise InputError(
             f"mask {path} holds {len(found)} values from {found[0]:g} to {found[-1]:g}; 0 and one other are needed, a "
             "file for each structure."

@@ -35,7 +35,7 @@ def projected_beyond(
 
     X-rays see arms, shoulders and a belly that the field of view cuts off; in the volume's own radiographs they lack.
     So each face is continued outwards as it is, in two layers, and how much of each is there, nothing to all, is found
-    by the least squares of structures with bounds (``scipy.optimize.lsq_linear``).
+    by the least squares of structures with bounds.
 
     Args:
         volume: HU on the geometry's cube.
@@ -49,10 +49,9 @@ def projected_beyond(
     ]
     if not shown:
         return torch.zeros_like(missing)
-    columns = torch.stack([structures(one).flatten() for one in shown]).double().cpu().numpy()
-    there = _least_squares_of_shares(
-        columns @ columns.T, columns @ structures(missing).flatten().double().cpu().numpy()
-    )
+    rows = torch.stack([structures(one).flatten() for one in shown]).double().cpu().numpy()
+    wanted = structures(missing).flatten().double().cpu().numpy()
+    there = _least_squares_of_shares(rows @ rows.T, rows @ wanted)
     return torch.tensordot(torch.from_numpy(there).to(missing), torch.stack(shown), dims=1)
 
 

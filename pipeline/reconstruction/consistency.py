@@ -43,6 +43,7 @@ _TONE_SLOPES = ((0.5, 2.0), (0.2, 3.0))
 """Slopes that such a curve may have where nothing and where most is attenuated: a film's are within."""
 
 _WORTH_SAYING = 0.005
+"""Part of the line integrals that lies beyond the field of view."""
 
 _LEAST_SLOPE = 10.0
 """HU per mm, added to the volume's own slope: a change goes where surfaces are, and less of it elsewhere. Weights are

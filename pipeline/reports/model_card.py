@@ -21,7 +21,7 @@ from drr2ct.pipeline.reports.parts import read_asset
 from drr2ct.pipeline.reports.wording import figure_name, value_text, window_text
 from drr2ct.pipeline.running.console import duration_text
 from drr2ct.transforms.geometry import BiplanarGeometry
-from drr2ct.transforms.validation import InputError, existing_file
+from drr2ct.transforms.validation import InputError, existing_file, listed
 
 BASELINES = {
     "fitted": "fitted to its radiographs, as `drr2ct reconstruct` gives it",
@@ -146,7 +146,7 @@ class ShippedNetwork:
             times = {entry.get("trained_for") or "a time not on record" for entry in self.measured.left_out.values()}
             heads, commas, tails = zip(*(time.partition(", ") for time in sorted(times)), strict=True)
             # "12 min, after …": what is alike is said once
-            long = _listed(heads) + commas[0] + tails[0] if len(set(tails)) == 1 else _listed(sorted(times))
+            long = listed(heads, "or") + commas[0] + tails[0] if len(set(tails)) == 1 else listed(sorted(times), "or")
             shipped = training_seconds(self.description)
             own = "" if shipped is None else f" (the shipped one: {duration_text(shipped)})"
             kind = f"{networks} network{'s' * (networks != 1)} of the recipe of {self.name}"
@@ -155,10 +155,6 @@ class ShippedNetwork:
         if self.measured.robustness is not None:
             found.append(_robustness_table(self.name, self.measured.robustness))
         return found
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def card(networks: Sequence[ShippedNetwork], sources: Sources) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from drr2ct.transforms.nifti import to_millimetres
+from drr2ct.transforms.nifti import begins_nifti, to_millimetres
 from drr2ct.transforms.quiet import quiet_libraries
 from drr2ct.transforms.radiographs.picture import decode_picture, decode_tiff, is_picture, one_channel
 from drr2ct.transforms.radiographs.pixels import Pixels, Reading, check_size, with_units
@@ -19,7 +17,6 @@ from drr2ct.transforms.validation import InputError
 MOST_VIEWS = 8
 """Slices of a NIfTI file from which on it is a volume and no stack of radiographs."""
 
-_HEAD = 348
 _LONGEST_FIRST = 1024
 """Bytes that the first element of a DICOM data set can have: a length, a character set, an image type or a UID."""
 
@@ -40,14 +37,14 @@ def decode(path: Path, reading: Reading) -> Pixels:
     if path.is_dir():
         raise InputError(f"radiograph {path} is a folder; give one image file.")
     with path.open("rb") as stream:
-        head = stream.read(_HEAD)
+        head = stream.read(132)
     if head[128:132] == b"DICM" or _begins_a_data_set(head):
         from drr2ct.transforms.radiographs.dicom import decode_dicom  # not at the top: others need no pydicom
 
         return decode_dicom(path, reading)
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return decode_tiff(path, reading)
-    nifti = _begins_nifti(path, head)
+    nifti = begins_nifti(path)
     if path.name.lower().endswith((".nii", ".nii.gz")) and (nifti or not is_picture(path)):
         return _decode_nifti(path, reading)
     if nifti:
@@ -62,17 +59,6 @@ def _begins_a_data_set(head: bytes) -> bool:
     if head[4:6].isalpha() and head[4:6].isupper():  # explicit VR
         return True
     return head[1] == 0 and 0 < int.from_bytes(head[4:8], "little") <= _LONGEST_FIRST
-
-
-def _begins_nifti(path: Path, head: bytes) -> bool:
-    """Whether a file, unpacked if it is compressed, begins with a NIfTI header."""
-    if head[:2] == b"\x1f\x8b":
-        try:
-            with gzip.open(path) as stream:
-                head = stream.read(_HEAD)
-        except (OSError, EOFError, zlib.error):
-            return False
-    return head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2")
 
 
 def _decode_nifti(path: Path, reading: Reading) -> Pixels:

@@ -71,3 +71,7 @@ class Film:
     def saying(self, *notes: str, **changes: Any) -> Film:
         """The same film with changed fields and more sentences."""
         return replace(self, notes=(*self.notes, *notes), **changes)
+
+    def doubting(self, *warnings: str) -> Film:
+        """The same film with more warnings."""
+        return replace(self, warnings=(*self.warnings, *warnings))

@@ -119,7 +119,7 @@ def place_by_pitch(film: Film) -> Film:
     else:
         edge, note, whole = cassette_pixel_mm(shape, view, film.name)
         pixel_mm, notes = (edge, edge), [note] if whole else []
-        film = film if whole else replace(film, warnings=(*film.warnings, note))
+        film = film if whole else film.doubting(note)
     film = _coarse(film, max(pixel_mm))
     if image.shape == view.detector_size and all(abs(mm / view.pixel_pitch_mm - 1) < 1e-5 for mm in pixel_mm):
         return film.saying(*notes, image=image, covered=covered)  # it is that detector already
@@ -136,7 +136,7 @@ def _coarse(film: Film, pixel_mm: float) -> Film:
         f"{film.name} has pixels of {pixel_mm:.1f} mm on view {view.name}'s detector, {pixel_mm / usual:.1f} times as "
         f"large as in training ({usual:.1f} mm): detail that the network expects is not in it; give it in full size."
     )
-    return replace(film, warnings=(*film.warnings, warning))
+    return film.doubting(warning)
 
 
 def place_edge_to_edge(films: Sequence[Film]) -> list[Film]:

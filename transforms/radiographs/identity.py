@@ -15,7 +15,7 @@ from torch import Tensor
 from drr2ct.transforms.geometry import View
 from drr2ct.transforms.radiographs.film import Film
 from drr2ct.transforms.radiographs.orientation import turn_of_axes
-from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.validation import InputError, listed
 
 OBLIQUE_DEG = 20.0
 """A beam so far from the four main directions is an oblique; networks have seen a few degrees."""
@@ -79,16 +79,18 @@ def check_identity(films: Sequence[Film], strict: bool) -> list[Film]:
     unlike = _unlike(films)
     known = [film.pixels.metadata.get("patient", {}) for film in films]
     # a name stands in for an ID that is not there; beside one ID it may be a maiden name
-    decisive = ["Patient ID"] if all("Patient ID" in facts for facts in known) else ["Patient ID", "name"]
+    identified = all("Patient ID" in facts for facts in known)
+    decisive = ["Patient ID"] if identified else ["Patient ID", "name"]
     told_apart = next((what for what in decisive if what in unlike), None)
     if told_apart:
         said = _object(f"{names} are of two patients: their headers have different {told_apart}s", strict)
         checked[-1] = checked[-1].saying(*said)
     elif unlike:
-        one = "one Patient ID but " if all("Patient ID" in facts for facts in known) else ""
-        doubt = f"{names} have {one}different {_listed([f'{what}s'.replace('sexs', 'sexes') for what in unlike])}"
-        warned = (*checked[-1].warnings, f"{doubt}: check that they are of one patient.")
-        checked[-1] = checked[-1].saying(warnings=warned)
+        one = "one Patient ID but " if identified else ""
+        plurals = listed([f"{what}es" if what.endswith("x") else f"{what}s" for what in unlike])
+        checked[-1] = checked[-1].doubting(
+            f"{names} have {one}different {plurals}: check that they are of one patient."
+        )
     dates = {film.pixels.metadata["study_date"] for film in films if "study_date" in film.pixels.metadata}
     if len(dates) > 1:
         checked[-1] = checked[-1].saying(f"{names} were taken on different days, {' and '.join(sorted(dates))}.")
@@ -162,12 +164,6 @@ def _unlike(films: Sequence[Film]) -> list[str]:
     known = [film.pixels.metadata.get("patient", {}) for film in films]
     whats = dict.fromkeys(what for facts in known for what in facts)
     return [what for what in whats if len({facts[what] for facts in known if what in facts}) > 1]
-
-
-def _listed(words: Sequence[str]) -> str:
-    """One, two and three."""
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _object(sentence: str, strict: bool) -> list[str]:

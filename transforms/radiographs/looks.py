@@ -126,9 +126,7 @@ def _dense_is_low(film: Film, edge_to_edge: bool, inverted: bool | None) -> bool
         return False
     if inverted is not None or film.usual is None:
         return bool(inverted)
-    template = np.asarray(film.usual["thumbnail"], dtype=np.float32)
-    detector_mm = film.view.detector_size[0] * film.view.pixel_pitch_mm
-    scores = orientation_scores(_seen(film), template, detector_mm, _pixel_mm(film, edge_to_edge))
+    scores = _scores(_seen(film), film.view, film.usual, _pixel_mm(film, edge_to_edge))
     low, high = (max(score for state, score in scores.items() if state.inverted == way) for way in (True, False))
     return low > max(LIKENESS, high + DOUBTED)
 
@@ -169,16 +167,14 @@ def turn_by_looks(
         if inverted and film.intensity == "display":
             return _inverted(film, falling).saying(f"{film.name} was inverted, as stated.", *sides)
         return film.saying(*sides)
-    template = np.asarray(film.usual["thumbnail"], dtype=np.float32)
-    detector_mm = film.view.detector_size[0] * film.view.pixel_pitch_mm
-    scores = orientation_scores(_seen(film), template, detector_mm, _pixel_mm(film, edge_to_edge))
+    scores = _scores(_seen(film), film.view, film.usual, _pixel_mm(film, edge_to_edge))
     turnable = decide and not film.oriented
     own = max(scores.values())
     if decide and film.oriented:
         film = _doubting_header(film, scores)
         if (found := _other_view(film, own, others, edge_to_edge)) is not None:
             warning = f"{film.name} {found}, whatever its header says; check that it is not the other view's film."
-            film = replace(film, warnings=(*film.warnings, warning))
+            film = film.doubting(warning)
     if turnable and not calibrated:
         _check_one_radiograph(film, own, others, edge_to_edge)
         if (found := _other_view(film, own, others, edge_to_edge)) is not None:
@@ -223,14 +219,14 @@ def _doubting_header(film: Film, scores: Mapping[Orientation, float]) -> Film:
             f"{best} ({ranking[best]:.2f} against {stated:.2f}): if the header is wrong, say how the stored picture "
             "lies (--orientation as-is if it is upright)."
         )
-        return replace(film, warnings=(*film.warnings, warning))
+        return film.doubting(warning)
     upright = max((state for state in scores if state.as_stored), key=scores.__getitem__)
     if not is_lateral(film.view) and (apart := mirror_margin(scores, upright)) > HEART_MARGIN:
         warning = (
             f"{film.name} lies as its Patient Orientation says, but looks more like the training radiographs when "
             f"it is mirrored (by {apart:.2f}): check the marker, its sides may be exchanged."
         )
-        return replace(film, warnings=(*film.warnings, warning))
+        return film.doubting(warning)
     return film
 
 
@@ -280,9 +276,15 @@ def _likeness(
     picture: Float[Tensor, "rows columns"], view: View, usual: Mapping[str, Any], pixel_mm: float | None
 ) -> float:
     """How much a picture looks like a view's usual radiograph, turned as it looks most like it."""
+    return max(_scores(picture, view, usual, pixel_mm).values())
+
+
+def _scores(
+    picture: Float[Tensor, "rows columns"], view: View, usual: Mapping[str, Any], pixel_mm: float | None
+) -> dict[Orientation, float]:
+    """How much a picture looks like a view's usual radiograph in each state."""
     template = np.asarray(usual["thumbnail"], dtype=np.float32)
-    detector_mm = view.detector_size[0] * view.pixel_pitch_mm
-    return max(orientation_scores(picture, template, detector_mm, pixel_mm).values())
+    return orientation_scores(picture, template, view.detector_size[0] * view.pixel_pitch_mm, pixel_mm)
 
 
 def know_what_is_clipped(film: Film) -> Film:
@@ -299,7 +301,7 @@ def know_what_is_clipped(film: Film) -> Film:
         return film
     clipping = find_clipping(film.image, film.covered)
     notes, warnings = clipping_notes(clipping, film.name)
-    film = film.saying(*notes, warnings=(*film.warnings, *warnings))
+    film = film.saying(*notes).doubting(*warnings)
     if film.intensity == "display":
         return replace(film, body=clipping.body)
     pixels = film.pixels
@@ -355,10 +357,8 @@ def bring_together(films: Sequence[Film]) -> list[Film]:
         image, covered = resample_covered(lambda x: moved_view(x, second.view, agreement), second.image, second.covered)
         second = replace(second, image=image, covered=covered)
     warning = agreement_warning(agreement, all(known))
-    second = second.saying(
-        agreement_note(agreement, second.name), warnings=(*second.warnings, *([warning] if warning else []))
-    )
-    return [first, second]
+    second = second.saying(agreement_note(agreement, second.name))
+    return [first, second.doubting(warning) if warning else second]
 
 
 def _inverted(film: Film, falling: Callable[[], Film]) -> Film:

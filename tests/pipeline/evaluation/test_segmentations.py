@@ -50,7 +50,7 @@ def test_masks_that_cannot_be_compared_are_refused(tmp_path):
     write_nifti(tmp_path / "made/p/heart.nii.gz", mask, far)
     with pytest.raises(InputError, match="do not overlap in patient space"):
         compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
-    write_nifti(tmp_path / "made/p/heart.nii.gz", mask + 2 * mask[::-1])
+    write_nifti(tmp_path / "made/p/heart.nii.gz", mask + 2 * np.roll(mask, 2, axis=0))
     with pytest.raises(InputError, match="values from 0 to 3; 0 and one other are needed"):
         compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
     with pytest.raises(InputError, match="holds none of the masks of"):
