@@ -386,7 +386,8 @@ def prepare(
         key = existing_file(key_file, "key file").read_bytes().strip() if key_file else None
         settings = PrepareSettings(space, split, seed, png_bits, per_study, patient_pattern, key, centre)
         summary = run_prepare(source, dest, settings, workers, report, console)
-        console.print(f"{summary.ready} patients in {dest}, {summary.made} made now, {summary.failed} failed")
+        counts = f"{summary.ready} patients in {dest}, {summary.made} made now, {summary.failed} failed"
+        console.print(f"{counts}, {summary.without_ct} without a CT that can be used" if summary.without_ct else counts)
         if summary.complete:
             console.print(f"{report or dest / 'series.csv'}  every series, and why it was used or left out")
             if not summary.ready:

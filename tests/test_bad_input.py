@@ -252,6 +252,38 @@ def two_acquisitions(source: Path) -> None:
     write_series(source / "bad" / "b", patient="bad", change=second)
 
 
+def same_identifiers(source: Path) -> None:
+    """Two people in two folders whom an anonymiser gave one Patient ID and the same UIDs."""
+    write_series(source / "bad" / "a", patient="bad")
+    write_series(source / "bad" / "b", chest(SHAPE, seed=1), patient="bad")
+
+
+def intercept_of_one_missing(data: pydicom.Dataset, k: int) -> None:
+    if k == 4:
+        del data.RescaleIntercept
+
+
+def nrrd_with(line: str) -> Callable[[Path], None]:
+    """An NRRD whose line that says what its space is, is another."""
+
+    def write(source: Path) -> None:
+        path = write_with_itk(source / "bad.nrrd", chest(VOLUME), TEN)
+        path.write_bytes(path.read_bytes().replace(b"space: left-posterior-superior", line.encode()))
+
+    return write
+
+
+def with_noise_in_air() -> np.ndarray:
+    return chest(VOLUME) + np.random.default_rng(1).normal(0, 15, VOLUME).astype(np.float32)
+
+
+def with_slices(value: float | None) -> np.ndarray:
+    """Three slices within the scan have one value, or are the one before."""
+    values = chest(VOLUME)
+    values[:, :, 6:9] = values[:, :, 5:6] if value is None else value
+    return values
+
+
 def counted_twice(source: Path) -> None:
     """Nothing but the count says that the second half is another pass."""
 
@@ -464,6 +496,30 @@ SOURCES = [
         LEFT_OUT,
     ),
     Case(
+        "voxels (.raw) without their header",
+        content("bad.raw", bytes(64)),
+        "voxels without the header that says how many and where; copy it again, with it",
+        LEFT_OUT,
+    ),
+    Case(
+        "an NRRD in a space without left and right",
+        nrrd_with("space: scanner-xyz"),
+        "the space scanner-xyz, which does not say where left and right are; convert it from DICOM again",
+        LEFT_OUT,
+    ),
+    Case(
+        "an NRRD in a space without a name",
+        nrrd_with("space dimension: 3"),
+        "a space without a name, which does not say where left and right are; convert it from DICOM again",
+        LEFT_OUT,
+    ),
+    Case(
+        "an NRRD in centimetres",
+        nrrd_with('space: left-posterior-superior\nspace units: "cm" "cm" "cm"'),
+        "lengths in cm; write it again in millimetres",
+        LEFT_OUT,
+    ),
+    Case(
         "an MHD header without its raw file",
         detached,
         "the CT cannot be read (…); it may be truncated or of another type; copy or export it again",
@@ -533,6 +589,14 @@ SOURCES = [
         series(change=two_phases),
         "two different slices at one position, so phases or reconstructions share the series; "
         "give each its own Series Instance UID",
+        LEFT_OUT,
+    ),
+    Case(
+        "two people in two folders, with the same identifiers",
+        same_identifiers,
+        "two different slices at one position, so phases or reconstructions share the series; give each its own Series "
+        "Instance UID, or, if its 2 folders are of different people with the same identifiers, name them by a part of "
+        "the path (--patient-pattern)",
         LEFT_OUT,
     ),
     Case("exact copies of slices", duplicates, "3 duplicate slices dropped; …", USED, sixteen_slices),
@@ -611,6 +675,52 @@ SOURCES = [
         LEFT_OUT,
     ),
     Case(
+        "HU that lie 200 too high",
+        volume(chest(VOLUME) + 200),
+        "the CT has its air at -800, not at −1000, so it is shifted, wrongly scaled or clipped; export it in "
+        "Hounsfield units",
+        LEFT_OUT,
+    ),
+    Case(
+        "three quarters of HU",
+        volume(chest(VOLUME) * 0.75),
+        "the CT has its air at -750, not at −1000, so it is shifted, wrongly scaled or clipped; export it in "
+        "Hounsfield units",
+        LEFT_OUT,
+    ),
+    Case(
+        "HU that lie 200 too low",
+        volume(with_noise_in_air() - 200),
+        "the CT has its air at …, not at −1000, so it is shifted; export it in Hounsfield units",
+        LEFT_OUT,
+    ),
+    Case(
+        "a CT that was clipped to a window of the lungs",
+        volume(chest(VOLUME).clip(-1350, 150)),
+        "the CT ends at 150, where … % of the voxels are, so it was clipped and has no bone; export it in Hounsfield "
+        "units, without a window",
+        LEFT_OUT,
+    ),
+    Case(
+        "a CT that was clipped at 400 HU, as some public data sets are",
+        volume(chest(VOLUME).clip(-1000, 400)),
+        "slices 10 mm apart; clipped at 400 HU, where … % of the voxels are",
+        USED,
+    ),
+    Case(
+        "zeros instead of slices within the scan",
+        volume(with_slices(0)),
+        "the CT has the value 0 all over 3 slices, the first of them slice 7, between others that show something; "
+        "download or convert it again",
+        LEFT_OUT,
+    ),
+    Case(
+        "slices that repeat the one before",
+        volume(with_slices(None)),
+        "slices 10 mm apart; 3 slices repeat the one before, the first of them slice 7: filled in for missing ones?",
+        USED,
+    ),
+    Case(
         "0 HU filled in outside the circle",
         volume(filled(chest(VOLUME), 0)),
         "the CT has 0 HU in the corners of its slices, which was filled in outside the scan and would count as tissue; "
@@ -635,6 +745,12 @@ SOURCES = [
         series(change=stored_hu),
         "no Rescale Intercept, so stored values are taken for HU; slices 10 mm apart",
         USED,
+    ),
+    Case(
+        "DICOM in which one slice has no Rescale Intercept",
+        series(change=intercept_of_one_missing),
+        "1 of 16 slices have no Rescale Intercept, such as …-4.dcm; export the series again",
+        LEFT_OUT,
     ),
     Case(
         "a material density map",
@@ -817,7 +933,7 @@ SOURCES = [
     Case("metal above 3071 HU", volume(with_value(20000)), "…; 2 voxels above 3071 HU clipped", USED, clipped),
     Case(
         "3000 slices",
-        volume(np.repeat(chest((12, 12, 30)), 100, axis=2), voxels(20, 20, 0.1)),
+        volume(np.repeat(chest((12, 12, 30)), 100, axis=2) + 0.01 * np.arange(3000), voxels(20, 20, 0.1)),
         "",
         USED,
         lambda dest: made()(dest).shape == (12, 12, 3000) or pytest.fail("slices were lost"),

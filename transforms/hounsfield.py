@@ -28,7 +28,20 @@ _SAME_CORNERS = 0.95
 _FAR_BELOW_AIR = -1300.0
 _MAX_FAR_BELOW = 0.002
 _MOST_FILLINGS = 20
+_TOO_FEW = 20
 _SAMPLES = 2_000_000
+_AIR_REACHES = -880.0
+"""Of a scan with air in it, one voxel in a thousand is as low: around the patient, in airways or bowels."""
+_FEW = 1e-3
+_AIR_MEASURED = -900.0
+_MEASURED_VALUES = 500
+"""So many different values are measured ones; drawn volumes and masks have fewer."""
+_CLIPPED = 2e-4
+"""No more than this part of a scan has its greatest value, unless it was clipped there."""
+_LOST_BONE = 200.0
+"""What is clipped below this has no bone, and contrast agent in vessels is lost too."""
+_SCANNERS_CLIP = 2000.0
+"""From here on scanners do it themselves, where there is metal."""
 
 
 def wrong_numbers(values: Tensor) -> str:
@@ -43,8 +56,7 @@ def wrong_numbers(values: Tensor) -> str:
     Returns:
         What is wrong and what to do, as the end of a sentence that begins with the volume's name.
     """
-    flat = values.flatten()
-    sample = flat[:: max(1, flat.numel() // _SAMPLES)]
+    sample = _sample(values)
     far = sample[sample < _FAR_BELOW_AIR]
     # what is filled in has one value or two, and streaks of metal are few
     if far.numel() > _MAX_FAR_BELOW * sample.numel() and far.unique().numel() > _MOST_FILLINGS:
@@ -52,6 +64,12 @@ def wrong_numbers(values: Tensor) -> str:
             f"holds values far below air (down to {float(far.min()):g}) that were not filled in, so it is inverted or "
             "wrongly scaled; export it in Hounsfield units"
         )
+    below = sample[(sample > _FAR_BELOW_AIR) & (sample < _AIR_MEASURED)]
+    below = below[below != below.mode().values] if below.numel() else below  # what was filled in
+    if below.numel() > _MIN_AIR * sample.numel() and below.unique().numel() > _MOST_FILLINGS:
+        middle = float(below.median())
+        if middle < _PADDING_BELOW:
+            return f"has its air at {middle:.0f}, not at −1000, so it is shifted; export it in Hounsfield units"
     measured = sample[sample >= _PADDING_BELOW]
     lowest = measured.min() if measured.numel() else None
     if lowest is not None:
@@ -59,7 +77,7 @@ def wrong_numbers(values: Tensor) -> str:
         if above.numel() and (above - lowest < 200).float().mean() < 1e-3 and above.numel() < measured.numel() - 1:
             measured = above
     if measured.numel() == 0 or (float(measured.min()) > -500 and measured.numel() == sample.numel()):
-        low, high = float(flat.min()), float(flat.max())
+        low, high = float(values.min()), float(values.max())
         return (
             f"ranges from {low:g} to {high:g}, so it holds no air in Hounsfield units (−1000); "
             "apply rescale slope and intercept first"
@@ -80,7 +98,44 @@ def wrong_numbers(values: Tensor) -> str:
             f"holds no air at −1000, but much at {float(measured.min()):.0f} and above, so it is wrongly scaled; apply "
             "rescale slope and intercept first"
         )
+    least = float(measured.kthvalue(1 + int(_FEW * measured.numel())).values)
+    if air >= _MIN_AIR and least > _AIR_REACHES:
+        return (
+            f"has its air at {least:.0f}, not at −1000, so it is shifted, wrongly scaled or clipped; export it in "
+            "Hounsfield units"
+        )
+    highest, share = _top(sample)
+    if share > _CLIPPED and highest < _LOST_BONE and measured.unique().numel() > _MEASURED_VALUES:
+        return (
+            f"ends at {highest:g}, where {100 * share:.2g} % of the voxels are, so it was clipped and has no bone; "
+            "export it in Hounsfield units, without a window"
+        )
     return ""
+
+
+def clipped_above(values: Tensor) -> str:
+    """What to say of a CT in HU whose high values were cut off by somebody; mostly nothing.
+
+    Args:
+        values: of the whole volume, any shape.
+    """
+    sample = _sample(values)
+    highest, share = _top(sample)
+    if share <= _CLIPPED or highest >= _SCANNERS_CLIP or sample.unique().numel() <= _MEASURED_VALUES:
+        return ""
+    return f"clipped at {highest:g} HU, where {100 * share:.2g} % of the voxels are"
+
+
+def _sample(values: Tensor) -> Tensor:
+    flat = values.flatten()
+    return flat[:: max(1, flat.numel() // _SAMPLES)]
+
+
+def _top(values: Tensor) -> tuple[float, float]:
+    """The greatest value, and the share of the voxels that have it; 0 if they are too few to tell."""
+    highest = values.max()
+    count = int((values == highest).sum())
+    return float(highest), count / values.numel() if count > _TOO_FEW else 0.0
 
 
 def filled_corners(values: Float[Tensor, "i j slices"]) -> str:

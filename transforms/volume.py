@@ -31,8 +31,10 @@ from drr2ct.transforms.geometry import VolumeGrid
 from drr2ct.transforms.hounsfield import AIR_HU as AIR_HU
 from drr2ct.transforms.hounsfield import HU_WINDOW as HU_WINDOW
 from drr2ct.transforms.hounsfield import filled_corners, wrong_numbers
+from drr2ct.transforms.lost_slices import lost_slices
 from drr2ct.transforms.memory_order import in_memory_order, value_range
 from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti, unknown_space
+from drr2ct.transforms.nrrd import nrrd_problem
 from drr2ct.transforms.resampling import resampled
 from drr2ct.transforms.validation import InputError, existing_file
 
@@ -77,7 +79,8 @@ class LoadCT(Transform):
                 array, meta = _from_nifti(path)
             else:
                 array, meta = _from_itk(_read_series(path) if path.is_dir() else _read_file(path))
-                if problem := unknown_space(meta["affine"]):
+                problem = "" if path.is_dir() else nrrd_problem(path)
+                if problem := problem or unknown_space(meta["affine"]):
                     raise InputError(f"CT {path} has {problem}.")
         except InputError:
             raise
@@ -224,9 +227,15 @@ def check_ct(image: MetaTensor, what: str) -> None:
     if max(spacing) > _MAX_SPACING_MM or min(spacing) < _MIN_SPACING_MM:
         edges = "×".join(f"{edge:.3g}" for edge in spacing)
         raise InputError(f"{what} has voxels of {edges} mm; no CT has that; check the units of its header.")
-    upright = int(np.abs(affine[2, :3] / spacing).argmax())
-    if problem := filled_corners(values[0].movedim(upright, -1)):
+    stack = slices_last(image)
+    if problem := filled_corners(stack) or lost_slices(stack):
         raise InputError(f"{what} {problem}.")
+
+
+def slices_last(image: MetaTensor) -> Float[Tensor, "i j slices"]:
+    """A CT (1, I, J, K) with that of its axes last that runs along the patient; a view."""
+    axes = np.asarray(image.affine, dtype=np.float64)[:3, :3]
+    return image.as_tensor()[0].movedim(int(np.abs(axes[2] / np.linalg.norm(axes, axis=0)).argmax()), -1)
 
 
 def bounding_box_centre(image: MetaTensor) -> Float[np.ndarray, 3]:

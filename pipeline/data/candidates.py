@@ -25,6 +25,11 @@ _MANY_FILES = 5000
 
 
 def _inspect(path: Path, source: Path) -> Header | Candidate | None:
+    if re.search(r"\.z?raw(\.gz)?$", path.name, re.IGNORECASE):
+        if any(beside.suffix.lower() in (".mhd", ".nhdr") for beside in path.parent.iterdir()):
+            return None
+        reason = f"voxels without the header that says how many and where; {AGAIN}, with it"
+        return Candidate("", ("", ""), (str(path),), False, reason=reason)
     if match := re.search(r"\.img(\.gz)?$", path.name, re.IGNORECASE):
         stem = path.name[: match.start()]
         if not any((path.parent / f"{stem}{suffix}").exists() for suffix in (".hdr", ".HDR", ".hdr.gz", ".HDR.GZ")):
@@ -41,7 +46,11 @@ def _inspect_all(paths: Sequence[Path], source: Path, pool: Executor | None) -> 
 
 
 def find_candidates(
-    source: Path, patient_pattern: str | None = None, pool: Executor | None = None, console: Console | None = None
+    source: Path,
+    patient_pattern: str | None = None,
+    pool: Executor | None = None,
+    console: Console | None = None,
+    patient_folders: bool = False,
 ) -> list[Candidate]:
     """Every CT candidate below ``source``, usable or not; each has a patient.
 
@@ -53,6 +62,7 @@ def find_candidates(
             UID.
         pool: processes that read headers, if there are many; else they start meanwhile, for what comes after.
         console: for progress; silent without.
+        patient_folders: each folder of ``source`` is a patient's; a series in two that is a stack is one.
 
     Raises:
         InputError: if the folder does not exist, or holds neither DICOM nor volume files.
@@ -74,7 +84,22 @@ def find_candidates(
         elif result is not None:
             found.append(result)
     found += [_unreadable(error) for error in unreadable]
-    found += dicom_candidates(headers)
+
+    def by_path(path: str) -> str:
+        """Whom the pattern finds in a path; empty for nobody."""
+        match = None if patient_pattern is None else re.search(patient_pattern, _within(source, path).as_posix())
+        return "" if match is None else match.group(1) if match.groups() else match.group(0)
+
+    stacks = dicom_candidates(headers, by_path)
+    if patient_folders:  # what is no stack and lies in several is several people's with the same identifiers
+        lying = [{_top_folder(source, path) for path in stack.files} for stack in stacks]
+        torn = {
+            p for stack, tops in zip(stacks, lying, strict=True) if stack.reason and len(tops) > 1 for p in stack.files
+        }
+        stacks = [stack for stack in stacks if torn.isdisjoint(stack.files)]
+        apart = [header for header in headers if header.path in torn]
+        stacks += dicom_candidates(apart, lambda path: _top_folder(source, path))
+    found += stacks
     if not found:
         raise InputError(f"source {source} holds no DICOM, NIfTI, NRRD or MHA files; check the path.")
 
@@ -87,9 +112,8 @@ def find_candidates(
     names = name_patients(volumes, source)
 
     def named(candidate: Candidate) -> Candidate:
-        relative = Path(os.path.relpath(candidate.files[0], source))
-        if patient_pattern is not None and (match := re.search(patient_pattern, relative.as_posix())):
-            patient = match.group(1) if match.groups() else match.group(0)
+        relative = _within(source, candidate.files[0])
+        if patient := by_path(candidate.files[0]):
             return replace(candidate, patient=patient)
         if own := names.get(Path(candidate.files[0])):
             return replace(candidate, patient=own[0], study=("", own[1]))
@@ -100,6 +124,15 @@ def find_candidates(
         return replace(candidate, patient=relative.parts[0] if own_folder else candidate.study[1])
 
     return sorted(map(named, found), key=lambda candidate: (candidate.patient, preference(candidate)))
+
+
+def _within(source: Path, path: str) -> Path:
+    return Path(os.path.relpath(path, source))
+
+
+def _top_folder(source: Path, path: str) -> str:
+    parts = _within(source, path).parts
+    return parts[0] if len(parts) > 1 else ""
 
 
 def _unreadable(error: OSError) -> Candidate:

@@ -21,7 +21,10 @@ _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _FIRST_GROUPS = (b"\x08\x00", b"\x02\x00")
 MAC_FILE = "a side file of macOS; nothing to do"
 ARCHIVE = "an archive; unpack it first"
-_OTHER_FORMATS = (".nii.bz2", ".nii.xz", ".nii.zst", ".dcm.gz", ".mgz", ".mgh", ".mnc", ".npy", ".npz", ".gipl")
+_OTHER_FORMATS = (
+    ".nii.bz2", ".nii.xz", ".nii.zst", ".dcm.gz", ".mgz", ".mgh", ".mnc", ".npy", ".npz", ".gipl",
+    ".vtk", ".vti", ".h5", ".hdf5", ".mat", ".tif", ".tiff",
+)  # fmt: skip
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 

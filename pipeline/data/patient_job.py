@@ -27,11 +27,13 @@ from drr2ct.pipeline.running.workers import worker_pool
 from drr2ct.pipeline.volumes.files import write_volume
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.files import write_json
+from drr2ct.transforms.hounsfield import clipped_above
+from drr2ct.transforms.lost_slices import repeated_slices
 from drr2ct.transforms.memory_order import value_range
 from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM, PNG_COUNTS
 from drr2ct.transforms.radiographs.write import write_radiograph
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.volume import HU_WINDOW
+from drr2ct.transforms.volume import HU_WINDOW, slices_last
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ def _write_patient(
         notes.append(f"{int((values > high).sum())} voxels above {high:g} HU clipped")
     if least < low:
         notes.append(f"{int((values < low).sum())} voxels below {low:g} HU clipped")
+    notes += filter(None, (clipped_above(values), repeated_slices(slices_last(ct))))
     values.clamp_(low, high).round_()  # the DRRs see what the file will hold
     seen = look_at(ct)
     isocentre = seen.centre

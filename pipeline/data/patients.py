@@ -94,7 +94,7 @@ def read_folder(dataset_dir: str | Path, views: Sequence[str]) -> tuple[list[dic
     if not root.is_dir():
         raise InputError(f"data set folder {root} does not exist; set dataset_dir to a folder of patient folders.")
     try:
-        candidates = find_candidates(root)
+        candidates = find_candidates(root, patient_folders=True)
     except InputError:  # neither DICOM nor volume files
         candidates = []
     members: dict[str, list[Candidate]] = defaultdict(list)

@@ -45,6 +45,8 @@ from drr2ct.transforms.validation import InputError
 
 MANY_STUDIES = 4
 """So many studies of one patient are doubted."""
+_MOST_NAMED = 20
+"""So many patients without a CT are named on the screen; all are in the report."""
 _OF_ONE_PATIENT = ("used", "refused", "anatomy", "lungs", "centre", "height_mm")
 """What a patient's record has and the record of the whole set has not."""
 _COLUMNS = ("patient", "source", "slices", "voxel_mm", "kernel", "used", "reason")
@@ -52,11 +54,15 @@ _COLUMNS = ("patient", "source", "slices", "voxel_mm", "kernel", "used", "reason
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of a run: patients in the data set, made now, failed; ``complete`` if the data list was written."""
+    """Counts of a run: patients in the data set, made now, failed, and those of whom there is no CT that can be used.
+
+    ``complete`` if the data list was written.
+    """
 
     ready: int
     made: int
     failed: int
+    without_ct: int
     complete: bool
     seconds: dict[str, float]
 
@@ -105,6 +111,7 @@ def prepare(
         jobs = plan_jobs(candidates, source, settings)
         _check_jobs(jobs, candidates, source, dest)
         _warn_of_shared_ids(jobs, console)
+        without_ct = _say_who_has_no_ct(candidates, settings, console)
         mine = [job for job in jobs[rank::world] if not is_ready(dest, job)]
         _check_space(dest, mine, settings)
         _claim(dest, settings)
@@ -125,7 +132,7 @@ def prepare(
             for path in dest.glob(".*"):
                 if re.fullmatch(r"\.[0-9a-f]{32}\..+", path.name):
                     path.unlink()
-    return Summary(len(ready), len(mine) - failed, failed, complete, dict(seconds))
+    return Summary(len(ready), len(mine) - failed, failed, without_ct, complete, dict(seconds))
 
 
 def _check_jobs(jobs: Sequence[Job], candidates: Sequence[Candidate], source: Path, dest: Path) -> None:
@@ -301,6 +308,20 @@ def _warn_of_shared_ids(jobs: Sequence[Job], console: Console) -> None:
                 "them by a part of the path (--patient-pattern); if they are one person's, --per-study uses them all",
                 markup=False,
             )
+
+
+def _say_who_has_no_ct(candidates: Sequence[Candidate], settings: PrepareSettings, console: Console) -> int:
+    """Name patients of whom nothing can be used by its header, each with the first reason; how many they are."""
+    reasons: dict[str, str] = {}
+    usable = {candidate.patient for candidate in candidates if not candidate.reason}
+    for candidate in candidates:  # sorted, the best first; what is called a mask is nobody's CT
+        if candidate.patient not in usable and not candidate.by_name:
+            reasons.setdefault(folder_name(candidate.patient, settings.key), candidate.reason)
+    for name, reason in list(reasons.items())[:_MOST_NAMED]:
+        console.print(f"{name} left out: {reason}", markup=False)
+    if len(reasons) > _MOST_NAMED:
+        console.print(f"and {len(reasons) - _MOST_NAMED} more without a CT that can be used")
+    return len(reasons)
 
 
 def _write_report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -56,17 +56,22 @@ POSITION_TOLERANCE = 0.1
 """How far a slice may lie from its place in an even stack, as a fraction of the spacing."""
 
 
-def dicom_candidates(headers: Iterable[Header]) -> list[Candidate]:
+def dicom_candidates(headers: Iterable[Header], person: Callable[[str], str]) -> list[Candidate]:
     """Group DICOM files into stacks and judge each by its headers.
 
     Files of one series that differ in orientation, matrix or pixel spacing are separate stacks: some scanners keep
     the localiser and the scan in one series. So are several passes over one region.
+
+    Args:
+        headers: of all files.
+        person: whom a path names, where it is known; an anonymiser may have given everybody the same identifiers.
     """
     series: dict[tuple[object, ...], list[Header]] = defaultdict(list)
     for header in headers:
         # in a series without an identifier, the folder holds it together
         name = header.series or str(Path(header.path).parent)
-        series[header.patient, header.study, name, header.modality, header.shape].append(header)
+        key = (person(header.path), header.patient, header.study, name, header.modality, header.shape)
+        series[key].append(header)
     stacks = [stack for members in series.values() for stack in _by_geometry(sorted(members, key=lambda h: h.path))]
     return [_judge_stack(part, notes) for stack in stacks for part, notes in _passes(stack)]
 
@@ -165,28 +170,39 @@ def _judge_stack(stack: list[Header], seen: tuple[str, ...]) -> Candidate:
     )
     if reason := _refuse_images(stack):
         return replace(candidate, reason=reason)
+    apart = _of_several_folders(stack)
     row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     normal = np.cross(row, column)
     by_position = sorted(stack, key=lambda header: float(normal @ header.position))
     kept = [by_position[0]]
+    copies: list[tuple[Header, Header]] = []
     for header in by_position[1:]:
         if abs(normal @ np.subtract(header.position, kept[-1].position)) > 1e-3:
             kept.append(header)
-        elif header.instance != kept[-1].instance and not same_pixels(header.path, kept[-1].path):
-            return replace(
-                candidate,
-                reason="two different slices at one position, so phases or reconstructions share the series; "
-                "give each its own Series Instance UID",
-            )
+        else:
+            copies.append((header, kept[-1]))
+    if not _are_copies(copies):
+        return replace(
+            candidate,
+            reason="two different slices at one position, so phases or reconstructions share the series; "
+            f"give each its own Series Instance UID{apart}",
+        )
     notes = [*seen, f"{len(stack) - len(kept)} duplicate slices dropped"] if len(kept) < len(stack) else [*seen]
-    if not all(header.has_intercept for header in kept):
+    bare = [header for header in kept if not header.has_intercept]
+    if 0 < len(bare) < len(kept):
+        return replace(
+            candidate,
+            reason=f"{len(bare)} of {len(kept)} slices have no Rescale Intercept, such as {Path(bare[0].path).name}; "
+            "export the series again",
+        )
+    if bare:
         notes.append("no Rescale Intercept, so stored values are taken for HU")
     candidate = replace(candidate, files=tuple(header.path for header in kept), slices=len(kept))
     if len(kept) < MIN_SLICES:
         return replace(candidate, reason=f"only {len(kept)} {slice_word(len(kept))}; {NO_VOLUME}")
     positions = np.array([header.position for header in kept])
     if reason := _refuse_positions(positions, normal, min(first.spacing)):
-        return replace(candidate, reason=reason)
+        return replace(candidate, reason=reason + apart)
     thickness = float(np.linalg.norm(positions[-1] - positions[0])) / (len(kept) - 1)
     if first.thickness > SLAB_OVERLAP * thickness:
         reason = f"slabs of {first.thickness:.3g} mm every {thickness:.3g} mm; use the slices they were made from"
@@ -197,6 +213,28 @@ def _judge_stack(stack: list[Header], seen: tuple[str, ...]) -> Candidate:
     if thickness > THICK_SLICES_MM:
         notes.append(f"slices {thickness:.3g} mm apart")
     return replace(candidate, voxel_mm=(first.spacing[1], first.spacing[0], thickness), notes=tuple(notes))
+
+
+def _are_copies(pairs: list[tuple[Header, Header]]) -> bool:
+    """Whether slices at one position show the same.
+
+    Of those with one SOP Instance UID, which by the standard are copies, the middle pair is compared: an anonymiser may
+    have given the slices of two people the same.
+    """
+    named = [pair for pair in pairs if pair[0].instance == pair[1].instance]
+    others = [pair for pair in pairs if pair[0].instance != pair[1].instance]
+    return all(same_pixels(one.path, other.path) for one, other in named[len(named) // 2 :][:1] + others)
+
+
+def _of_several_folders(stack: list[Header]) -> str:
+    """What else may be the matter with a stack that is none, where its files lie in several folders."""
+    folders = {Path(header.path).parent for header in stack}
+    if len(folders) < 2:
+        return ""
+    return (
+        f", or, if its {len(folders)} folders are of different people with the same identifiers, name them by a part "
+        "of the path (--patient-pattern)"
+    )
 
 
 def _refuse_images(stack: list[Header]) -> str:

@@ -20,6 +20,7 @@ from drr2ct.pipeline.data.candidate import (
 from drr2ct.pipeline.data.headers import MAC_FILE
 from drr2ct.pipeline.data.patient_names import is_resampled, other_role
 from drr2ct.transforms.nifti import doubtful_space, is_nifti, nifti_geometry, open_nifti, unknown_space
+from drr2ct.transforms.nrrd import nrrd_problem
 
 
 def file_candidate(path: Path, root: Path) -> Candidate:
@@ -53,6 +54,8 @@ def file_candidate(path: Path, root: Path) -> Candidate:
         else:
             import SimpleITK as sitk  # not at the top: who trains on NIfTI files needs none
 
+            if problem := nrrd_problem(path):
+                return replace(candidate, reason=problem)
             reader = sitk.ImageFileReader()
             reader.SetFileName(str(path))
             reader.ReadImageInformation()

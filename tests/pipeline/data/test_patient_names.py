@@ -10,7 +10,7 @@ import pytest
 from drr2ct.pipeline.data.candidates import find_candidates
 from drr2ct.pipeline.data.patients import read_folder
 from tests.files import chest, write_nifti, write_with_itk
-from tests.pipeline.data.dicom_files import write_series
+from tests.pipeline.data.dicom_files import SHAPE, write_series
 
 AFFINE = np.diag([10.0, 10, 10, 1])
 
@@ -132,6 +132,27 @@ def test_one_anonymised_id_is_taken_apart_by_a_pattern(tmp_path: Path) -> None:
         write_series(tmp_path / f"subject-{i}" / "CT", patient="ANONYMOUS", study=str(i + 1))
     assert {c.patient for c in find_candidates(tmp_path)} == {"ANONYMOUS"}
     assert {c.patient for c in find_candidates(tmp_path, r"subject-\d+")} == {f"subject-{i}" for i in range(3)}
+
+
+def test_people_with_one_series_uid_are_taken_apart_by_a_pattern_or_their_folders(tmp_path: Path) -> None:
+    for i in range(3):
+        write_series(tmp_path / f"subject-{i}" / "CT", chest(SHAPE, seed=i), patient="ANONYMOUS")
+    joined = find_candidates(tmp_path)
+    assert len(joined) == 1 and "--patient-pattern" in joined[0].reason
+    found = find_candidates(tmp_path, r"subject-\d+")
+    assert [(c.patient, c.slices, c.reason) for c in found] == [(f"subject-{i}", SHAPE[2], "") for i in range(3)]
+    items, left_out = read_folder(tmp_path, ["pa", "lat"])
+    assert [item["patient"] for item in items] == [f"subject-{i}" for i in range(3)] and left_out == []
+
+
+def test_one_stack_in_two_folders_is_one(tmp_path: Path) -> None:
+    """As archives do that put so many files into a folder, whatever is in them."""
+    for k, path in enumerate(sorted(write_series(tmp_path / "x", patient="P1").iterdir())):
+        (tmp_path / f"DIR{k % 2}").mkdir(exist_ok=True)
+        path.rename(tmp_path / f"DIR{k % 2}" / path.name)
+    (tmp_path / "x").rmdir()
+    items, left_out = read_folder(tmp_path, ["pa", "lat"])
+    assert [len(item["slices"]) for item in items] == [SHAPE[2]] and left_out == []
 
 
 def test_slices_of_nobody_side_by_side_are_their_examinations(tmp_path: Path) -> None:

@@ -239,12 +239,6 @@ def test_metal_is_clipped_and_noted(tmp_path: Path) -> None:
     assert nib.load(tmp_path / "set" / "a" / "a.nii.gz").get_fdata().max() == 3071
 
 
-def test_3000_slices(tmp_path: Path) -> None:
-    thin = np.repeat(chest((12, 12, 30)), 100, axis=2)
-    write_nifti(tmp_path / "source" / "a.nii.gz", thin, np.diag([20.0, 20, 0.1, 1]))
-    assert run(tmp_path / "source", tmp_path / "set").ready == 1
-
-
 def test_studies_of_a_patient_stay_in_one_part(tmp_path: Path) -> None:
     for i in range(6):
         for study in ("1", "2"):
@@ -382,6 +376,17 @@ def test_many_studies_of_one_id_are_doubted(tmp_path: Path, capsys: pytest.Captu
     prepare(tmp_path / "source", tmp_path / "set", PrepareSettings(GEOMETRY), 1, None, Console(width=300))
     assert "ANONYMOUS has 4 studies in 4 folders" in capsys.readouterr().out
     assert run(tmp_path / "source", tmp_path / "named", patient_pattern=r"subject-\d").ready == 4
+
+
+def test_who_has_no_ct_that_can_be_used_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = volumes(tmp_path / "source", 1)
+    write_series(source / "s1", patient="SLABS", change=lambda data, k: setattr(data, "SliceThickness", 40))
+    for name in ("p0_mask.nii.gz", "view.tif"):  # nobody's CT
+        (source / name).write_bytes(b"x")
+    summary = prepare(source, tmp_path / "set", PrepareSettings(GEOMETRY), 1, None, Console(width=300))
+    assert (summary.ready, summary.failed, summary.without_ct) == (1, 0, 1)
+    said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert said == ["SLABS left out: slabs of 40 mm every 10 mm; use the slices they were made from"]
 
 
 def test_copies_stay_together_where_all_cts_look_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,7 +146,7 @@ def test_it_says_that_it_is_no_scan(tmp_path: Path) -> None:
 def test_our_own_search_finds_one_axial_ct(tmp_path: Path) -> None:
     write(tmp_path / "ct", VolumeGrid(SIZE).affine())
     headers = [read_header(str(path)) for path in (tmp_path / "ct").iterdir()]
-    (series,) = dicom_candidates([h for h in headers if isinstance(h, Header)])
+    (series,) = dicom_candidates([h for h in headers if isinstance(h, Header)], lambda path: "")
     assert (series.reason, series.slices, series.derived) == ("", SIZE, True)
 
 

@@ -22,8 +22,12 @@ SIZE = 12
 
 
 def eight_marks(affine: np.ndarray) -> tuple[MetaTensor, dict[tuple[int, int, int], int]]:
-    """A volume of air with one voxel of its own HU in each octant, off centre, each at another distance."""
+    """A volume of air with one voxel of its own HU in each octant, off centre, each at another distance.
+
+    An edge differs too, so that no slice has one value all over, as lost ones have.
+    """
     volume = torch.full((1, SIZE, SIZE, SIZE), -1000.0)
+    volume[0, 0, 0] = -990
     marks = {}
     for number, octant in enumerate(np.ndindex(2, 2, 2)):
         index = tuple(2 + 6 * o + (number + a) % 3 for a, o in enumerate(octant))

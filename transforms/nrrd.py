@@ -1,0 +1,43 @@
+"""What an NRRD header says about its space, as far as ITK's reader does not look at it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_MAGIC = b"NRRD000"
+_MOST_HEADER = 2**20
+_SIDES = re.compile(r"(?:left|right)-(?:anterior|posterior)-superior|[LR][AP]S", re.IGNORECASE)
+"""The spaces with a left and a right, which ITK turns into its own; times (``…-time``) are no volumes."""
+_MILLIMETRES = ("mm", "millimeter", "millimetre", "millimeters", "millimetres")
+
+
+def nrrd_problem(path: Path) -> str:
+    """Why the space of an NRRD file cannot be used; empty if it can, and for files of other formats.
+
+    A header without any space is not refused here: it has voxel sizes alone, see
+    :func:`drr2ct.transforms.nifti.doubtful_space`.
+
+    Args:
+        path: of the file, or of the header that stands apart (.nhdr).
+
+    Returns:
+        What it has and what to do, as the end of a sentence that begins with the file's name.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return ""
+        header = re.split(rb"\r?\n\r?\n", file.read(_MOST_HEADER), maxsplit=1)[0].decode("utf-8", errors="replace")
+    lines = re.findall(r"^([a-z ]+): *(.*?)\s*$", header, re.MULTILINE | re.IGNORECASE)
+    fields = {name.lower(): value for name, value in lines}
+    space = fields.get("space", "")
+    if (space or "space dimension" in fields) and not _SIDES.fullmatch(space):
+        named = f"the space {space}" if space else "a space without a name"
+        return f"{named}, which does not say where left and right are; convert it from DICOM again"
+    units = {unit.lower() for unit in re.findall(r'"([^"]*)"', fields.get("space units", ""))} - {""}
+    if units.difference(_MILLIMETRES):
+        return f"lengths in {', '.join(sorted(units))}; write it again in millimetres"
+    return ""
