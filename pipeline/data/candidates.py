@@ -88,14 +88,11 @@ def find_candidates(
     def by_path(path: str) -> str:
         """Whom the pattern finds in a path; empty for nobody."""
         match = None if patient_pattern is None else re.search(patient_pattern, _within(source, path).as_posix())
-        return "" if match is None else match.group(1) if match.groups() else match.group(0)
+        return "" if match is None else (match.groups() or (None,))[0] or match.group(0)
 
     stacks = dicom_candidates(headers, by_path)
     if patient_folders:  # what is no stack and lies in several is several people's with the same identifiers
-        lying = [{_top_folder(source, path) for path in stack.files} for stack in stacks]
-        torn = {
-            p for stack, tops in zip(stacks, lying, strict=True) if stack.reason and len(tops) > 1 for p in stack.files
-        }
+        torn = {path for stack in stacks if stack.reason and _is_spread(source, stack) for path in stack.files}
         stacks = [stack for stack in stacks if torn.isdisjoint(stack.files)]
         apart = [header for header in headers if header.path in torn]
         stacks += dicom_candidates(apart, lambda path: _top_folder(source, path))
@@ -133,6 +130,10 @@ def _within(source: Path, path: str) -> Path:
 def _top_folder(source: Path, path: str) -> str:
     parts = _within(source, path).parts
     return parts[0] if len(parts) > 1 else ""
+
+
+def _is_spread(source: Path, stack: Candidate) -> bool:
+    return len({_top_folder(source, path) for path in stack.files}) > 1
 
 
 def _unreadable(error: OSError) -> Candidate:
