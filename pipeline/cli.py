@@ -16,8 +16,10 @@ import typer
 import yaml
 from rich.console import Console
 
+from drr2ct.pipeline.running.arguments import refuse_ignored
 from drr2ct.pipeline.running.console import print_rows, wide_console
 from drr2ct.pipeline.running.startup import importing, start_lightly
+from drr2ct.transforms.files import refuse_unwritable
 from drr2ct.transforms.validation import InputError, existing_file
 
 INTERRUPTED = 130
@@ -65,6 +67,7 @@ def parse_overrides(assignments: list[str] | None) -> dict[str, Any]:
 
 @app.command()
 def demo(
+    context: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("outputs/demo"),
     training: Annotated[int, typer.Option(min=2, help="Variations in an epoch.")] = 96,
     validation: Annotated[int, typer.Option(min=1, help="Variations to watch.")] = 8,
@@ -77,6 +80,8 @@ def demo(
     ] = False,
 ) -> None:
     """Reconstruct a patient whom no shipped network has seen, and train a small cascade on variations of one CT."""
+    if reconstruct_only:
+        refuse_ignored(context, ("training", "validation", "test", "seconds", "seed"), "with --reconstruct-only")
     from drr2ct.pipeline.demo import DemoSettings, run_demo
 
     run_demo(output, DemoSettings(training, validation, test, seconds, seed), Console(), model, reconstruct_only)
@@ -192,6 +197,7 @@ def calibrate(
 
 @app.command()
 def reconstruct(
+    context: typer.Context,
     patients: Annotated[
         Path | None, typer.Argument(help="A folder of patient folders with radiographs, instead of --pa and --lateral.")
     ] = None,
@@ -240,6 +246,10 @@ def reconstruct(
     settings = parse_overrides(overrides)
     if "radiographs" not in settings and (pa is None, lateral is None) != (patients is not None,) * 2:
         raise InputError("give --pa and --lateral, or a folder of patients.")
+    if "radiographs" in settings:
+        refuse_ignored(context, ("pa", "lateral"), "with --set radiographs")
+    if patients is not None:
+        refuse_ignored(context, ("patient",), "on a folder of patients, who are named as their folders")
     for path, what in ((checkpoint, "checkpoint"), (pa, "radiograph"), (lateral, "radiograph")):
         if path is not None:
             existing_file(path, what)
@@ -250,6 +260,8 @@ def reconstruct(
         from drr2ct.pipeline.volumes.files import volume_ending
 
     one_file = file_destination(output, format) if patients is None else volume_ending(Path(output))
+    if "dicom" not in (format, settings.get("format"), getattr(one_file, "format", None)):
+        refuse_ignored(context, ("patient_id",), "on a volume that is not DICOM")
     place = "output" if one_file else "output_dir"
     run_reconstruct(
         checkpoint,
@@ -304,6 +316,7 @@ def serve(
 
 @app.command()
 def plan(
+    context: typer.Context,
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAMES]...", help="Networks to --compare.")] = None,
     network: Annotated[str, typer.Option(help="A named network.")] = "cascade256",
     compare: Annotated[bool, typer.Option("--compare", help="Print one row for each of NAMES.")] = False,
@@ -331,6 +344,9 @@ def plan(
         raise InputError("give --compare and the networks' names together: --compare direct256 cascade256.")
     if checkpointing not in (None, "on", "off"):
         raise InputError(f"--checkpointing {checkpointing} is neither on nor off.")
+    refuse_ignored(context, ("network",) if compare else ("checkpoint",), f"with{'' if compare else 'out'} --compare")
+    if not samples:
+        refuse_ignored(context, ("throughput",), "with --samples 0")
     from drr2ct.pipeline.checkpoints.shipped import shipped_networks
     from drr2ct.pipeline.planning.plan import Settings
     from drr2ct.pipeline.planning.tables import run_plan
@@ -343,8 +359,16 @@ def plan(
     run_plan(settings, wide_console(), gpu, samples, throughput, known, markdown, json, compare)
 
 
+_MAKING = (
+    *("workers", "fov_mm", "detector", "geometry", "split", "seed", "png_bits"),
+    *("per_study", "patient_pattern", "key_file", "report", "centre"),
+)
+"""Options of ``prepare`` that say how a data set is made; a check reads what was made."""
+
+
 @app.command()
 def prepare(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(help="Tree of DICOM studies, volume files, or patient folders.")],
     dest: Annotated[Path | None, typer.Argument(help="The data set to make.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Check DEST, or without it the data set SOURCE.")] = False,
@@ -374,6 +398,16 @@ def prepare(
     feet_first: Annotated[bool, typer.Option("--feet-first", help="For --check: stored with the feet up.")] = False,
 ) -> None:
     """Make a data set of CT studies, or check one."""
+    if dest is None and not check:
+        raise InputError("give DEST, the data set to make, or --check to check the data set SOURCE.")
+    if dest is None:
+        refuse_ignored(context, _MAKING, "without DEST, a data set to make")
+    if not check:
+        refuse_ignored(context, ("intensity", "feet_first"), "without --check")
+    if geometry is not None:
+        refuse_ignored(context, ("fov_mm", "detector"), "with --geometry")
+    if report is not None:
+        refuse_unwritable([report])
     from drr2ct.pipeline.data.datalist import dataset_geometry
     from drr2ct.transforms.geometry import BiplanarGeometry
 
@@ -392,8 +426,6 @@ def prepare(
             console.print(f"{report or dest / 'series.csv'}  every series, and why it was used or left out")
             if not summary.ready:
                 raise InputError(f"no patient of {source} could be made; see {report or dest / 'series.csv'}.")
-    elif not check:
-        raise InputError("give DEST, the data set to make, or --check to check the data set SOURCE.")
     if check:
         from drr2ct.pipeline.data.dataset_check import check_dataset, conclusions, write_check
 
@@ -429,6 +461,7 @@ def robustness(
 
 @app.command()
 def inspect(
+    context: typer.Context,
     checkpoint: Annotated[
         Path | None, typer.Argument(help="RUN/checkpoints/*.pt or released weights, instead of a shipped network.")
     ] = None,
@@ -440,6 +473,8 @@ def inspect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
 ) -> None:
     """Say what a checkpoint is: network, geometry, patients, versions and metrics; its checksum is verified."""
+    if export is None:
+        refuse_ignored(context, ("overwrite",), "without --export")
     from json import dumps
 
     from drr2ct.pipeline.checkpoints.files import write_release

@@ -30,7 +30,7 @@ from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
 from drr2ct.pipeline.volumes.placing import place_on_grid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
-from drr2ct.transforms.files import replacing, write_json
+from drr2ct.transforms.files import refuse_unwritable, replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_kept, files_to_samples, kept_to_samples
 from drr2ct.transforms.validation import InputError
@@ -85,10 +85,11 @@ def run_demo(
         What ``summary.json`` holds of the training, or the figures of the unseen patient if that is left out.
 
     Raises:
-        InputError: if the folder holds a finished demonstration, or data made with other settings, if there is nothing
-            to reconstruct with, or for a network that is not shipped.
+        InputError: if the folder cannot be written, or holds a finished demonstration or data made with other
+            settings, if there is nothing to reconstruct with, or for a network that is not shipped.
     """
     output = Path(output)
+    refuse_unwritable([output / "summary.json"])
     if not reconstruct_only and (output / "summary.json").exists():
         raise InputError(f"{output} holds a finished demonstration; delete it or choose another folder.")
     weights = chosen_weights(model=model) if reconstruct_only else weights_file(model=model)

@@ -2301,6 +2301,97 @@ def test_existing_files(command: Command, sound: Sound, case: Case) -> None:  # 
     assert_nothing_half_written(sound.folder)
 
 
+# --------------------------------------------------------------------------- what is asked for in vain
+
+
+_NO_PLACE = "… cannot be written (…); choose another place."
+_NO_FILE = "… is a folder; give the name of a file."
+IN_VAIN = [
+    Case("a file where a folder is to be, robustness", lambda taken: ["robustness", ".", "--output", taken], _NO_PLACE),
+    Case("a file where a folder is to be, demo", lambda taken: ["demo", "--output", taken], _NO_PLACE),
+    Case("a folder that cannot be made, export", lambda taken: ["export", "--output", "/proc/x/network.ts"], _NO_PLACE),
+    Case(
+        "a folder that cannot be written, segmentations",
+        lambda taken: ["segmentations", ".", ".", "--output", "/proc/dice.csv"],
+        _NO_PLACE,
+    ),
+    Case(
+        "a folder that cannot be written, prepare --report",
+        lambda taken: ["prepare", ".", taken, "--report", "/proc/series.csv"],
+        _NO_PLACE,
+    ),
+    Case("a folder where a file is to be, plan", lambda taken: ["plan", "--json", taken.parent], _NO_FILE),
+    Case(
+        "a folder where a file is to be, calibrate --overwrite",
+        lambda taken: ["calibrate", ".", "--checkpoint", taken, "--output", folder_of(taken, "c.pt"), "--overwrite"],
+        _NO_FILE,
+    ),
+    Case(
+        "a device where a file is to be",
+        lambda taken: ["plan", "--markdown", "/dev/null"],
+        "/dev/null is a device; give the name of a file.",
+    ),
+    Case(
+        "a check with options of how a data set is made",
+        lambda taken: ["prepare", taken.parent, "--check", "--report", "x.csv", "--fov-mm", 300],
+        "--fov-mm and --report have no effect without DEST, a data set to make; leave them out.",
+    ),
+    Case(
+        "a data set to make with options of its check",
+        lambda taken: ["prepare", taken.parent, "x", "--feet-first"],
+        "--feet-first has no effect without --check; leave it out.",
+    ),
+    Case(
+        "a geometry and a detector beside it",
+        lambda taken: ["prepare", taken.parent, "x", "--geometry", taken, "--detector", 64],
+        "--detector has no effect with --geometry; leave it out.",
+    ),
+    Case(
+        "a plan of no samples at a speed",
+        lambda taken: ["plan", "--samples", 0, "--throughput", "5 TFLOP/s"],
+        "--throughput has no effect with --samples 0; leave it out.",
+    ),
+    Case(
+        "a plan of one network with the metrics of a checkpoint",
+        lambda taken: ["plan", "--checkpoint", taken],
+        "--checkpoint has no effect without --compare; leave it out.",
+    ),
+    Case(
+        "an inspection that writes nothing, with --overwrite",
+        lambda taken: ["inspect", "--overwrite"],
+        "--overwrite has no effect without --export; leave it out.",
+    ),
+    Case(
+        "a demonstration without a training, with its seed",
+        lambda taken: ["demo", "--reconstruct-only", "--seed", 1],
+        "--seed has no effect with --reconstruct-only; leave it out.",
+    ),
+    Case(
+        "a folder of patients, and one name for them",
+        lambda taken: ["reconstruct", taken.parent, "--output", "x", "--patient", "jane"],
+        "--patient has no effect on a folder of patients, who are named as their folders; leave it out.",
+    ),
+    Case(
+        "a Patient ID for a volume that is not DICOM",
+        lambda taken: ["reconstruct", "--pa", taken, "--lateral", taken, "--output", "x.nii", "--patient-id", "7"],
+        "--patient-id has no effect on a volume that is not DICOM; leave it out.",
+    ),
+]
+
+
+def folder_of(beside: Path, name: str) -> Path:
+    beside.with_name(name).mkdir()
+    return beside.with_name(name)
+
+
+@parametrize(IN_VAIN)
+def test_in_vain(command: Command, tmp_path: Path, case: Case) -> None:  # noqa: F811
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    assert_refused(command(*case.make(taken)), case.says)
+    assert snapshot(tmp_path).keys() == {str(taken)} and taken.read_text() == "a file"
+
+
 # --------------------------------------------------------------------------- full disks
 
 
@@ -2424,7 +2515,7 @@ SECTIONS = {
     "`drr2ct train DATASET --vary …`": VARIED,
     "`drr2ct reconstruct` and `drr2ct evaluate`": [*RADIOGRAPHS, *OUTPUTS, INVERTED, OTHER_GEOMETRY, *JUDGED],
     "`drr2ct serve`": SERVING,
-    "Any command": [*EXISTING, *FULL],
+    "Any command": [*EXISTING, *IN_VAIN, *FULL],
 }
 
 INTRODUCTION = """# Bad input

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
@@ -58,11 +59,31 @@ def refuse_to_replace(path: str | Path, overwrite: bool, read: Iterable[str | Pa
         read: what it is made of.
 
     Raises:
-        InputError: if there is one.
+        InputError: if there is one, or as :func:`refuse_unwritable`.
     """
+    refuse_unwritable([path])
     if not overwrite and Path(path).exists():
         raise InputError(f"{path} exists; choose another name, or overwrite it (--overwrite).")
     refuse_to_lose([path], read)
+
+
+def refuse_unwritable(written: Iterable[str | Path]) -> None:
+    """Refuse files that cannot be written, before anything is computed; nothing is made for it.
+
+    Raises:
+        InputError: if a name is too long, or that of a folder or a device, or nothing can be written in its folder.
+    """
+    for path in map(Path, written):
+        refuse_long_names([path])
+        try:
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path} is {'a folder' if path.is_dir() else 'a device'}; give the name of a file.")
+            there = next(folder for folder in path.absolute().parents if folder.exists())
+            # permissions do not tell: root has them all, also where the system alone writes, such as /proc
+            with TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
 
 
 def refuse_to_lose(written: Iterable[str | Path], read: Iterable[str | Path]) -> None:

@@ -22,15 +22,17 @@ from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.evaluation.conditions import Condition, conditions, taken_under, with_isocentre_off
 from drr2ct.pipeline.evaluation.metrics import ReconstructionMetric
 from drr2ct.pipeline.evaluation.protocol import FORMAT, by_patient, model_facts, patient_records, refuse_leakage
-from drr2ct.pipeline.evaluation.readable import name_left_out, read_steps, unreadable
+from drr2ct.pipeline.evaluation.readable import LEFT_OUT, name_left_out, read_steps, unreadable
 from drr2ct.pipeline.evaluation.statistics import compare_paired
 from drr2ct.pipeline.running.faults import refuse_missing_device
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
-from drr2ct.transforms.files import write_csv, write_json
+from drr2ct.transforms.files import refuse_unwritable, write_csv, write_json
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.volume import to_hu
 
 ROBUSTNESS_FIGURES = ("psnr", "ssim", "mae_hu", "psnr_body")
+
+TABLE, RECORDS = "robustness.csv", "robustness.json"
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +54,10 @@ def run_robustness(
         The rows of the CSV file.
 
     Raises:
-        InputError: for unusable input, if a patient was trained on, or if none can be read; others that cannot are
-            named in ``left_out.csv``.
+        InputError: for unusable input or output, if a patient was trained on, or if none can be read; others that
+            cannot are named in ``left_out.csv``.
     """
+    refuse_unwritable(Path(output_dir) / name for name in (TABLE, RECORDS, LEFT_OUT))
     refuse_missing_device(device)
     network = load_network(checkpoint, device)
     content = read_checkpoint(checkpoint)
@@ -137,6 +140,6 @@ def _write(
         )
         which = {"condition": condition.name, "value": condition.value, "unit": condition.unit}
         records.append({**which, "patients": patient_records(figures), "means": means, "psnr_change": change})
-    write_csv(folder / "robustness.csv", list(rows[0]), [list(row.values()) for row in rows])
-    write_json(folder / "robustness.json", {"format": FORMAT, **about, "conditions": records})
+    write_csv(folder / TABLE, list(rows[0]), [list(row.values()) for row in rows])
+    write_json(folder / RECORDS, {"format": FORMAT, **about, "conditions": records})
     return rows

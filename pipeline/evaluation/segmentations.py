@@ -14,7 +14,7 @@ from monai.transforms import SpatialResample
 
 from drr2ct.pipeline.evaluation.protocol import number_text
 from drr2ct.pipeline.evaluation.structures import SURFACE_TOLERANCE_MM, overlap_figures
-from drr2ct.transforms.files import refuse_to_lose, write_csv
+from drr2ct.transforms.files import refuse_to_lose, refuse_unwritable, write_csv
 from drr2ct.transforms.validation import InputError
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,10 @@ def compare_segmentations(
 
     Raises:
         InputError: if there are no masks, none of the predictions' is of a patient and structure of the others, one
-            cannot be read or is no mask, two do not overlap in patient space, or the table would replace one.
+            cannot be read or is no mask, two do not overlap in patient space, or the table would replace one or cannot
+            be written.
     """
+    refuse_unwritable([output])
     folders = Path(predicted), Path(true)
     made_of, true_of = ({path.relative_to(folder) for path in folder.glob("*/*.nii.gz")} for folder in folders)
     refuse_to_lose([output], [*(folders[0] / name for name in made_of), *(folders[1] / name for name in true_of)])

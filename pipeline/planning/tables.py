@@ -22,7 +22,7 @@ from drr2ct.pipeline.planning.fitting import (
     parse_rate,
 )
 from drr2ct.pipeline.planning.plan import Plan, Settings, plan_network
-from drr2ct.transforms.files import refuse_to_lose, replacing, write_json
+from drr2ct.transforms.files import refuse_to_lose, refuse_unwritable, replacing, write_json
 
 
 def checkpoint_metrics(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
@@ -193,9 +193,11 @@ def run_plan(
         compare: print the decision table instead of stages.
 
     Raises:
-        InputError: for unusable settings, memory, throughput or checkpoints.
+        InputError: for unusable settings, memory, throughput or checkpoints, or files that cannot be written.
     """
-    refuse_to_lose([path for path in (markdown, json) if path is not None], checkpoints)
+    written = [path for path in (markdown, json) if path is not None]
+    refuse_unwritable(written)
+    refuse_to_lose(written, checkpoints)
     memory = parse_bytes(gpu) if gpu is not None else None
     rate = parse_rate(throughput) if throughput is not None else None
     for each in settings:

@@ -32,7 +32,7 @@ from drr2ct.pipeline.reports.measured import (
 from drr2ct.pipeline.reports.model_card import ShippedNetwork, Sources, card, data_line, read_sources
 from drr2ct.pipeline.reports.runs import Run
 from drr2ct.pipeline.running.console import duration_text
-from drr2ct.transforms.files import replacing, write_json
+from drr2ct.transforms.files import refuse_unwritable, replacing, write_json
 from drr2ct.transforms.validation import InputError, existing_file
 
 LARGEST_BYTES = 25_000_000
@@ -73,6 +73,8 @@ def release(
             patient, for a file that is too large, or measurements of other weights. Nothing is changed then.
     """
     models = _models_of(bundle)
+    path = models / f"{name}{RELEASE_SUFFIX}"
+    refuse_unwritable([path])
     checkpoint = _checkpoint_of(Path(source))
     content = read_checkpoint(checkpoint)
     description = content["description"]
@@ -87,7 +89,6 @@ def release(
     if robustness is not None:
         add_robustness(measured, robustness)
     description = {**description, "released": name, "training": training_facts(checkpoint, description)}
-    path = models / f"{name}{RELEASE_SUFFIX}"
     if not (path.is_file() and _same(read_checkpoint(path), digest, description)):  # a file's bytes are not repeatable
         with replacing(path) as temporary:
             write_weights(temporary, content["network"], description)

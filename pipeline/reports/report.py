@@ -42,6 +42,7 @@ from drr2ct.pipeline.reports.tables import (
 )
 from drr2ct.pipeline.reports.wording import NOT_MEASURED, bounds_note, value_text, window_text
 from drr2ct.pipeline.running.console import duration_text
+from drr2ct.transforms.files import refuse_unwritable
 from drr2ct.transforms.validation import InputError
 
 VIEWER_BYTES = 22_000_000
@@ -79,7 +80,7 @@ def write_report(
         The path of the page.
 
     Raises:
-        InputError: if a run, its evaluation or the data set cannot be used.
+        InputError: if a run, its evaluation or the data set cannot be used, or nothing can be written.
     """
     if not runs:
         raise InputError("give at least one run folder.")
@@ -90,6 +91,7 @@ def write_report(
     opened = [open_run(run, place, label) for run, place, label in zip(runs, places, labels, strict=True)]
     run = opened[0]
     folder = Path(output) if output else run.folder / "report"
+    refuse_unwritable([page := folder / "report.html"])
     pictures = _Pictures(folder / "figures")
     with Progress(console=console or Console(), transient=True) as progress:
         task = progress.add_task("report: patients", total=4)
@@ -101,7 +103,7 @@ def write_report(
         top = max((float(case.given.max()) for case in cases), default=1.0)
         shown = [_case_pictures(case, run, pictures, top) for case in cases]
         progress.update(task, advance=1, description="report: page")
-        path = write_page(folder / "report.html", "page.html.j2", **_content(opened, curves, cases, shown))
+        path = write_page(page, "page.html.j2", **_content(opened, curves, cases, shown))
         progress.advance(task)
     return path
 

@@ -166,9 +166,7 @@ def test_a_place_where_nothing_can_be_written(command, run: Path, radiographs: l
     pair = ("--pa", radiographs[0], "--lateral", radiographs[1], "--checkpoint", checkpoint)
     for arguments in (
         ("reconstruct", *pair, "--output", taken / "ct.nii.gz"),
-        ("export", "--checkpoint", checkpoint, "--output", taken / "network.ts"),
         ("evaluate", tmp_path, "--checkpoint", checkpoint, "--output", taken),
-        ("demo", "--output", taken),
     ):
         assert_one_sentence(command(*arguments), str(taken))
     assert taken.read_text() == "a file" and sorted(tmp_path.iterdir()) == sorted([taken, *radiographs])

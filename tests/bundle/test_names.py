@@ -81,11 +81,10 @@ def test_the_output_is_where_it_was_asked_for(command, here: Path, output: str, 
 def test_names_are_no_code(command, here: Path) -> None:
     patient = '$open("executed","w")or"x"'
     films = ("--pa", "pa.nii.gz", "--lateral", "lat.nii.gz", "--checkpoint", "net.pt")
-    result = command(
-        "reconstruct", *films, "--output", "out", "--patient", patient, "--patient-id", "$1/0", "--preview", *CPU
-    )
+    names = ("--patient", patient, "--patient-id", "$1/0")
+    result = command("reconstruct", *films, "--output", "out", "--format", "dicom", *names, "--preview", *CPU)
     assert result == (0, "")
-    assert json.loads((here / "out" / patient / f"{patient}_ct.json").read_text())["patient"] == patient
+    assert json.loads((here / "out.json").read_text())["patient"] == patient
     words = ("--intensity", "--window", "--orientation", "--format", "--model")
     for word in words:
         result = command("reconstruct", *films, "--output", "o", word, '$open("executed","w")')

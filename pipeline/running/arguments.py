@@ -1,0 +1,30 @@
+"""What is typed on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import typer
+
+from drr2ct.transforms.validation import InputError, listed
+
+
+def refuse_ignored(context: typer.Context, names: Sequence[str], where: str) -> None:
+    """Refuse options that are typed and would do nothing, since whoever typed them thinks that they do.
+
+    Args:
+        context: of the command.
+        names: of its parameters that do nothing.
+        where: they do nothing, as the sentence goes on.
+
+    Raises:
+        InputError: if one of them is typed.
+    """
+    typed = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            typed.append(parameter.opts[0])
+    if typed:
+        them = "it" if len(typed) == 1 else "them"
+        raise InputError(f"{listed(typed)} {'has' if them == 'it' else 'have'} no effect {where}; leave {them} out.")
