@@ -18,6 +18,7 @@ from drr2ct.pipeline.reconstruction.destination import Destination, given_destin
 from drr2ct.pipeline.reconstruction.record import file_sha256, is_finished
 from drr2ct.pipeline.running.bundle import find_input_error
 from drr2ct.pipeline.running.faults import origin
+from drr2ct.pipeline.volumes.placing import refuse_too_large
 from drr2ct.transforms.files import refuse_long_names, refuse_to_lose
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError, existing_file
@@ -183,6 +184,8 @@ def _check(job: ReconstructionJob) -> None:
     """Refuse what contradicts itself, before anything is read."""
     if job.size is not None and not (isinstance(job.size, int) and 8 <= job.size <= LARGEST_SIZE):
         raise InputError(f"size {job.size} is not a whole number of voxels from 8 to {LARGEST_SIZE}.")
+    if job.size is not None:
+        refuse_too_large(job.size, bool(job.description.get("config", {}).get("interval")))
     if job.size is not None and job.like is not None:
         raise InputError("give either a size or a CT whose voxels to use (like), not both.")
     if len(job.items) > 1 and (job.output is not None or job.like is not None):

@@ -1,4 +1,7 @@
-"""Memory of this process: on a CUDA device what is allocated, on a CPU what is resident, as Linux counts it."""
+"""Memory of this process: on a CUDA device what is allocated, on a CPU what is resident, as Linux counts it.
+
+Also what the machine has left.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from pathlib import Path
 import torch
 
 _STATUS = Path("/proc/self/status")
+_MACHINE = Path("/proc/meminfo")
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -34,8 +39,16 @@ def restart_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _entry(name: str) -> int:
-    if not _STATUS.exists():
+def available_bytes() -> int | None:
+    """What the process can still have without swapping, of the machine and of its container; None if it is not told."""
+    found = [_entry("MemAvailable", _MACHINE)]
+    if _CONTAINER.exists() and (limit := _CONTAINER.read_text().strip()).isdecimal():
+        found.append(max(int(limit) - resident_bytes(), 1))
+    return min(filter(None, found), default=None)
+
+
+def _entry(name: str, file: Path = _STATUS) -> int:
+    if not file.exists():
         return 0
-    found = [line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:")]
+    found = [line.split()[1] for line in file.read_text().splitlines() if line.startswith(f"{name}:")]
     return 1024 * int(found[0]) if found else 0

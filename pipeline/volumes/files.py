@@ -103,11 +103,11 @@ def in_file_order(
     """
     axis = 1 + slowest_first(values[0])[0]
     count, rows, columns, planes = values.shape
-    parts = [converted(slab).cpu().numpy() for slab in values.split(_SLAB, dim=axis)]
-    turned = np.empty((count, planes, columns, rows), dtype=parts[0].dtype)
+    kind = converted(values[:, :1, :1, :1]).cpu().numpy().dtype
+    turned = np.empty((count, planes, columns, rows), dtype=kind)
     slabs = np.moveaxis(turned.transpose(0, 3, 2, 1), axis, 0)
-    for start, part in zip(range(0, len(slabs), _SLAB), parts, strict=True):
-        slabs[start : start + _SLAB] = np.moveaxis(part, axis, 0)
+    for start, slab in zip(range(0, len(slabs), _SLAB), values.split(_SLAB, dim=axis), strict=True):
+        slabs[start : start + _SLAB] = np.moveaxis(converted(slab).cpu().numpy(), axis, 0)
     return turned.transpose(3, 2, 1, 0)
 
 

@@ -12,8 +12,13 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientation
 from torch import Tensor
 
+from drr2ct.pipeline.running.memory import available_bytes
 from drr2ct.transforms.geometry import BiplanarGeometry
+from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import HU_WINDOW, ResampleToGrid, onto_voxels, smooth_for_spacing, to_hu
+
+_VOXEL_BYTES, _VOXEL_BYTES_WITH_BOUNDS = 13, 22
+"""Most memory per voxel while a volume is placed and written, as measured of 448³ and of 1000³ voxels, and a little."""
 
 
 def place_on_grid(prediction: Tensor, geometry: BiplanarGeometry, label: Tensor | None = None) -> MetaTensor:
@@ -81,15 +86,18 @@ def place_bounds(place: Callable[[Tensor], MetaTensor], output: Tensor) -> MetaT
         (2, I, J, K) in HU with an affine: lower, upper.
     """
     low = place(output[1:2])
+    affine, both = low.affine, low.as_tensor().new_empty((2, *low.shape[1:]))
+    both[0] = low.as_tensor()[0]
+    del low  # each may take a good part of the memory
     # turned over, what is put outside the grid becomes the window's upper end
-    high = sum(HU_WINDOW) - place(1 - output[2:3]).as_tensor()
-    return MetaTensor(torch.cat([low.as_tensor(), high]), affine=low.affine)
+    torch.sub(sum(HU_WINDOW), place(1 - output[2:3]).as_tensor()[0], out=both[1])
+    return MetaTensor(both, affine=affine)
 
 
 def half_width(bounds: MetaTensor) -> MetaTensor:
     """The doubt about each voxel, ± HU: (2, I, J, K) → (1, I, J, K)."""
     low, high = bounds.as_tensor().split(1)
-    return MetaTensor((high - low) / 2, affine=bounds.affine)
+    return MetaTensor((high - low).div_(2), affine=bounds.affine)
 
 
 def place_resized(prediction: Tensor, geometry: BiplanarGeometry, size: int) -> MetaTensor:
@@ -99,3 +107,21 @@ def place_resized(prediction: Tensor, geometry: BiplanarGeometry, size: int) -> 
     hu = smooth_for_spacing(hu, (1.0, 1.0, 1.0), (factor,) * 3)
     resized = F.interpolate(hu[None], size=(size,) * 3, mode="trilinear", align_corners=False)[0]
     return MetaTensor(resized, affine=torch.from_numpy(geometry.grid.resized(size).affine()))
+
+
+def refuse_too_large(size: int, with_bounds: bool) -> None:
+    """Refuse a volume that memory does not hold, before anything is computed: the system would kill the process.
+
+    Args:
+        size: voxels along each axis.
+        with_bounds: it is to have bounds.
+
+    Raises:
+        InputError: if placing and writing it takes more than is left.
+    """
+    each, left = _VOXEL_BYTES_WITH_BOUNDS if with_bounds else _VOXEL_BYTES, available_bytes()
+    if left is not None and each * size**3 > left:
+        raise InputError(
+            f"a volume of {size}³ voxels takes {each * size**3 / 2**30:.1f} GiB of memory, and {left / 2**30:.1f} GiB "
+            f"are left; give a size of {int((left / each) ** (1 / 3))} or less."
+        )

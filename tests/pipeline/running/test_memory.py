@@ -2,9 +2,10 @@
 
 import mmap
 
+import psutil
 import torch
 
-from drr2ct.pipeline.running.memory import memory_bytes, peak_memory_bytes, restart_peak
+from drr2ct.pipeline.running.memory import available_bytes, memory_bytes, peak_memory_bytes, restart_peak
 
 CPU = torch.device("cpu")
 
@@ -25,3 +26,7 @@ def test_the_peak_stays_until_it_is_restarted() -> None:
     assert peak_memory_bytes(CPU) - before > 0.9 * size
     restart_peak()
     assert peak_memory_bytes(CPU) - before < 0.5 * size
+
+
+def test_no_more_is_left_than_the_machine_has() -> None:
+    assert 0 < (available_bytes() or 1) <= psutil.virtual_memory().total

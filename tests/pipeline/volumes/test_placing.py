@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
-from drr2ct.pipeline.volumes.placing import half_width, place_bounds, place_like, place_on_grid, place_resized
+from drr2ct.pipeline.volumes import placing
+from drr2ct.pipeline.volumes.placing import (
+    half_width,
+    place_bounds,
+    place_like,
+    place_on_grid,
+    place_resized,
+    refuse_too_large,
+)
 from drr2ct.transforms import BiplanarGeometry, ResampleToGrid, VolumeGrid
+from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.volume import AIR_HU, HU_WINDOW, bounding_box_centre
 
 
@@ -114,3 +123,13 @@ def test_bounds_go_where_their_estimate_goes_and_know_nothing_outside() -> None:
         assert torch.allclose(bounds[1][inside] - volume[0][inside], torch.tensor(0.03 * 4095), atol=0.1)
         assert torch.allclose(half_width(bounds)[0][inside], torch.tensor(0.02 * 4095), atol=0.1)
     assert bounds[:, 0, 0, 0].tolist() == list(HU_WINDOW), "of the CT's corner, outside the grid"
+
+
+def test_a_volume_that_memory_does_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placing, "available_bytes", lambda: 16 * 2**30)
+    with pytest.raises(InputError, match=r"takes 20\.5 GiB of memory, and 16\.0 GiB are left; .* of 920 or"):
+        refuse_too_large(1000, with_bounds=True)
+    refuse_too_large(1000, with_bounds=False)
+    refuse_too_large(920, with_bounds=True)
+    monkeypatch.setattr(placing, "available_bytes", lambda: None)
+    refuse_too_large(1000, with_bounds=True)
