@@ -45,6 +45,7 @@ Checkpoint = Annotated[
 Model = Annotated[
     str | None, typer.Option(metavar="NAME", help="A shipped network; by default the finest that is shipped.")
 ]
+Part = Annotated[str, typer.Option(help="Of the data set: training, validation, test or all.")]
 
 
 def parse_overrides(assignments: list[str] | None) -> dict[str, Any]:
@@ -149,16 +150,17 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="Folder for tables and predictions.")],
     checkpoint: Checkpoint = None,
     model: Model = None,
+    part: Part = "test",
     overrides: Overrides = None,
 ) -> None:
-    """Evaluate a network on a data set's test patients: the bundle's evaluate.yaml."""
+    """Evaluate a network on patients that it was not trained on: the bundle's evaluate.yaml."""
     from json import loads
 
     from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
     from drr2ct.pipeline.running.plain import as_data
 
     given = {"dataset_dir": dataset, "checkpoint": checkpoint, "model": as_data(model), "output_dir": output}
-    settings: dict[str, Any] = {**given, **parse_overrides(overrides)}
+    settings: dict[str, Any] = {**given, "part": as_data(part), **parse_overrides(overrides)}
     run_bundle([bundle_file("configs/evaluate.yaml")], settings)
     summary = Path(settings["output_dir"]) / "summary.json"
     figures = loads(summary.read_text(encoding="utf-8"))["figures"]
@@ -174,7 +176,7 @@ def calibrate(
     dataset: Annotated[Path, typer.Argument(help="Folder of patient folders that the network was not trained on.")],
     checkpoint: Annotated[Path, typer.Option(help="Of a network with bounds.")],
     output: Annotated[Path, typer.Option(help="The calibrated checkpoint to write, .pt.")],
-    part: Annotated[str, typer.Option(help="Of the data set: training, validation, test or all.")] = "validation",
+    part: Part = "validation",
     intensity: Annotated[
         str, typer.Option(help="What stored radiographs hold: line_integral, transmission or display.")
     ] = "line_integral",
@@ -447,7 +449,7 @@ def robustness(
     output: Annotated[Path, typer.Option(help="Folder for robustness.csv and robustness.json.")],
     checkpoint: Checkpoint = None,
     model: Model = None,
-    part: Annotated[str, typer.Option(help="Of the data set.")] = "test",
+    part: Part = "test",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Evaluate a network under other view angles, noise, blur, exposure and on another grid."""

@@ -27,12 +27,15 @@ from drr2ct.pipeline.data.patients import (
     recorded_aim,
     series_of,
 )
-from drr2ct.pipeline.data.splitting import PARTS, split_together
+from drr2ct.pipeline.data.splitting import PARTS, TooFewPatientsError, split_together
 from drr2ct.transforms.files import write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, View, VolumeGrid
 from drr2ct.transforms.validation import InputError
 
 logger = logging.getLogger(__name__)
+
+ALL = "all"
+"""All parts of a data set as one, which needs no split."""
 
 _PATHS = ("image", "label", "slices")
 
@@ -127,7 +130,7 @@ def load_datalist(
 
     Args:
         dataset_dir: folder of patient folders.
-        part: ``training``, ``validation`` or ``test``.
+        part: ``training``, ``validation``, ``test``, or ``all`` for every patient.
         views: names of the geometry's views; stored radiographs are found by them.
         fractions: of the split, if there is no ``dataset.json``.
         seed: likewise.
@@ -141,9 +144,17 @@ def load_datalist(
     Raises:
         InputError: if the folder, the part or a listed file is missing, or a patient is in two parts.
     """
-    if part not in PARTS:
-        raise InputError(f"data list part {part!r} is unknown; choose from {', '.join(PARTS)}.")
-    return filled_part(load_parts(dataset_dir, views, fractions, seed, on_bad_sample), part, dataset_dir, fractions)
+    if part not in (*PARTS, ALL):
+        raise InputError(f"data list part {part!r} is unknown; choose from {', '.join((*PARTS, ALL))}.")
+    if part == ALL and is_drawn(dataset_dir):
+        return find_patients(dataset_dir, views, on_bad_sample)
+    try:
+        parts = load_parts(dataset_dir, views, fractions, seed, on_bad_sample)
+    except TooFewPatientsError as error:
+        raise InputError(f"{str(error).rstrip('.')}, or part {ALL}, which takes every patient.") from error
+    if part == ALL:
+        parts[ALL] = [item for items in parts.values() for item in items]
+    return filled_part(parts, part, dataset_dir, fractions)
 
 
 def filled_part(

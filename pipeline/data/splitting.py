@@ -16,18 +16,23 @@ logger = logging.getLogger(__name__)
 PARTS = ("training", "validation", "test")
 
 
+class TooFewPatientsError(InputError):
+    """A data set that is to be split has fewer patients than parts."""
+
+
 def split_patients(
     patients: Sequence[dict[str, Any]], fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
 ) -> dict[str, list[dict[str, Any]]]:
     """Seeded split by patient into training, validation and test; a part with a fraction above 0 gets at least one.
 
     Raises:
-        InputError: for fewer patients than parts, or fractions that do not sum to 1.
+        TooFewPatientsError: for fewer patients than parts.
+        InputError: for fractions that do not sum to 1.
     """
     check_fractions(fractions)
     wanted = [part for part, fraction in zip(PARTS, fractions, strict=True) if fraction > 0]
     if len(patients) < len(wanted):
-        raise InputError(
+        raise TooFewPatientsError(
             f"{len(patients)} patient{'s are' if len(patients) != 1 else ' is'} too few to split into "
             f"{listed(wanted)}; {len(wanted)} or more are needed."
         )

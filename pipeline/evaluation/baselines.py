@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from drr2ct.networks.cascade import ProgressiveCascade
 from drr2ct.networks.interval import estimate_of, has_bounds
 from drr2ct.networks.lifting import BackprojectionLift
-from drr2ct.pipeline.data.datalist import load_parts
+from drr2ct.pipeline.data.datalist import ALL, load_datalist
 from drr2ct.pipeline.data.identity import trained_on
 from drr2ct.pipeline.evaluation.figures import FIGURES, INTERVAL_FIGURES
 from drr2ct.pipeline.evaluation.intervals import interval_figures
@@ -213,8 +213,8 @@ def write_baselines(
     if not is_main_process():
         return
     judged = {item["patient"] for item in test}
-    parts = load_parts(dataset_dir, [view.name for view in geometry.views], on_bad_sample="skip")
-    candidates = [item for items in parts.values() for item in items if item["patient"] not in judged]
+    everyone = load_datalist(dataset_dir, ALL, [view.name for view in geometry.views], on_bad_sample="skip")
+    candidates = [item for item in everyone if item["patient"] not in judged]
     training = trained_on(description, candidates)
     made_by = dict(beside)
     if network is not None and (coarser := without_finest_stage(network)):

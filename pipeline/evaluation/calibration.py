@@ -30,7 +30,6 @@ from drr2ct.pipeline.checkpoints.files import RELEASE_SUFFIX, read_checkpoint, w
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.data.identity import ct_fingerprints
-from drr2ct.pipeline.data.splitting import PARTS
 from drr2ct.pipeline.evaluation.intervals import LEVEL, plain
 from drr2ct.pipeline.evaluation.protocol import refuse_leakage
 from drr2ct.pipeline.evaluation.structures import body_mask
@@ -211,11 +210,7 @@ def run_calibration(
     content = read_checkpoint(checkpoint)
     description = content["description"]
     views = [view.name for view in network.config.geometry.views]
-    items = [
-        item
-        for name in (PARTS if part == "all" else (part,))
-        for item in load_datalist(dataset_dir, name, views, *split)
-    ]
+    items = load_datalist(dataset_dir, part, views, *split)
     refuse_leakage(checkpoint, description, items)
     head.reset_calibration()
     load = files_to_samples(network.config.geometry, description["mode"], **(reading or {}))

@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 
 from drr2ct.networks.interval import estimate_of, has_bounds
 from drr2ct.pipeline.checkpoints.networks import load_network
-from drr2ct.pipeline.data.datalist import load_parts
+from drr2ct.pipeline.data.datalist import ALL, load_datalist
 from drr2ct.pipeline.evaluation.readable import unreadable
 from drr2ct.pipeline.pictures.radiographs import with_reprojection
 from drr2ct.pipeline.reports.runs import Figures, Run
@@ -74,9 +74,7 @@ def load_cases(run: Run, chosen: Mapping[str, str], dataset_dir: str | Path | No
     if dataset_dir is None or not Path(dataset_dir).is_dir():
         raise InputError(f"data set {dataset_dir} of run {run.folder} does not exist; give --dataset.")
     views = [view.name for view in run.geometry.views]
-    split = {"fractions": run.config.get("split_fractions", (0.8, 0.1, 0.1)), "seed": run.config.get("split_seed", 0)}
-    parts = load_parts(dataset_dir, views, **split, on_bad_sample="skip")
-    items = {item["patient"]: item for part in parts.values() for item in part}
+    items = {item["patient"]: item for item in load_datalist(dataset_dir, ALL, views, on_bad_sample="skip")}
     load = files_to_samples(
         run.geometry,
         run.description["mode"],

@@ -65,10 +65,14 @@ def test_evaluate_says_what_is_wrong(command, dataset: Path, checkpoint: Path, t
     assert not (tmp_path / "out" / "patients.csv").exists()
 
 
-def test_a_data_set_that_is_only_for_testing(command, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["test", "all"])
+def test_a_data_set_that_is_only_for_testing(command, checkpoint: Path, tmp_path: Path, part: str) -> None:
     write_nifti(tmp_path / "set" / "new" / "new.nii.gz", chest(seed=9))
-    (tmp_path / "set" / "dataset.json").write_text('{"test": [{"patient": "new", "label": "new/new.nii.gz"}]}')
-    status, message = command("evaluate", tmp_path / "set", "--checkpoint", checkpoint, "--output", tmp_path, *FAST)
+    arguments = ("evaluate", tmp_path / "set", "--checkpoint", checkpoint, "--output", tmp_path, *FAST)
+    if part == "test":
+        assert_one_sentence(command(*arguments), "1 patient is too few to split")
+        (tmp_path / "set" / "dataset.json").write_text('{"test": [{"patient": "new", "label": "new/new.nii.gz"}]}')
+    status, message = command(*arguments, "--part", part)
     assert status == 0, message
     assert {row["baseline"] for row in rows_of(tmp_path / "baselines.csv")} == {"backprojection", "fitted"}
 

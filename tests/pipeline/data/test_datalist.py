@@ -107,6 +107,17 @@ def test_what_needs_an_empty_part_says_so(tmp_path: Path) -> None:
         load_datalist(tmp_path, "training", fractions=(0, 0, 1))
 
 
+def test_all_patients_need_no_split(tmp_path: Path) -> None:
+    paths = [write_nifti(tmp_path / name / f"{name}.nii.gz", chest(seed=i)) for i, name in enumerate("ab")]
+    with pytest.raises(InputError, match=r"2 patients are too few .*; 3 or more are needed, or part all, which"):
+        load_datalist(tmp_path, "test")
+    found = load_datalist(tmp_path, "all")
+    assert [(item["patient"], item["label"]) for item in found] == [("a", str(paths[0])), ("b", str(paths[1]))]
+    listed = {"training": [{"label": "b/b.nii.gz"}], "test": [{"label": "a/a.nii.gz"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(listed))
+    assert [item["patient"] for item in load_datalist(tmp_path, "all")] == ["b", "a"]
+
+
 def test_a_list_of_the_decathlon(tmp_path: Path) -> None:
     for folder, name in (("imagesTr", "lung_001"), ("labelsTr", "lung_001"), ("imagesTs", "lung_002")):
         write_nifti(tmp_path / folder / f"{name}.nii.gz", chest())
