@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from drr2ct.pipeline.evaluation.protocol import number_text
 from drr2ct.pipeline.evaluation.structures import SURFACE_TOLERANCE_MM, overlap_figures
 from drr2ct.transforms.files import refuse_to_lose, refuse_unwritable, write_csv
+from drr2ct.transforms.nifti import open_nifti
 from drr2ct.transforms.validation import InputError
 
 logger = logging.getLogger(__name__)
@@ -91,10 +94,13 @@ def _on_voxels_of(made: MetaTensor, truth: MetaTensor, what: str) -> MetaTensor:
 
 def _read_mask(path: Path) -> MetaTensor:
     try:
-        image: Any = nib.load(path)
+        image: Any = open_nifti(path)
         values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        raise InputError(f"mask {path} cannot be read ({error}); export it again.") from error
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+        reason = " ".join(str(error).split())  # nibabel's has lines
+        raise InputError(f"mask {path} cannot be read ({reason}); export it again.") from error
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"mask {path} holds colours or pairs of numbers; 0 and one other number are needed.")
     if values.ndim != 3:
         raise InputError(f"mask {path} has {values.ndim} dimensions; one volume per structure is needed.")
     low, high = values.min(), values.max()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from drr2ct.pipeline.reports.runs import Run
 
@@ -20,16 +21,22 @@ def curve_figure(
 ) -> Figure:
     """Lines over epochs or iterations; long ones are thinned to what a page can show."""
     figure = Figure(figsize=(4.4, 3.0))
-    axes = figure.add_axes((0.17, 0.16, 0.81, 0.8))
+    axes = figure.add_axes((0.2, 0.16, 0.78, 0.8))
     for colour, (name, (x, y)) in zip(_COLOURS * (1 + len(curves) // len(_COLOURS)), curves.items(), strict=False):
         step = max(1, len(x) // _MAX_POINTS)
         axes.plot(x[::step], y[::step], color=colour, label=name, marker="o" if len(x) < 30 else None, markersize=3)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        # short, as 7×10⁻⁴ would push the axis' name out of the figure
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     if from_zero:
-        axes.set_ylim(bottom=0)
+        # a level line would lie on the upper edge
+        axes.set_ylim(0, 1.1 * max(max(y, default=0) for _, y in curves.values()) or 1)
     if len(curves) > 1:
         axes.legend(fontsize=9)
     axes.grid(color="#d8dee4", linewidth=0.6)

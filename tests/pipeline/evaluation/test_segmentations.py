@@ -1,5 +1,7 @@
 """Masks from files, compared structure by structure."""
 
+import gzip
+
 import numpy as np
 import pytest
 
@@ -55,8 +57,18 @@ def test_masks_that_cannot_be_compared_are_refused(tmp_path):
         compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
     with pytest.raises(InputError, match="holds none of the masks of"):
         compare_segmentations(tmp_path / "elsewhere", tmp_path / "true", tmp_path / "out.csv")
-    (tmp_path / "made/p/heart.nii.gz").write_bytes(b"no mask")
-    with pytest.raises(InputError, match="cannot be read"):
+    made = tmp_path / "made/p/heart.nii.gz"
+    whole = gzip.decompress((tmp_path / "true/p/heart.nii.gz").read_bytes())
+    of_no_type = bytearray(whole)
+    of_no_type[70:72] = b"\x0f\x27"
+    for content in (b"no mask", b"", gzip.compress(whole)[:-20], gzip.compress(whole[:500]), gzip.compress(of_no_type)):
+        made.write_bytes(content)
+        with pytest.raises(InputError, match=rf"^mask {made} cannot be read \([^\n]+\); export it again\.$"):
+            compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    write_nifti(made, np.zeros((8, 8, 8), [(colour, np.uint8) for colour in "RGB"]))
+    with pytest.raises(InputError, match="holds colours or pairs of numbers"):
         compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")
+    made.write_bytes(whole)  # unpacked, under a name that says otherwise
+    assert compare_segmentations(tmp_path / "made", tmp_path / "true", tmp_path / "out.csv")[0]["dice"] == 1
     with pytest.raises(InputError, match="holds no <patient>"):
         compare_segmentations(tmp_path / "made", tmp_path / "nowhere", tmp_path / "out.csv")

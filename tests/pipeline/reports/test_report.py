@@ -25,6 +25,7 @@ from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.evaluation.figures import FIGURES, REPROJECTION_FIGURES
 from drr2ct.pipeline.evaluation.protocol import FORMAT, patient_records, write_table
 from drr2ct.pipeline.reports.cases import choose_patients, load_cases
+from drr2ct.pipeline.reports.curves import curve_figure
 from drr2ct.pipeline.reports.page import encode_volume
 from drr2ct.pipeline.reports.report import write_report
 from drr2ct.pipeline.reports.runs import open_run
@@ -159,6 +160,15 @@ def test_figures_are_written_as_png_and_embedded(report: Path):
     page = report.read_text()
     assert all(base64.b64encode(file.read_bytes()).decode() in page for file in files)
     assert not list(report.parent.rglob(".*"))  # no temporary file left
+
+
+def test_names_and_level_lines_lie_within_a_figure():
+    falling = curve_figure({"training": ([1, 2, 3], [1e-3, 7e-4, 5.01e-4])}, "epoch", "learning rate", logarithmic=True)
+    falling.draw_without_rendering()
+    assert falling.axes[0].yaxis.label.get_window_extent().x0 > 0
+    level = curve_figure({"peak": ([1, 2], [11.3, 11.3])}, "epoch", "GiB", from_zero=True)
+    low, high = level.axes[0].get_ylim()
+    assert low == 0 and high > 12
 
 
 def test_viewer_leaves_out_what_would_be_too_large(report: Path, monkeypatch):
