@@ -43,6 +43,7 @@ from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.volume import HU_WINDOW, to_hu
 
 _THUMBNAIL = 64
+_FILES = ("baselines.csv", "baselines.json")
 logger = logging.getLogger(__name__)
 
 
@@ -183,6 +184,13 @@ def evaluate_baselines(
     return found
 
 
+def remove_baselines(output_dir: str | Path) -> None:
+    """Remove what an evaluation before wrote of baselines, where this one judges none; one process does."""
+    if is_main_process():
+        for name in _FILES:
+            (Path(output_dir) / name).unlink(missing_ok=True)
+
+
 def write_baselines(
     output_dir: str | Path,
     dataset_dir: str | Path,
@@ -231,5 +239,6 @@ def write_baselines(
         }
         for patient, row in figures.items():
             rows.append([name, patient, *(number_text(row[column]) if column in row else "" for column in columns)])
-    write_csv(Path(output_dir) / "baselines.csv", ["baseline", "patient", *columns], rows)
-    write_json(Path(output_dir) / "baselines.json", {"format": FORMAT, "baselines": entries})
+    table, records = (Path(output_dir) / name for name in _FILES)
+    write_csv(table, ["baseline", "patient", *columns], rows)
+    write_json(records, {"format": FORMAT, "baselines": entries})

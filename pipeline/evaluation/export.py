@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.transforms import Compose
+from monai.utils import string_list_all_gather
 from torch import Tensor
 
 from drr2ct.networks.interval import estimate_of, has_bounds
@@ -29,7 +32,8 @@ EXPORT_GRIDS = ("network", "ct", "none")
 class ExportPredictions:
     """Write every prediction of an evaluator: ``<patient>/<patient>_ct.nii.gz``, with a record beside it.
 
-    Of a network with bounds, ``<patient>_ct_interval.nii.gz`` holds them, lower and upper.
+    Of a network with bounds, ``<patient>_ct_interval.nii.gz`` holds them, lower and upper. What an earlier evaluation
+    wrote here of other patients is removed in the end, as the tables beside it are no longer of them.
 
     Args:
         output_dir: where to.
@@ -57,11 +61,14 @@ class ExportPredictions:
         self.grid = grid
         self.preprocessing = preprocessing
         self.provenance = dict(provenance or {})
+        self._written: list[str] = []
 
     def attach(self, evaluator: Engine) -> None:
         """Register on the evaluator."""
+        evaluator.add_event_handler(Events.EPOCH_STARTED, self._written.clear)
         if self.grid != "none":
             evaluator.add_event_handler(Events.ITERATION_COMPLETED, self)
+        evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._remove_others)
 
     def __call__(self, evaluator: Engine) -> None:
         """Write the predictions of one batch."""
@@ -77,10 +84,12 @@ class ExportPredictions:
             return restore_to_ct(scaled, label, self.preprocessing)
 
         volume = place(estimate_of(prediction))
-        stem = self.output_dir / patient / f"{patient}_ct"
+        path, interval, record_path = self._files(patient)
         if has_bounds(prediction):
-            write_volume(stem.with_name(f"{stem.name}_interval.nii.gz"), place_bounds(place, prediction))
-        path = write_volume(stem.with_name(f"{stem.name}.nii.gz"), volume)
+            write_volume(interval, place_bounds(place, prediction))
+        else:
+            interval.unlink(missing_ok=True)  # of an evaluation before
+        write_volume(path, volume)
         record = {
             "patient": patient,
             "note": NOTE,
@@ -90,5 +99,36 @@ class ExportPredictions:
             "versions": versions(),
             **self.provenance,
         }
-        write_json(stem.with_name(f"{stem.name}.json"), record)
+        write_json(record_path, record)
+        self._written.append(patient)
         logger.info("wrote %s", path)
+
+    def _files(self, patient: str) -> tuple[Path, Path, Path]:
+        """Volume, bounds and record."""
+        folder = self.output_dir / patient
+        return (
+            folder / f"{patient}_ct.nii.gz",
+            folder / f"{patient}_ct_interval.nii.gz",
+            folder / f"{patient}_ct.json",
+        )
+
+    def _remove_others(self) -> None:
+        kept = set(string_list_all_gather(self._written) if self.grid != "none" else ())
+        if idist.get_rank() > 0:
+            return
+        for folder in sorted(path for path in self.output_dir.glob("*") if path.is_dir() and path.name not in kept):
+            files = self._files(folder.name)
+            if _is_ours(files[-1]):
+                for path in files:
+                    path.unlink(missing_ok=True)
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a record is there and an evaluation's: a reconstruction's, of the same name, has a key."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("note") == NOTE and "key" not in record

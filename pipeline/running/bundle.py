@@ -36,6 +36,8 @@ _RUN_ARGUMENTS = {
     if parameter.kind is not parameter.VAR_KEYWORD
 }
 """Arguments of MONAI's verbs themselves; no keys of a configuration."""
+_KINDS = {"train": "a training", "job": "a reconstruction", "evaluator": "an evaluation"}
+"""By the first of these keys that a configuration has it is known what it runs."""
 
 
 def bundle_file(name: str) -> Path:
@@ -201,7 +203,7 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Callable[[
         beside it; does nothing if the run has written something.
 
     Raises:
-        InputError: if the folder cannot be written.
+        InputError: if the folder cannot be written, or holds the ``config.yaml`` of a run of another kind.
     """
     if not is_main_process():
         return lambda: None
@@ -210,11 +212,24 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Callable[[
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         before = path.read_bytes() if path.exists() else None
+        if before is not None and _kind(before) != (kind := _kind(config)):
+            raise InputError(f"{path} is not that of {kind}, which would replace it; give another output folder.")
         with replacing(path) as temporary:
             temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise InputError(f"output folder {folder} cannot be written ({error.strerror}); choose another.") from error
     return functools.partial(_put_back, path, before, made)
+
+
+def _kind(config: Mapping[str, Any] | bytes) -> str:
+    """What a configuration runs, in words."""
+    if isinstance(config, bytes):
+        try:
+            config = yaml.safe_load(config)
+        except (yaml.YAMLError, UnicodeDecodeError):
+            config = {}
+    keys = set(config) if isinstance(config, Mapping) else set()
+    return next((words for key, words in _KINDS.items() if key in keys), "another run")
 
 
 def _put_back(path: Path, before: bytes | None, made: Sequence[Path]) -> None:

@@ -14,6 +14,8 @@ import pytest
 from drr2ct.pipeline.data.datalist import load_datalist
 from drr2ct.pipeline.evaluation.conditions import conditions
 from drr2ct.pipeline.running.bundle import bundle_file
+from drr2ct.pipeline.running.provenance import NOTE
+from drr2ct.transforms.files import write_json
 from tests.bundle.conftest import assert_one_sentence
 from tests.files import chest, write_nifti
 
@@ -55,6 +57,11 @@ def test_evaluate_says_what_is_wrong(command, dataset: Path, checkpoint: Path, t
     assert_one_sentence(evaluate(dataset, checkpoint, "--set", "part=training"), "was trained on 4 of the 4")
     assert_one_sentence(evaluate(dataset, checkpoint, "--set", "export_grid=mine"), "export grid 'mine' is unknown")
     assert_one_sentence(evaluate(dataset, checkpoint, "--set", "with_baselins=false"), "with_baselins is no key")
+    config = checkpoint.parent.parent / "config.yaml"
+    before = config.read_bytes()
+    result = command("evaluate", dataset, "--checkpoint", checkpoint, "--output", config.parent, *FAST)
+    assert_one_sentence(result, f"{config} is not that of an evaluation, which would replace it")
+    assert config.read_bytes() == before
     # a copy of a patient of the training, under another name
     copied = tmp_path / "copy" / "someone" / "someone.nii.gz"
     copied.parent.mkdir(parents=True)
@@ -72,8 +79,13 @@ def test_a_data_set_that_is_only_for_testing(command, checkpoint: Path, tmp_path
     if part == "test":
         assert_one_sentence(command(*arguments), "1 patient is too few to split")
         (tmp_path / "set" / "dataset.json").write_text('{"test": [{"patient": "new", "label": "new/new.nii.gz"}]}')
+    old, mine = (tmp_path / "predictions" / name for name in ("old", "mine"))
+    for folder, key in ((old, {}), (mine, {"key": "of a reconstruction"})):
+        write_json(folder / f"{folder.name}_ct.json", {"note": NOTE, **key})
+        (folder / f"{folder.name}_ct.nii.gz").touch()
     status, message = command(*arguments, "--part", part)
     assert status == 0, message
+    assert mine.is_dir() and not old.exists(), "volumes of patients who are not in the tables"
     assert {row["baseline"] for row in rows_of(tmp_path / "baselines.csv")} == {"backprojection", "fitted"}
 
 
