@@ -32,7 +32,7 @@ from torch import Tensor
 from drr2ct.networks import list_networks
 from drr2ct.networks.losses import WeightedLoss
 from drr2ct.pipeline.planning.plan import Settings, plan_network
-from drr2ct.pipeline.planning.tracing import TrainingStep
+from drr2ct.pipeline.planning.tracing import TrainingStep, bundle_optimizer
 from drr2ct.pipeline.running.precision import choose_precision
 from drr2ct.transforms.attenuation import hu_to_attenuation
 from drr2ct.transforms.drr import render_drr
@@ -260,7 +260,8 @@ def network(name: str, device: str, size: int | None, compiled: bool) -> None:
 
 def _measure_network(settings: Settings, plan: Any, device: str, compiled: bool) -> None:
     precision = settings.precision
-    step, loss = TrainingStep(settings.config(), settings.batch, precision, device), WeightedLoss()
+    optimizer = bundle_optimizer(settings.network)
+    step, loss = TrainingStep(settings.config(), settings.batch, precision, optimizer, device), WeightedLoss()
     scaler = torch.amp.GradScaler(device) if precision == "fp16" else None
     if compiled:
         step.network.compile()

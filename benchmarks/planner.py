@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from drr2ct.networks.losses import WeightedLoss
 from drr2ct.pipeline.planning.plan import Settings, plan_config
 from drr2ct.pipeline.planning.tables import TableText
-from drr2ct.pipeline.planning.tracing import TrainingStep
+from drr2ct.pipeline.planning.tracing import TrainingStep, bundle_optimizer
 from drr2ct.pipeline.running.console import wide_console
 from drr2ct.pipeline.running.memory import peak_resident_bytes, resident_bytes, restart_peak
 from drr2ct.pipeline.running.startup import use_large_pages
@@ -99,7 +99,8 @@ def most_allocated(work: Any) -> int:
 
 def measure(settings: Settings, device: str) -> int:
     """Bytes that one step needs above what is there between steps."""
-    step, loss = TrainingStep(settings.config(), 1, settings.precision, device), WeightedLoss()
+    optimizer = bundle_optimizer(settings.network)
+    step, loss = TrainingStep(settings.config(), 1, settings.precision, optimizer, device), WeightedLoss()
     step.settle()
     for _ in range(2):
         step.run(loss)
@@ -161,12 +162,16 @@ def main() -> None:
         for size in arguments.sizes:
             for precision in arguments.precisions:
                 settings = settings_of(network, size, precision)
-                trace = plan_config(settings.config(), 1, precision)
+                trace = plan_config(settings.config(), 1, precision, name=settings.network)
                 if trace.step_peak_bytes > arguments.most * 2**30:
                     continue
                 for device in devices:
                     with console.status(f"{network} {size}³ {precision} on {device}"):
-                        plan = plan_config(settings.config(), 1, precision, inside) if device == "cpu" else trace
+                        plan = (
+                            plan_config(settings.config(), 1, precision, inside, settings.network)
+                            if device == "cpu"
+                            else trace
+                        )
                         measured = measured_apart(network, size, precision, device)
                     traced, planned = (p.step_peak_bytes - p.resting_bytes for p in (trace, plan))
                     error, bound = planned / measured - 1, TOLERANCE[device]

@@ -45,6 +45,11 @@ Checkpoint = Annotated[
 Model = Annotated[
     str | None, typer.Option(metavar="NAME", help="A shipped network; by default the finest that is shipped.")
 ]
+Split = Annotated[
+    tuple[float, float, float],
+    typer.Option(help="Fractions that a set without dataset.json is drawn by, as its training had them."),
+]
+SplitSeed = Annotated[int, typer.Option(help="Likewise.")]
 Part = Annotated[str, typer.Option(help="Of the data set: training, validation, test or all.")]
 
 
@@ -173,10 +178,13 @@ def evaluate(
 
 @app.command()
 def calibrate(
+    context: typer.Context,
     dataset: Annotated[Path, typer.Argument(help="Folder of patient folders that the network was not trained on.")],
     checkpoint: Annotated[Path, typer.Option(help="Of a network with bounds.")],
     output: Annotated[Path, typer.Option(help="The calibrated checkpoint to write, .pt.")],
     part: Part = "validation",
+    split: Split = (0.8, 0.1, 0.1),
+    split_seed: SplitSeed = 0,
     intensity: Annotated[
         str, typer.Option(help="What stored radiographs hold: line_integral, transmission or display.")
     ] = "line_integral",
@@ -185,10 +193,12 @@ def calibrate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
 ) -> None:
     """Scale a network's bounds so that they cover 90 % of the voxels of patients it has not seen."""
+    if part == "all":
+        refuse_ignored(context, ("split", "split_seed"), "with --part all")
     from drr2ct.pipeline.evaluation.calibration import run_calibration
 
     reading = {"intensity": intensity, "feet_first": feet_first}
-    made = run_calibration(dataset, checkpoint, output, part, reading=reading, device=device, overwrite=overwrite)
+    made = run_calibration(dataset, checkpoint, output, part, (split, split_seed), reading, device, overwrite)
     before, after = made["uncalibrated"], made["left_out"]
     print(f"{len(made['patients'])} patients; within the bounds lay {before['mean']:.1%} of their bodies' voxels")
     if after is not None:
@@ -445,18 +455,23 @@ def prepare(
 
 @app.command()
 def robustness(
+    context: typer.Context,
     dataset: Annotated[Path, typer.Argument(help="Folder of patient folders with CTs.")],
     output: Annotated[Path, typer.Option(help="Folder for robustness.csv and robustness.json.")],
     checkpoint: Checkpoint = None,
     model: Model = None,
     part: Part = "test",
+    split: Split = (0.8, 0.1, 0.1),
+    split_seed: SplitSeed = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Evaluate a network under other view angles, noise, blur, exposure and on another grid."""
+    if part == "all":
+        refuse_ignored(context, ("split", "split_seed"), "with --part all")
     from drr2ct.pipeline.checkpoints.shipped import chosen_weights
     from drr2ct.pipeline.evaluation.robustness import run_robustness
 
-    rows = run_robustness(dataset, chosen_weights(checkpoint, model), output, part, device=device)
+    rows = run_robustness(dataset, chosen_weights(checkpoint, model), output, part, (split, split_seed), device)
     figures = ("psnr", "ssim", "mae_hu", "psnr_body", "psnr_change")
     print_rows([{key: float(v) if key in figures and v else v for key, v in row.items()} for row in rows])
 

@@ -11,7 +11,7 @@ import torch
 
 from drr2ct.networks.losses import WeightedLoss
 from drr2ct.pipeline.planning.plan import Plan, Settings, plan_network
-from drr2ct.pipeline.planning.tracing import TrainingStep
+from drr2ct.pipeline.planning.tracing import TrainingStep, bundle_optimizer
 from drr2ct.transforms.validation import InputError
 
 ALLOCATOR_MARGIN = 0.10
@@ -136,7 +136,7 @@ def measure_throughput(settings: Settings) -> float:
         plan = plan_network(small)
         if size <= full.grid.size and needed_bytes(plan) <= memory and plan.step_flops <= most_flops:
             break
-    step, loss = TrainingStep(small.config(), 1, precision, device), WeightedLoss()
+    step, loss = TrainingStep(small.config(), 1, precision, bundle_optimizer(small.network), device), WeightedLoss()
     seconds = 0.0
     for _ in range(2):
         start = time.perf_counter()

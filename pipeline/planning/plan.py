@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from drr2ct.networks import CascadeConfig, network_config
 from drr2ct.networks.blocks import ResidualDenseBlock, group_count
 from drr2ct.networks.losses import WeightedLoss
-from drr2ct.pipeline.planning.tracing import Inside, Sections, StorageTracker, TrainingStep
+from drr2ct.pipeline.planning.tracing import Inside, Sections, StorageTracker, TrainingStep, bundle_optimizer
 from drr2ct.pipeline.running.precision import PRECISIONS
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError, whole_number
@@ -135,8 +135,8 @@ class Plan:
         step_flops: of one training step.
         forward_peak_bytes: most memory in use while a batch is reconstructed, without gradients.
         step_peak_bytes: the same in a training step.
-        optimizer_state_bytes: AdamW's moments.
-        resting_bytes: in use between steps: weights, gradients, moments and the batch.
+        optimizer_state_bytes: the optimiser's momenta (Muon's, or AdamW's of the first designs).
+        resting_bytes: in use between steps: weights, gradients, momenta and the batch.
         stages: in the order they run.
     """
 
@@ -156,7 +156,7 @@ class Plan:
 
 
 def plan_network(settings: Settings) -> Plan:
-    """Trace one reconstruction and one training step (not the first: gradients and moments are there already).
+    """Trace one reconstruction and one training step (not the first: gradients and momenta are there already).
 
     Raises:
         InputError: as :meth:`Settings.config`.
@@ -164,11 +164,13 @@ def plan_network(settings: Settings) -> Plan:
     config = settings.config()
     rows, _ = config.geometry.detector_size
     resolved = replace(settings, size=config.geometry.grid.size, detector=rows, checkpointing=config.checkpointing)
-    return replace(plan_config(config, settings.batch, settings.precision), settings=resolved)
+    return replace(plan_config(config, settings.batch, settings.precision, name=settings.network), settings=resolved)
 
 
 @functools.lru_cache(maxsize=256)
-def plan_config(config: CascadeConfig, batch: int, precision: str, inside: Inside | None = None) -> Plan:
+def plan_config(
+    config: CascadeConfig, batch: int, precision: str, inside: Inside | None = None, name: str = ""
+) -> Plan:
     """:func:`plan_network` for a configuration that need not have a name (its plan's settings then have none).
 
     Args:
@@ -176,11 +178,13 @@ def plan_config(config: CascadeConfig, batch: int, precision: str, inside: Insid
         batch: samples per step.
         precision: as :class:`Settings` has it.
         inside: what operations allocate inside themselves, see :class:`StorageTracker`.
+        name: of the network, if it has one: some are trained by another optimiser.
     """
+    optimizer = bundle_optimizer(name)
     loss = WeightedLoss()  # its window is computed, so it is made with real tensors
     # autocast for a GPU that is not there would switch itself off; the CPU's keeps the same types, fp16 too
     with FakeTensorMode(), StorageTracker(inside) as tracker:
-        step = TrainingStep(config, batch, precision)
+        step = TrainingStep(config, batch, precision, optimizer)
         network = step.network
         parameters = sum(parameter.numel() for parameter in network.parameters())
 

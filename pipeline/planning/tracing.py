@@ -6,21 +6,41 @@ backward (with recomputation) and optimiser.
 
 from __future__ import annotations
 
+import functools
+import pydoc
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from drr2ct.networks import CascadeConfig, ProgressiveCascade
+from drr2ct.pipeline.running.bundle import bundle_file
 from drr2ct.pipeline.running.precision import AutocastInferer, clip_gradients
 
 Inside = Callable[[Any, Any, Any], int]
+OptimizerClass = Callable[..., torch.optim.Optimizer]
+
+
+@functools.cache
+def bundle_optimizer(network: str = "") -> OptimizerClass:
+    """The class of the optimiser by which the bundle trains a named network, or one without a name: ``train.yaml``'s.
+
+    It is found by its name there, so that nothing here can drift from it.
+    """
+    config = yaml.safe_load(bundle_file("configs/train.yaml").read_text(encoding="utf-8"))
+    target = config["optimizer"]["_target_"]
+    if network:
+        overlay = yaml.safe_load(bundle_file(f"configs/networks/{network}.yaml").read_text(encoding="utf-8"))
+        target = overlay.get("optimizer#_target_", target)
+    found: Any = pydoc.locate(target)
+    return found
 
 
 class StorageTracker(TorchDispatchMode):
@@ -91,16 +111,22 @@ class TrainingStep:
         config: of the network.
         batch: samples.
         precision: ``bf16``, ``fp16`` or ``fp32``.
+        optimizer: class of the optimiser, see :func:`bundle_optimizer`.
         device: where.
     """
 
-    def __init__(self, config: CascadeConfig, batch: int, precision: str, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        config: CascadeConfig,
+        batch: int,
+        precision: str,
+        optimizer: OptimizerClass,
+        device: torch.device | str = "cpu",
+    ) -> None:
         with torch.device(device):  # not .to(device), which cannot move fake weights
             self.network = ProgressiveCascade(config)
         self.inferer = AutocastInferer(torch.device(device).type, precision)
-        self.optimizer = clip_gradients(
-            torch.optim.AdamW(self.network.parameters(), lr=1e-4, weight_decay=1e-4), max_norm=1.0
-        )
+        self.optimizer = clip_gradients(optimizer(self.network.parameters(), lr=1e-4, weight_decay=1e-4), max_norm=1.0)
         views, size = len(config.geometry.views), config.geometry.grid.size
         self.image = torch.rand(batch, views, *config.geometry.detector_size, device=device)
         self.label = torch.rand(batch, 1, size, size, size, device=device)

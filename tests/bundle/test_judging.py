@@ -130,6 +130,8 @@ def test_robustness(command, dataset: Path, checkpoint: Path, tmp_path: Path) ->
         ((tmp_path / "nowhere", "--checkpoint", checkpoint), "does not exist"),
         ((dataset, "--checkpoint", checkpoint, "--part", "tests"), "unknown"),
         ((dataset, "--checkpoint", checkpoint, "--part", "training"), "was trained on"),
+        ((dataset, "--checkpoint", checkpoint, "--split", 0, 0, 1), "was trained on 4 of the 6"),
+        ((dataset, "--part", "all", "--split-seed", 3), "--split-seed has no effect with --part all"),
     ):
         assert_one_sentence(command("robustness", *arguments, "--output", tmp_path / "out"), says)
     assert not (tmp_path / "out").exists()

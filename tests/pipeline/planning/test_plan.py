@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from drr2ct.networks import create_network
 from drr2ct.pipeline.planning.plan import Settings, plan_config, plan_network
+from drr2ct.pipeline.planning.tracing import bundle_optimizer
+from drr2ct.pipeline.training.muon import Muon, is_kernel
 from drr2ct.transforms.validation import InputError
 
 SMALL = Settings("cascade64", size=32, detector=64)
@@ -25,13 +28,20 @@ def test_plan_agrees_with_the_real_network():
     assert sum(s.forward_flops for s in plan.stages) == plan.forward_flops
     assert sum(s.step_flops for s in plan.stages) == plan.step_flops
     assert plan.step_peak_bytes == max(s.peak_bytes for s in plan.stages)
-    # two moments of four bytes, and a step count, for each
-    assert plan.optimizer_state_bytes == 8 * parameters + 4 * len(list(network.parameters()))
-    # weights, gradients and moments at least
-    assert plan.step_peak_bytes > 16 * parameters
+    # four bytes for each number of a kernel; of all else two moments of as many, and a step count
+    kernels = [p.numel() for p in network.parameters() if is_kernel(p)]
+    others = [p.numel() for p in network.parameters() if not is_kernel(p)]
+    assert plan.optimizer_state_bytes == 4 * sum(kernels) + 8 * sum(others) + 4 * len(others)
+    # weights, gradients and momenta at least
+    assert plan.step_peak_bytes > 12 * parameters
     assert plan.forward_peak_bytes < plan.step_peak_bytes
     stage = next(s for s in plan.stages if s.name.startswith("stage 2"))
     assert (stage.channels, stage.blocks, stage.growth, stage.output) == (16, 1, 8, (16, 16, 16, 16))
+
+
+def test_the_first_designs_are_planned_with_their_own_optimiser():
+    assert bundle_optimizer() is bundle_optimizer("cascade256") is Muon
+    assert bundle_optimizer("direct256") is torch.optim.AdamW
 
 
 @pytest.mark.slow
