@@ -18,6 +18,7 @@ from drr2ct.pipeline.evaluation.protocol import number_text
 from drr2ct.pipeline.evaluation.structures import SURFACE_TOLERANCE_MM, overlap_figures
 from drr2ct.transforms.files import refuse_to_lose, refuse_unwritable, write_csv
 from drr2ct.transforms.nifti import open_nifti
+from drr2ct.transforms.quiet import quiet_libraries
 from drr2ct.transforms.validation import InputError
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,8 @@ def _on_voxels_of(made: MetaTensor, truth: MetaTensor, what: str) -> MetaTensor:
 
 def _read_mask(path: Path) -> MetaTensor:
     try:
-        image: Any = open_nifti(path)
+        with quiet_libraries():
+            image: Any = open_nifti(path)
         values = np.asanyarray(image.dataobj)
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
         reason = " ".join(str(error).split())  # nibabel's has lines

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from drr2ct.pipeline.reports.runs import Run
 
@@ -27,13 +26,13 @@ def curve_figure(
         axes.plot(x[::step], y[::step], color=colour, label=name, marker="o" if len(x) < 30 else None, markersize=3)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.locator_params(axis="x", nbins=5, integer=True)
     if logarithmic:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.locator_params(axis="y", subs=(1, 2, 5))
         # short, as 7×10⁻⁴ would push the axis' name out of the figure
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter("{x:.2g}")
+        axes.yaxis.set_minor_formatter("")
     if from_zero:
         # a level line would lie on the upper edge
         axes.set_ylim(0, 1.1 * max(max(y, default=0) for _, y in curves.values()) or 1)
