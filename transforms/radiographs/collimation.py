@@ -121,8 +121,8 @@ def _within_frame(scaled: Float[np.ndarray, "rows columns"]) -> tuple[int, int, 
 
     Where a side's lines end at once, all along, they are a frame, unless the sides beside it are of one value too:
     then that may be air, and the end that of a CT which the picture was rendered from. A frame that has one width on
-    three sides has it on the fourth, however much air of its own value is there; and in a picture with bars on two
-    sides that is too long for a film, both are as wide as the narrower.
+    three sides, and ends at once on two of them that meet, has it on the fourth, however much air of its own value is
+    there; and in a picture with bars on two sides that is too long for a film, both are as wide as the narrower.
     """
     rows, columns = scaled.shape
     sides = [_one_value(lines) for lines in (scaled, scaled[::-1], scaled.T, scaled.T[::-1])]
@@ -131,7 +131,10 @@ def _within_frame(scaled: Float[np.ndarray, "rows columns"]) -> tuple[int, int, 
     widths = [run if ends and not known else 0 for (run, ends), known in zip(sides, beside, strict=True)]
     same = sorted(runs)[:3]
     if same[0] and same[2] <= same[0] + 1:
-        widths = [same[0]] * 4
+        # the ends of a scan come at once on two opposite sides, the outline of what lies between them does not
+        abrupt = [ends and run <= same[0] + 1 for run, ends in sides]
+        if (abrupt[0] or abrupt[1]) and (abrupt[2] or abrupt[3]):
+            widths = [same[0]] * 4
     for (i, j), along, across in (((0, 1), columns, rows), ((2, 3), rows, columns)):
         least = min(runs[i], runs[j])
         if least and not (widths[i] and widths[j]) and across > _TOO_LONG * along:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from drr2ct.transforms.nifti import begins_nifti, to_millimetres
+from drr2ct.transforms.nifti import begins_nifti, is_nifti, open_nifti, to_millimetres
 from drr2ct.transforms.quiet import quiet_libraries
 from drr2ct.transforms.radiographs.picture import decode_picture, decode_tiff, is_picture, one_channel
 from drr2ct.transforms.radiographs.pixels import Pixels, Reading, check_size, with_units
@@ -44,11 +45,8 @@ def decode(path: Path, reading: Reading) -> Pixels:
         return decode_dicom(path, reading)
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return decode_tiff(path, reading)
-    nifti = begins_nifti(path)
-    if path.name.lower().endswith((".nii", ".nii.gz")) and (nifti or not is_picture(path)):
+    if begins_nifti(path) or (is_nifti(path) and not is_picture(path)):
         return _decode_nifti(path, reading)
-    if nifti:
-        raise InputError(f"radiograph {path} is a NIfTI file by its content; call it .nii, or .nii.gz if compressed.")
     return decode_picture(path, reading)
 
 
@@ -61,10 +59,19 @@ def _begins_a_data_set(head: bytes) -> bool:
     return head[1] == 0 and 0 < int.from_bytes(head[4:8], "little") <= _LONGEST_FIRST
 
 
+def _opened(path: Path) -> Any:
+    """The nibabel image of a NIfTI file of any name."""
+    if is_nifti(path):
+        return open_nifti(path)
+    content = path.read_bytes()
+    content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    return (nib.Nifti2Image if content[4:7] == b"n+2" else nib.Nifti1Image).from_bytes(content)
+
+
 def _decode_nifti(path: Path, reading: Reading) -> Pixels:
     try:
         with quiet_libraries():
-            image: Any = nib.load(path)  # nibabel types it as a base class without these attributes
+            image = _opened(path)
             axes = [axis for axis, count in enumerate(image.shape) if count != 1]
             shape = tuple(image.shape[axis] for axis in axes)
             if any(count > MOST_VIEWS for count in shape[2:]):

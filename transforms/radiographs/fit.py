@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Real
+from scipy import ndimage
 from torch import Tensor
 
 from drr2ct.transforms.detector import (
@@ -20,21 +22,33 @@ from drr2ct.transforms.detector import (
 from drr2ct.transforms.radiographs.collimation import find_collimation, find_slanted_borders, within_borders
 from drr2ct.transforms.radiographs.film import Film
 from drr2ct.transforms.radiographs.identity import turn_upright
+from drr2ct.transforms.radiographs.pixels import Pixels
 from drr2ct.transforms.radiographs.size import cassette_pixel_mm
 from drr2ct.transforms.validation import InputError
+
+_FAINTEST = 2.0**-14
+"""Part of a raw film's full scale below which nothing is told apart."""
+
+_AIR = 0.25
+"""Part of a raw film's range of line integrals that air, and what is as bright, stays below."""
 
 COARSE = 2.0
 """How much larger than the detector's a film's pixels must be for a warning that it lacks detail."""
 
 
-def leave_collimation_out(film: Film) -> Film:
-    """Nothing is covered where the picture shows a collimator; one in the header was followed in decoding."""
+def leave_collimation_out(film: Film, bright: bool = True) -> Film:
+    """Nothing is covered where the picture shows a collimator; one in the header was followed in decoding.
+
+    Args:
+        film: on its own pixels, as stored.
+        bright: also borders that got more X-rays than the patient, as the frames of pictures look; in raw numbers
+            that would be air, which says how large the unattenuated intensity is.
+    """
     rows, columns = film.pixels.values.shape
-    pixels = film.pixels
-    air_is_high = not pixels.counts_fall if film.intensity == "transmission" else pixels.dark_is_high
-    values = -pixels.values.astype(np.float32) if air_is_high else pixels.values
-    top, bottom, left, right = find_collimation(values)
-    slanted = find_slanted_borders(values[top:bottom, left:right])
+    values = _dense_is_high(film.pixels)
+    inside = find_collimation(values)
+    top, bottom, left, right = inside if bright else _dark_borders(values, inside)
+    slanted = find_slanted_borders(values[top:bottom, left:right]) if bright else {}
     field = torch.zeros_like(film.covered)
     field[top:bottom, left:right] = torch.from_numpy(within_borders((bottom - top, right - left), slanted))
     notes = []
@@ -52,6 +66,49 @@ def leave_collimation_out(film: Film) -> Film:
         return film
     covered = film.covered & field
     return film.saying(*notes, covered=covered, pixels=replace(film.pixels, covered=covered.numpy()))
+
+
+def _dense_is_high(pixels: Pixels) -> Real[np.ndarray, "rows columns"]:
+    """Numbers in which borders are looked for: of raw ones the logarithm, as the patient is all but black in them."""
+    if pixels.intensity != "transmission":
+        return -pixels.values.astype(np.float32) if pixels.dark_is_high else pixels.values
+    full = pixels.high - pixels.low
+    counts = pixels.high - pixels.values if pixels.counts_fall else pixels.values - pixels.low
+    # a border that few quanta reach is only even once their noise is averaged
+    counts = ndimage.uniform_filter(np.maximum(counts, full * _FAINTEST).astype(np.float32), _averaged(counts.shape))
+    logarithm: np.ndarray = -np.log(counts)
+    return logarithm  # (rows, columns)
+
+
+def _averaged(shape: Sequence[int]) -> int:
+    """Over how many pixels of a raw film the noise is averaged."""
+    return max(3, 1 + max(shape) // 512)
+
+
+def _dark_borders(
+    values: Real[np.ndarray, "rows columns"], field: tuple[int, int, int, int]
+) -> tuple[int, int, int, int]:
+    """A field without those of its borders that may be air.
+
+    Args:
+        values: dense is high.
+        field: of :func:`find_collimation`.
+    """
+    top, bottom, left, right = field
+    low, high = np.percentile(values[top:bottom, left:right], (1, 99))
+    air = low + _AIR * (high - low)
+
+    def dark(border: np.ndarray) -> bool:
+        return border.size > 0 and bool(np.median(border) > air)
+
+    rows, columns = values.shape
+    mixed = 1 + _averaged(values.shape) // 2  # what lies at the border's end is of both
+    return (
+        top + mixed if dark(values[:top]) else 0,
+        bottom - mixed if dark(values[bottom:]) else rows,
+        left + mixed if dark(values[:, :left]) else 0,
+        right - mixed if dark(values[:, right:]) else columns,
+    )
 
 
 def turn_as_stated(film: Film, feet_first: bool, opposite_side: bool, strict: bool) -> Film:

@@ -296,7 +296,7 @@ def turn_upright(
     directions = [_direction(letters) for letters in metadata.get("patient_orientation", ())]
     if len(directions) == 2 and all(direction is not None for direction in directions):
         stated = "\\".join(metadata["patient_orientation"])
-        where = "NIfTI orientation" if metadata.get("format") == "NIfTI" else "Patient Orientation"
+        where = orientation_entry(metadata)
         # along increasing columns and increasing rows, in the detector's own axes
         axes = np.stack(view.detector_axes)
         turn = np.stack([axes @ direction for direction in directions])
@@ -335,6 +335,11 @@ def turn_upright(
             f"{name} does not state its orientation; the patient's right is taken to be on the stored image's left."
         )
     return image, notes
+
+
+def orientation_entry(metadata: Mapping[str, Any]) -> str:
+    """What of a file says how the patient lies in it, for sentences."""
+    return "NIfTI orientation" if metadata.get("format") == "NIfTI" else "Patient Orientation"
 
 
 def _direction(letters: str) -> np.ndarray | None:

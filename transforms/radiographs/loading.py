@@ -184,8 +184,8 @@ class LoadRadiographsd(MapTransform):
             films = read_as_one_kind(films, self.fit == "detector", self.inverted)
         # each film on its own pixels, as stored
         films = [
-            leave_collimation_out(film)
-            if self.crop_collimation or (self.check_order and film.intensity == "display")
+            leave_collimation_out(film, bright=self.crop_collimation or film.intensity == "display")
+            if self.crop_collimation or (self.check_order and film.intensity != "line_integral")
             else film
             for film in films
         ]

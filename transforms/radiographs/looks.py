@@ -26,6 +26,7 @@ from drr2ct.transforms.radiographs.agreement import (
     moved_view,
 )
 from drr2ct.transforms.radiographs.film import Film
+from drr2ct.transforms.radiographs.identity import orientation_entry
 from drr2ct.transforms.radiographs.intensity import QUANTILES, quantiles_for_field
 from drr2ct.transforms.radiographs.markers import fill, find_markers, marker_note
 from drr2ct.transforms.radiographs.orientation import (
@@ -208,6 +209,7 @@ def turn_by_looks(
 
 def _doubting_header(film: Film, scores: Mapping[Orientation, float]) -> Film:
     """With a warning, if a film looks much more usual otherwise than its header says that it lies."""
+    entry = orientation_entry(film.facts)
     ranking: dict[Orientation, float] = {}
     for state, score in scores.items():
         turn = state.turn_alone if is_lateral(film.view) else state.turned_only
@@ -215,7 +217,7 @@ def _doubting_header(film: Film, scores: Mapping[Orientation, float]) -> Film:
     best, stated = max(ranking, key=ranking.__getitem__), ranking[Orientation()]
     if not (best.as_stored or ranking[best] < max(LIKENESS, stated + DOUBTED)):
         warning = (
-            f"{film.name} lies as its Patient Orientation says, but looks more like view {film.view.name} when it is "
+            f"{film.name} lies as its {entry} says, but looks more like view {film.view.name} when it is "
             f"{best} ({ranking[best]:.2f} against {stated:.2f}): if the header is wrong, say how the stored picture "
             "lies (--orientation as-is if it is upright)."
         )
@@ -223,7 +225,7 @@ def _doubting_header(film: Film, scores: Mapping[Orientation, float]) -> Film:
     upright = max((state for state in scores if state.as_stored), key=scores.__getitem__)
     if not is_lateral(film.view) and (apart := mirror_margin(scores, upright)) > HEART_MARGIN:
         warning = (
-            f"{film.name} lies as its Patient Orientation says, but looks more like the training radiographs when "
+            f"{film.name} lies as its {entry} says, but looks more like the training radiographs when "
             f"it is mirrored (by {apart:.2f}): check the marker, its sides may be exchanged."
         )
         return film.doubting(warning)

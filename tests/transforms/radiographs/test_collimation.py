@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
@@ -152,3 +153,21 @@ def test_bars_of_a_screenshot_beside_air_of_their_own_value_leave_the_shape_of_a
 def test_air_of_one_value_is_no_frame():
     plain = film(air=0, noise=0)
     assert find_collimation(plain) == (0, 400, 0, 400)
+
+
+@pytest.mark.parametrize("wide", range(4))
+def test_air_as_wide_on_three_sides_as_a_frame_would_be_is_none(wide):
+    """Around what was rendered without noise, where no outline comes at once."""
+    rows, columns = np.meshgrid(np.linspace(-1, 1, 300), np.linspace(-1, 1, 240), indexing="ij")
+    trunk = np.clip(1 - columns**2 - rows**2, 0, None)
+    margins = [60] * 4
+    margins[wide] += 50
+    for _ in range(5):  # until what passes for one value is equally wide
+        drawn = np.pad(trunk, (tuple(margins[:2]), tuple(margins[2:])))
+        air = drawn <= 0.012 * drawn.max()
+        lines = [air.mean(axis=1) > 0.92, air.mean(axis=1)[::-1] > 0.92]
+        lines += [air.mean(axis=0) > 0.92, air.mean(axis=0)[::-1] > 0.92]
+        found = [int(np.argmin(line)) for line in lines]
+        margins = [m + 70 + 50 * (side == wide) - f for side, (m, f) in enumerate(zip(margins, found, strict=True))]
+    assert sorted(found)[:3] == [70] * 3
+    assert find_collimation(drawn) == (0, drawn.shape[0], 0, drawn.shape[1])

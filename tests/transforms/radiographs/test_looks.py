@@ -131,6 +131,31 @@ def test_a_white_frame_is_left_out(pair, tmp_path):
     assert differ(found, load(*pair, pixel_spacing_mm=PITCH)) < 0.25
 
 
+@pytest.mark.parametrize(("leak", "sign"), [(0.0, 1), (100.0, 1), (0.0, -1)])
+def test_a_black_border_of_raw_counts_is_left_out_and_air_is_not(tmp_path, leak, sign):
+    tags = {"ImagerPixelSpacing": [PITCH, PITCH], "PixelIntensityRelationshipSign": sign}
+    tags |= {"PixelIntensityRelationship": "LIN", "PresentationIntentType": "FOR PROCESSING"}
+    random = np.random.default_rng(0)
+    counts = [random.poisson(16000 * np.exp(-image.numpy())) for image in line_integrals()]
+    read = {}
+    for what in ("open", "collimated"):
+        files = []
+        for name, stored in zip(("pa", "lat"), counts, strict=True):
+            shown = stored.copy()
+            if what == "collimated":
+                shown[:] = random.poisson(leak, stored.shape)
+                shown[FIELD] = stored[FIELD]
+            shown = shown.clip(0, 2**15)
+            files.append(save_dicom(tmp_path / f"{what}_{name}.dcm", shown if sign > 0 else 65535 - shown, 16, **tags))
+        read[what] = load(*files, unattenuated=16000)
+    assert "is collimated" not in read["open"]["assumptions"]
+    for covered in read["collimated"]["covered"]:
+        assert not covered[: FIELD[0].start].any() and not covered[:, FIELD[1].stop :].any()
+        assert covered[FIELD].float().mean() > 0.8
+    apart = (read["open"]["image"] - read["collimated"]["image"]).as_tensor()[:, *FIELD][:, 5:-5, 5:-5]
+    assert float(apart.abs().mean()) < 0.02
+
+
 def test_a_slanted_border_is_not_covered_and_that_is_said(pair, tmp_path):
     film = torch.nn.functional.pad(toned(line_integrals()[0][FIELD]), (0, 0, 8, 0), value=0.6)
     film = torch.nn.functional.interpolate(film[None, None], scale_factor=6, mode="bilinear")[0, 0]
