@@ -1687,7 +1687,7 @@ def nan_nifti(path: Path, sound: Sound) -> None:
 
 def scaled_nifti(path: Path, sound: Sound, top: float) -> None:
     values = counts(sound) / counts(sound).max() * top
-    nib.save(nib.Nifti1Image(values.astype(np.float32).T, np.eye(4)), path)
+    path.write_bytes(nib.Nifti1Image(values.astype(np.float32).T, np.eye(4)).to_bytes())
 
 
 def in_mode(mode: str) -> Callable[[Path, Sound], None]:
@@ -1783,6 +1783,13 @@ RADIOGRAPHS = [
         "a truncated NIfTI radiograph",
         as_pa(lambda path, sound: (nan_nifti(path, sound), path.write_bytes(path.read_bytes()[:200])), "a.nii.gz"),
         "radiograph … is not a readable NIfTI image (…); export it again.",
+    ),
+    Case(
+        "a NIfTI radiograph under another name",
+        as_pa(lambda path, sound: scaled_nifti(path, sound, 8.0), "a.image"),
+        "",
+        USED,
+        exists,
     ),
     Case("a truncated TIFF", as_pa(cut_tiff, "a.tif"), "radiograph … is damaged or incomplete (…); export it again."),
     Case(
@@ -1903,6 +1910,12 @@ RADIOGRAPHS = [
         "a window that the DICOM file has not",
         as_pa(lambda path, sound: dicom(path, counts(sound), WindowCenter=9, WindowWidth=9), "a.dcm", "--window", "2"),
         "radiograph … has 1 windows and no window 2; give one of them, none, or centre,width.",
+    ),
+    Case(
+        "a picture made smaller, with the pitch of the larger one in its header",
+        as_pa(lambda path, sound: dicom(path, counts(sound), ImagerPixelSpacing=[2.5, 2.5]), "a.dcm"),
+        "radiograph … shows 160×160 mm by its pitch of 2.5 mm, too small for a chest; if it was made smaller or larger "
+        "than the picture that its header speaks of, state the pitch that it has now (--pixel-spacing-mm).",
     ),
     Case(
         "an oblique given as PA",

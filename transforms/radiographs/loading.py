@@ -184,12 +184,6 @@ class LoadRadiographsd(MapTransform):
             films = read_as_one_kind(films, self.fit == "detector", self.inverted)
         # each film on its own pixels, as stored
         films = [
-            leave_collimation_out(film, bright=self.crop_collimation or film.intensity == "display")
-            if self.crop_collimation or (self.check_order and film.intensity != "line_integral")
-            else film
-            for film in films
-        ]
-        films = [
             self._upright(film, orientation, inverted)
             for film, orientation, inverted in zip(films, self.orientations, self.inverted, strict=True)
         ]
@@ -205,6 +199,8 @@ class LoadRadiographsd(MapTransform):
         decide = self.check_order and orientation == "auto"
 
         def scaled(film: Film) -> Film:
+            if self.crop_collimation or (self.check_order and film.intensity != "line_integral"):
+                film = leave_collimation_out(film, bright=self.crop_collimation or film.intensity == "display")
             film = scale(film, self.unattenuated)
             film = fill_burned_in(film) if self.check_order else film
             if orientation != "auto":

@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
-from drr2ct.transforms.detector import covered_rectangle, pixel_size_on_detector, resample_covered, states_pitch
+from drr2ct.transforms.detector import resample_covered, states_pitch
 from drr2ct.transforms.geometry import View
 from drr2ct.transforms.radiographs.agreement import (
     agreement_note,
@@ -28,6 +26,7 @@ from drr2ct.transforms.radiographs.agreement import (
 from drr2ct.transforms.radiographs.film import Film
 from drr2ct.transforms.radiographs.identity import orientation_entry
 from drr2ct.transforms.radiographs.intensity import QUANTILES, quantiles_for_field
+from drr2ct.transforms.radiographs.likeness import likeness, pixel_edge_mm, seen_part, state_scores
 from drr2ct.transforms.radiographs.markers import fill, find_markers, marker_note
 from drr2ct.transforms.radiographs.orientation import (
     DOUBTED,
@@ -39,7 +38,6 @@ from drr2ct.transforms.radiographs.orientation import (
     choose_orientation,
     is_lateral,
     mirror_margin,
-    orientation_scores,
     side_note,
     turn_of_axes,
 )
@@ -51,7 +49,7 @@ from drr2ct.transforms.radiographs.saturation import (
     saturated_share,
 )
 from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM
-from drr2ct.transforms.radiographs.size import PART
+from drr2ct.transforms.radiographs.size import PART, with_plausible_field
 from drr2ct.transforms.validation import InputError
 
 TURNS = {
@@ -127,7 +125,7 @@ def _dense_is_low(film: Film, edge_to_edge: bool, inverted: bool | None) -> bool
         return False
     if inverted is not None or film.usual is None:
         return bool(inverted)
-    scores = _scores(_seen(film), film.view, film.usual, _pixel_mm(film, edge_to_edge))
+    scores = state_scores(seen_part(film), film.view, film.usual, pixel_edge_mm(film, edge_to_edge))
     low, high = (max(score for state, score in scores.items() if state.inverted == way) for way in (True, False))
     return low > max(LIKENESS, high + DOUBTED)
 
@@ -152,9 +150,11 @@ def turn_by_looks(
         others: the geometry's other views, and what radiographs usually look like in them.
 
     Raises:
-        InputError: if it is not clear how the film has to be turned, if it looks more like another view, or if it holds
-            both.
+        InputError: if it is not clear how the film has to be turned, if it looks more like another view, if it holds
+            both, or if its pitch cannot be.
     """
+    if not edge_to_edge:
+        film = with_plausible_field(film, decide)
     calibrated = film.intensity == "line_integral"
     axes, marked = film.pixels.metadata.get("nifti_axes"), film.pixels.metadata.get("marked", False)
     by_affine = not turn_of_axes(axes or "", marked).as_stored
@@ -168,7 +168,7 @@ def turn_by_looks(
         if inverted and film.intensity == "display":
             return _inverted(film, falling).saying(f"{film.name} was inverted, as stated.", *sides)
         return film.saying(*sides)
-    scores = _scores(_seen(film), film.view, film.usual, _pixel_mm(film, edge_to_edge))
+    scores = state_scores(seen_part(film), film.view, film.usual, pixel_edge_mm(film, edge_to_edge))
     turnable = decide and not film.oriented
     own = max(scores.values())
     if decide and film.oriented:
@@ -239,7 +239,7 @@ def _other_view(
     if own > SURE:
         return None
     for view, usual in others:
-        score = _likeness(_seen(film), view, usual, _pixel_mm(film, edge_to_edge))
+        score = likeness(seen_part(film), view, usual, pixel_edge_mm(film, edge_to_edge))
         if score > max(own + OTHER_VIEW, LIKENESS):
             return (
                 f"was given for view {film.view.name} and looks like view {view.name} ({score:.2f} against {own:.2f})"
@@ -254,16 +254,16 @@ def _check_one_radiograph(
 
     It is longer than a film, and its halves look more like one view each than the whole looks like any.
     """
-    seen, pixel_mm = _seen(film), _pixel_mm(film, edge_to_edge)
+    seen, pixel_mm = seen_part(film), pixel_edge_mm(film, edge_to_edge)
     if film.usual is None or max(seen.shape) <= PART * min(seen.shape):
         return
-    whole = max([own, *(_likeness(seen, *other, pixel_mm) for other in others)])
+    whole = max([own, *(likeness(seen, *other, pixel_mm) for other in others)])
     axis = int(np.argmax(seen.shape))
     halves = seen.tensor_split(2, dim=axis)
     ways = ("left", "right") if axis else ("upper", "lower")
-    here = [_likeness(half, film.view, film.usual, pixel_mm) for half in halves]
+    here = [likeness(half, film.view, film.usual, pixel_mm) for half in halves]
     for view, usual in others:
-        there = [_likeness(half, view, usual, pixel_mm) for half in halves]
+        there = [likeness(half, view, usual, pixel_mm) for half in halves]
         for i, j in ((0, 1), (1, 0)):
             if (here[i] + there[j]) / 2 > max(whole + OTHER_VIEW, LIKENESS):
                 raise InputError(
@@ -272,21 +272,6 @@ def _check_one_radiograph(
                     f"neither ({whole:.2f}); cut it in two and give one file for each view, or say that it is right as "
                     "it is (--orientation as-is)."
                 )
-
-
-def _likeness(
-    picture: Float[Tensor, "rows columns"], view: View, usual: Mapping[str, Any], pixel_mm: float | None
-) -> float:
-    """How much a picture looks like a view's usual radiograph, turned as it looks most like it."""
-    return max(_scores(picture, view, usual, pixel_mm).values())
-
-
-def _scores(
-    picture: Float[Tensor, "rows columns"], view: View, usual: Mapping[str, Any], pixel_mm: float | None
-) -> dict[Orientation, float]:
-    """How much a picture looks like a view's usual radiograph in each state."""
-    template = np.asarray(usual["thumbnail"], dtype=np.float32)
-    return orientation_scores(picture, template, view.detector_size[0] * view.pixel_pitch_mm, pixel_mm)
 
 
 def know_what_is_clipped(film: Film) -> Film:
@@ -368,20 +353,3 @@ def _inverted(film: Film, falling: Callable[[], Film]) -> Film:
     if film.intensity == "display":
         return replace(film, image=(DISPLAY_MAXIMUM - film.image) * film.covered)
     return falling()
-
-
-def _seen(film: Film) -> Float[Tensor, "r c"]:
-    """The part of the image that shows anything."""
-    return film.image[covered_rectangle(film.covered)]
-
-
-def _pixel_mm(film: Film, edge_to_edge: bool) -> float | None:
-    """Edge length of a pixel on the view's detector, if it is known."""
-    rows, columns = film.image.shape
-    if edge_to_edge:
-        return film.view.detector_size[0] * film.view.pixel_pitch_mm / rows
-    facts = {**film.facts, "pixel_spacing_mm": film.pixel_pitch_mm}
-    if not states_pitch(facts, film.stated):
-        return None
-    size, _ = pixel_size_on_detector(facts, film.view, (rows, columns), film.stated)
-    return max(size)
