@@ -91,11 +91,9 @@ def with_plausible_field(film: Film, refuse: bool = True) -> Film:
     if USUAL[0] <= part <= USUAL[1]:
         return film
     small = part < SMALLEST
-    own, other = (
-        (0.0, 0.0)
-        if film.usual is None
-        else (likeness(seen_part(film), view, film.usual, edge) for edge in (pixel_mm, None))
-    )
+    own = other = 0.0
+    if film.usual is not None:
+        own, other = (likeness(seen_part(film), view, film.usual, edge) for edge in (pixel_mm, None))
     if not small and other <= own + OTHER_SIZE:
         return film
     stated = film.stated.pixel_spacing_mm
