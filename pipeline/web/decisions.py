@@ -82,7 +82,7 @@ def refusal(
     )
     plain = re.sub(r",? or switch this check off( \(--[^)]*\))?", "", plain)
     plain = re.sub(r",? ?\(--[^)]*\)", "", plain)
-    plain = re.sub(r": set opposite_side=True to use it all the same", "", plain)
+    plain = re.sub(r", which --opposite-side takes", "", plain)
     return with_names(plain, files, shown), about, remedies
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Real
 from PIL import Image
+from scipy import ndimage
 
 _TONE = 0.06
 """Spread within a collimated line, and difference between such lines, as a fraction of the image's range."""
@@ -49,6 +50,12 @@ _ROUND = 1.4
 """Four times as deep below its outline a body is so much denser, at least: a round one twice, and consoles compress
 that. Beside a collimator a picture is at once as dense as further within."""
 
+_CORNERS, _CORNER_POINTS = 0.04, 40
+"""Part of an image outside a round field, and places at its edge, at least."""
+
+_ROUND_SHARE, _OFF_ROUND = 0.9, 0.01
+"""So many of those places must be so near to the circle, in terms of its radius."""
+
 _LINES, _SAMPLES = 512, 128
 """On which slanted borders are looked for: fine across them, coarse along."""
 
@@ -73,9 +80,9 @@ def find_collimation(values: Real[np.ndarray, "rows columns"]) -> tuple[int, int
     with a step over most of its length, brighter or darker than the image; lines of one single value, as a frame or the
     bars of a screenshot have, whatever they end at; or a strip that is denser than what is beside it over nearly all of
     its length, whatever shines through it. Text or a marker on it does no harm. A slanted one is found by
-    :func:`find_slanted_borders`, a rounded one is not; nor is a border of several values that looks like much of what
-    it touches, as a black one beside air does. Air beside a straight outline of a body is none: a body gets denser
-    below its outline, a picture beside a border does not.
+    :func:`find_slanted_borders`, a round field by :func:`find_round_field`. Not found is a border of several values
+    that looks like much of what it touches, as a black one beside air does. Air beside a straight outline of a body is
+    none: a body gets denser below its outline, a picture beside a border does not.
 
     Args:
         values: a radiograph in any unit; dense is high, as far as that is known.
@@ -238,6 +245,41 @@ def find_slanted_borders(values: Real[np.ndarray, "rows columns"]) -> dict[str, 
     sides = {"upper": flat, "lower": flat[::-1], "left": tall.T, "right": tall.T[::-1]}
     found = {side: _slanted_border(lines) for side, lines in sides.items()}
     return {side: ends for side, ends in found.items() if ends is not None}
+
+
+def find_round_field(values: Real[np.ndarray, "rows columns"]) -> Bool[np.ndarray, "rows columns"] | None:
+    """What lies within a circle, if all four corners of an image are of one value and end there.
+
+    Args:
+        values: a radiograph in any unit.
+
+    Returns:
+        The field, without its rim of one pixel; None without one.
+    """
+    scaled = _scaled(values)
+    if scaled is None:
+        return None
+    corners = scaled[[0, 0, -1, -1], [0, -1, 0, -1]]
+    if np.ptp(corners) > _EXACT:
+        return None
+    labels, _ = ndimage.label(np.abs(scaled - np.median(corners)) <= _EXACT)
+    ends = labels[[0, 0, -1, -1], [0, -1, 0, -1]]
+    outside = np.isin(labels, ends)
+    if not ends.all() or outside.mean() < _CORNERS:
+        return None
+    rim = outside & ndimage.binary_dilation(~outside)
+    points = np.argwhere(rim).astype(float)  # (points, 2): row and column
+    if len(points) < _CORNER_POINTS:
+        return None
+    # r² + c² = 2 a r + 2 b c + d, least squares (Kåsa's)
+    solved, *_ = np.linalg.lstsq(np.c_[2 * points, np.ones(len(points))], (points**2).sum(axis=1), rcond=None)
+    radius = float(np.sqrt(max(solved[2] + solved[0] ** 2 + solved[1] ** 2, 0.0)))
+    off = np.abs(np.hypot(*(points - solved[:2]).T) - radius)
+    if np.quantile(off, _ROUND_SHARE) > max(1.5, _OFF_ROUND * radius):
+        return None
+    row, column = np.ogrid[: values.shape[0], : values.shape[1]]
+    inside: np.ndarray = np.hypot(row - solved[0], column - solved[1]) <= radius - 1.5
+    return inside  # (rows, columns), bool
 
 
 def within_borders(shape: tuple[int, int], borders: dict[str, tuple[float, float]]) -> Bool[np.ndarray, "rows columns"]:

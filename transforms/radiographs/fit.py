@@ -19,7 +19,12 @@ from drr2ct.transforms.detector import (
     resample_covered,
     states_pitch,
 )
-from drr2ct.transforms.radiographs.collimation import find_collimation, find_slanted_borders, within_borders
+from drr2ct.transforms.radiographs.collimation import (
+    find_collimation,
+    find_round_field,
+    find_slanted_borders,
+    within_borders,
+)
 from drr2ct.transforms.radiographs.film import Film
 from drr2ct.transforms.radiographs.identity import turn_upright
 from drr2ct.transforms.radiographs.pixels import Pixels
@@ -28,6 +33,9 @@ from drr2ct.transforms.validation import InputError
 
 _FAINTEST = 2.0**-14
 """Part of a raw film's full scale below which nothing is told apart."""
+
+_RIM = 0.02
+"""Part of a picture that a circle's rim may have."""
 
 _AIR = 0.25
 """Part of a raw film's range of line integrals that air, and what is as bright, stays below."""
@@ -46,6 +54,13 @@ def leave_collimation_out(film: Film, bright: bool = True) -> Film:
     """
     rows, columns = film.pixels.values.shape
     values = _dense_is_high(film.pixels)
+    circle = find_round_field(values)
+    if circle is not None and (bright or _is_dark(values[~circle], values[circle])):
+        covered = film.covered & torch.from_numpy(circle)
+        if (film.covered & ~covered).float().mean() < _RIM:  # the header's shutter is that circle
+            return film
+        said = f"{film.name} has a round field, {circle.mean():.0%} of the picture: what lies outside was left out."
+        return film.saying(said, covered=covered, pixels=replace(film.pixels, covered=covered.numpy()))
     inside = find_collimation(values)
     top, bottom, left, right = inside if bright else _dark_borders(values, inside)
     slanted = find_slanted_borders(values[top:bottom, left:right]) if bright else {}
@@ -95,11 +110,10 @@ def _dark_borders(
         field: of :func:`find_collimation`.
     """
     top, bottom, left, right = field
-    low, high = np.percentile(values[top:bottom, left:right], (1, 99))
-    air = low + _AIR * (high - low)
+    picture = values[top:bottom, left:right]
 
     def dark(border: np.ndarray) -> bool:
-        return border.size > 0 and bool(np.median(border) > air)
+        return border.size > 0 and _is_dark(border, picture)
 
     rows, columns = values.shape
     mixed = 1 + _averaged(values.shape) // 2  # what lies at the border's end is of both
@@ -109,6 +123,12 @@ def _dark_borders(
         left + mixed if dark(values[:, :left]) else 0,
         right - mixed if dark(values[:, right:]) else columns,
     )
+
+
+def _is_dark(border: Real[np.ndarray, "*pixels"], picture: Real[np.ndarray, "*pixels"]) -> bool:
+    """Whether what lies beside a raw film's picture is denser than air; dense is high."""
+    low, high = np.percentile(picture, (1, 99))
+    return bool(np.median(border) > low + _AIR * (high - low))
 
 
 def turn_as_stated(film: Film, feet_first: bool, opposite_side: bool, strict: bool) -> Film:

@@ -212,7 +212,7 @@ def check_view_position(
     if not strict:
         return False
     advice = (
-        "it is the same projection from the other side: set opposite_side=True to use it all the same"
+        "it is the same projection from the other side, which --opposite-side takes"
         if opposite
         else "check the order of the files"
     )

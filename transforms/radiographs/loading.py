@@ -209,12 +209,15 @@ class LoadRadiographsd(MapTransform):
                 film = turn_as_stated(film, self.vertical_flip, self.opposite_side, self.check_header)
             return with_square_pixels(film) if self.fit == "pitch" else film
 
-        def falling() -> Film:
-            return scaled(replace(decoded, pixels=replace(decoded.pixels, counts_fall=not decoded.pixels.counts_fall)))
+        def the_other_way_round() -> Film:
+            pixels = decoded.pixels
+            if pixels.intensity == "transmission":
+                return scaled(replace(decoded, pixels=replace(pixels, counts_fall=not pixels.counts_fall)))
+            return scaled(replace(decoded, pixels=replace(pixels, dark_is_high=not pixels.dark_is_high)))
 
         known = zip(self.geometry.views, self.usual, strict=True)
         others = [(view, usual) for view, usual in known if usual is not None and view != decoded.view]
-        return turn_by_looks(scaled(decoded), falling, self.fit == "detector", inverted, decide, others)
+        return turn_by_looks(scaled(decoded), the_other_way_round, self.fit == "detector", inverted, decide, others)
 
     def _decoded(self, paths: list[str | Path]) -> list[Film]:
         """One film for each view."""

@@ -48,7 +48,6 @@ from drr2ct.transforms.radiographs.saturation import (
     find_clipping,
     saturated_share,
 )
-from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM
 from drr2ct.transforms.radiographs.size import PART, with_plausible_field
 from drr2ct.transforms.validation import InputError
 
@@ -132,7 +131,7 @@ def _dense_is_low(film: Film, edge_to_edge: bool, inverted: bool | None) -> bool
 
 def turn_by_looks(
     film: Film,
-    falling: Callable[[], Film],
+    the_other_way_round: Callable[[], Film],
     edge_to_edge: bool,
     inverted: bool | None,
     decide: bool = True,
@@ -142,8 +141,8 @@ def turn_by_looks(
 
     Args:
         film: turned as its header states, if that states anything.
-        falling: of raw numbers, gives the film that they make if they fall with intensity where they were taken to
-            rise, or the other way round.
+        the_other_way_round: gives the film that its numbers make if dense is low where it was taken to be high, or high
+            where it was taken to be low: borders and markers are told by how bright they are.
         edge_to_edge: the film covers the detector exactly.
         inverted: what the user says of a picture: dense is dark (True) or bright (False) in it.
         decide: False takes its turn as it is.
@@ -166,7 +165,7 @@ def turn_by_looks(
             unknown = "without statistics of the training set's radiographs that is not looked at"
             sides = (f"{film.name} is taken to be upright, the patient of a lateral facing left: {unknown}.", *sides)
         if inverted and film.intensity == "display":
-            return _inverted(film, falling).saying(f"{film.name} was inverted, as stated.", *sides)
+            return the_other_way_round().saying(f"{film.name} was inverted, as stated.", *sides)
         return film.saying(*sides)
     scores = state_scores(seen_part(film), film.view, film.usual, pixel_edge_mm(film, edge_to_edge))
     turnable = decide and not film.oriented
@@ -196,7 +195,7 @@ def turn_by_looks(
     if known and best.inverted:
         notes = [note for note in notes if "was inverted" not in note] + [f"{film.name} was inverted, as stated."]
     if best.inverted:
-        film = _inverted(film, falling)
+        film = the_other_way_round().doubting(*film.warnings)
     pitch = film.pixel_pitch_mm
     return film.saying(
         *notes,
@@ -346,10 +345,3 @@ def bring_together(films: Sequence[Film]) -> list[Film]:
     warning = agreement_warning(agreement, all(known))
     second = second.saying(agreement_note(agreement, second.name))
     return [first, second.doubting(warning) if warning else second]
-
-
-def _inverted(film: Film, falling: Callable[[], Film]) -> Film:
-    """The film with dense high, where it was low."""
-    if film.intensity == "display":
-        return replace(film, image=(DISPLAY_MAXIMUM - film.image) * film.covered)
-    return falling()

@@ -10,6 +10,9 @@ from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 from scipy import ndimage
 
+BEYOND = 1.1
+"""Edges that lie further out than so many times the image's size are those of another matrix."""
+
 LEAST_FIELD = 0.1
 """Share of an image that must be left by a plausible padding, shutter or collimator."""
 
@@ -96,21 +99,33 @@ def _spread(values: np.ndarray) -> float:
 
 
 def _field(dataset: Dataset, kind: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Where all shapes of a shutter or collimator agree; None without one. Rows and columns count from 1."""
+    """Where all shapes of a shutter or collimator agree; None without one. Rows and columns count from 1.
+
+    Raises:
+        ValueError, TypeError: for numbers that are none, or lie far outside the image.
+    """
     shapes: Any = dataset.get(f"{kind}Shape") or ()
     names = {str(part).upper() for part in ([shapes] if isinstance(shapes, str) else shapes)}
     rows, columns = np.ogrid[1 : shape[0] + 1, 1 : shape[1] + 1]
     fields = []
+
+    def within(row: float, column: float) -> None:
+        if row > BEYOND * shape[0] or column > BEYOND * shape[1]:
+            raise ValueError("of another matrix")
+
     if "RECTANGULAR" in names:
         sides = ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
         top, bottom, left, right = (int(dataset.get(f"{kind}{side}Edge")) for side in sides)
+        within(bottom, right)
         fields.append((rows >= top) & (rows <= bottom) & (columns >= left) & (columns <= right))
     if "CIRCULAR" in names:
         row, column = (int(x) for x in dataset.get(f"CenterOfCircular{kind}"))
+        within(row, column)
         radius = int(dataset.get(f"RadiusOfCircular{kind}"))
         fields.append((rows - row) ** 2 + (columns - column) ** 2 <= radius**2)
     if "POLYGONAL" in names:
         corners = np.array(dataset.get(f"VerticesOfThePolygonal{kind}"), dtype=float).reshape(-1, 2)
+        within(*corners.max(axis=0))
         picture = Image.new("1", (shape[1], shape[0]))
         ImageDraw.Draw(picture).polygon([(column - 1, row - 1) for row, column in corners], fill=1)
         fields.append(np.asarray(picture))

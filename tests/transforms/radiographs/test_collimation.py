@@ -5,7 +5,12 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drr2ct.transforms.radiographs.collimation import find_collimation, find_slanted_borders, within_borders
+from drr2ct.transforms.radiographs.collimation import (
+    find_collimation,
+    find_round_field,
+    find_slanted_borders,
+    within_borders,
+)
 
 
 def body(rows=240, columns=200, seed=0):
@@ -171,3 +176,17 @@ def test_air_as_wide_on_three_sides_as_a_frame_would_be_is_none(wide):
         margins = [m + 70 + 50 * (side == wide) - f for side, (m, f) in enumerate(zip(margins, found, strict=True))]
     assert sorted(found)[:3] == [70] * 3
     assert find_collimation(drawn) == (0, drawn.shape[0], 0, drawn.shape[1])
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize(("row", "column", "radius"), [(119.5, 99.5, 90), (100, 105, 118), (125, 95, 125)])
+def test_a_round_field_is_found_also_where_the_picture_cuts_it(value, row, column, radius):
+    rows, columns = np.ogrid[:240, :200]
+    circle = np.hypot(rows - row, columns - column) <= radius
+    found = find_round_field(np.where(circle, body(), value))
+    assert found is not None and not (found & ~circle).any() and (circle & ~found).mean() < 0.04
+
+
+@pytest.mark.parametrize("picture", [body(), film(air=0, noise=0), np.pad(body(), 30), np.zeros((20, 20))])
+def test_corners_are_no_round_field(picture):
+    assert find_round_field(picture) is None

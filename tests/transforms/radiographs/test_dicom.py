@@ -160,6 +160,8 @@ def test_implausible_collimators_are_not_followed(tmp_path: Path) -> None:
     assert "was not believed" in notes_of(save_dicom(tmp_path / "b.dcm", RAMP, 12, **tiny))
     broken = {"ShutterShape": "CIRCULAR", "RadiusOfCircularShutter": 9}
     assert "make no sense" in notes_of(save_dicom(tmp_path / "c.dcm", RAMP, 12, **broken))
+    of_a_larger_matrix = {**shutter("Shutter", "RECTANGULAR"), "ShutterRightVerticalEdge": 140}
+    assert "make no sense" in notes_of(save_dicom(tmp_path / "d.dcm", RAMP, 12, **of_a_larger_matrix))
 
 
 VIEW = View("pa", 0.0, 1500, 1800, (40, 50), 10.0)
