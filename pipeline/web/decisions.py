@@ -14,7 +14,7 @@ SUBJECTS = (
              r"not state its orientation"),
     ("size", r"pitch|pixels [\d.]+ times|cassette|Spacing"),
     ("distance", r"distance|isocentre|magnification|from the source|from its source"),
-    ("field", r"collimat|padding|shutter|burned in|clipped|not covered|transparent"),
+    ("field", r"collimat|border|round field|padding|shutter|burned in|clipped|not covered|transparent"),
 )  # fmt: skip
 """Subject → how its sentences are known; what fits none is ``other``."""
 
@@ -24,7 +24,7 @@ REMEDIES = (
     (r"look exchanged", "swap", True),
     (r"check_order=false", "check_order", False),
     (r"--orientation as-is", "orientation", "as-is"),
-    (r"opposite_side", "opposite_side", True),
+    (r"--opposite-side", "opposite_side", True),
 )
 """What a refusal mentions, and the option that uses the film all the same."""
 

@@ -59,7 +59,7 @@ def test_what_was_turned_is_said():
 )
 def test_the_opposite_side_is_refused_unless_asked_for(position, laterality, angle, mirrored):
     metadata = {"filename_or_obj": "a.dcm", "view_position": position, "laterality": laterality}
-    with pytest.raises(InputError, match="opposite_side"):
+    with pytest.raises(InputError, match="--opposite-side"):
         turn_upright(IMAGE, metadata, view(angle))
     image, notes = turn_upright(IMAGE, metadata, view(angle), opposite_side=True)
     torch.testing.assert_close(image, IMAGE.flip(1) if mirrored else IMAGE)
