@@ -17,10 +17,12 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
 )
 
 from drr2ct.transforms.quiet import quiet_libraries
 from drr2ct.transforms.radiographs.header import bring_up_frame_groups, header_facts
+from drr2ct.transforms.radiographs.jpeg import jpeg_damage
 from drr2ct.transforms.radiographs.picture import one_channel
 from drr2ct.transforms.radiographs.pixels import Pixels, Reading, check_size
 from drr2ct.transforms.radiographs.shutter import not_padded, within_shutters
@@ -188,7 +190,7 @@ def _pixel_array(dataset: Dataset, path: Path) -> Num[np.ndarray, "rows columns 
     """By pydicom; compressed data that it has no codec for, by SimpleITK, whose GDCM knows all of JPEG and JPEG-LS."""
     try:
         with quiet_libraries(also_native=True):
-            return dataset.pixel_array
+            pixels: np.ndarray = dataset.pixel_array
     except Exception as error:  # depends on the transfer syntax and the decoders that are installed
         syntax = _syntax(dataset)
         if syntax is None or not syntax.is_compressed:
@@ -202,6 +204,19 @@ def _pixel_array(dataset: Dataset, path: Path) -> Num[np.ndarray, "rows columns 
         if not ("JPEG" in syntax.name or "RLE" in syntax.name) or "XL" in syntax.name:
             raise InputError(f"{what}, as there is no decoder for it; decompress the file first.") from error
         raise InputError(f"{what}: it is damaged or incomplete; export it again.") from error
+    if damage := _damage(dataset):
+        raise InputError(f"DICOM file {path} is damaged or incomplete ({damage}); export it again.")
+    return pixels  # (rows, columns) or (rows, columns, channels)
+
+
+def _damage(dataset: Dataset) -> str:
+    """What is wrong within a JPEG picture of 8 bits, which decoders pass over; empty for a sound one."""
+    if _syntax(dataset) != JPEGBaseline8Bit:
+        return ""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "image.jpg"
+        file.write_bytes(next(generate_frames(dataset.PixelData, number_of_frames=1)))
+        return jpeg_damage(file)
 
 
 def _by_simpleitk(dataset: Dataset) -> np.ndarray | None:

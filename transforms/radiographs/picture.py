@@ -10,6 +10,7 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from drr2ct.transforms.quiet import quiet_libraries
+from drr2ct.transforms.radiographs.jpeg import jpeg_damage
 from drr2ct.transforms.radiographs.pixels import Pixels, Reading, check_size, with_units
 from drr2ct.transforms.validation import InputError
 
@@ -79,6 +80,8 @@ def _by_pillow(path: Path, reading: Reading) -> Pixels:
         orientation = int(image.getexif().get(274, 1))
         image.load()
         samples, mode, kind, notes, own = _channels(image, raw_mode)
+    if kind == "JPEG" and (damage := jpeg_damage(path)):
+        raise InputError(f"radiograph {path} is damaged or incomplete ({damage}); export it again.")
     if kind == "TIFF" and orientation in _ORIENTATIONS:  # Pillow has turned it in loading
         notes.append(f"it was {_ORIENTATIONS[orientation]}, as its EXIF orientation says")
         orientation = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,14 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGBaseline8Bit
 
 from drr2ct.transforms.radiographs.scale import DISPLAY_MAXIMUM, read_radiograph
 from drr2ct.transforms.radiographs.write import write_radiograph
 from drr2ct.transforms.validation import InputError
+from tests.transforms.radiographs.test_loading import save_dicom
 
 GREY = (np.arange(48)[:, None] * 3 + np.arange(64) * 1.5).astype(np.uint8)  # differs by row and column
 EXPECTED = torch.from_numpy(GREY).float() / 255 * DISPLAY_MAXIMUM
@@ -264,3 +269,30 @@ def test_numbers_too_small_for_a_chest_are_no_line_integrals(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"up to 1\.04, too small for line integrals of a chest"):
         read_radiograph(path)
     assert float(read_radiograph(path, "line_integral")[0].max()) == pytest.approx(1.04)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "DICOM"])
+def test_a_jpeg_that_is_damaged_within_is_refused_though_it_can_be_decoded(
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows, columns = np.ogrid[:200, :160]
+    grey = np.hypot(rows - 100, columns - 80).astype(np.uint8)
+    sound = io.BytesIO()
+    Image.fromarray(grey).save(sound, "JPEG")
+    damaged = bytearray(sound.getvalue())
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 200] = bytes(200)
+    for content, refused in ((sound.getvalue(), False), (bytes(damaged), True)):
+        path = tmp_path / "a.jpg"
+        path.write_bytes(content)
+        assert np.asarray(Image.open(path)).shape == (200, 160)
+        if kind == "DICOM":
+            path = save_dicom(tmp_path / "a.dcm", grey, 8, syntax=JPEGBaseline8Bit, BitsAllocated=8)
+            dataset = dcmread(path)
+            dataset.PixelData = encapsulate([content])
+            dataset.save_as(path)
+        if refused:
+            with pytest.raises(InputError, match="damaged or incomplete"):
+                read_radiograph(path)
+        else:
+            assert read_radiograph(path)[0].shape == (200, 160)
+    assert "JPEG" not in "".join(capfd.readouterr())
