@@ -21,12 +21,14 @@ MOST_VIEWS = 8
 _LONGEST_FIRST = 1024
 """Bytes that the first element of a DICOM data set can have: a length, a character set, an image type or a UID."""
 
+_ITK_BEGINNINGS = (b"NRRD000", b"ObjectType", b"NDims")
+
 NIFTI_MARK = b"drr2ct line integrals"
 """In ``descrip`` of NIfTI files of this project."""
 
 
 def decode(path: Path, reading: Reading) -> Pixels:
-    """Read a picture, DICOM or NIfTI file, found by its content, whatever its name.
+    """Read a picture, DICOM, NIfTI, NRRD or MetaImage file, found by its content, whatever its name.
 
     Args:
         path: of the file.
@@ -45,8 +47,10 @@ def decode(path: Path, reading: Reading) -> Pixels:
         return decode_dicom(path, reading)
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return decode_tiff(path, reading)
+    if head.lstrip().startswith(_ITK_BEGINNINGS):
+        return _decode_volume_file(path, reading, "NRRD" if head.startswith(b"NRRD") else "MetaImage")
     if begins_nifti(path) or (is_nifti(path) and not is_picture(path)):
-        return _decode_nifti(path, reading)
+        return _decode_volume_file(path, reading, "NIfTI")
     return decode_picture(path, reading)
 
 
@@ -59,8 +63,10 @@ def _begins_a_data_set(head: bytes) -> bool:
     return head[1] == 0 and 0 < int.from_bytes(head[4:8], "little") <= _LONGEST_FIRST
 
 
-def _opened(path: Path) -> Any:
-    """The nibabel image of a NIfTI file of any name."""
+def _opened(path: Path, kind: str) -> Any:
+    """The nibabel image of a file of any name."""
+    if kind != "NIfTI":
+        return _by_itk(path, kind)
     if is_nifti(path):
         return open_nifti(path)
     content = path.read_bytes()
@@ -68,10 +74,29 @@ def _opened(path: Path) -> Any:
     return (nib.Nifti2Image if content[4:7] == b"n+2" else nib.Nifti1Image).from_bytes(content)
 
 
-def _decode_nifti(path: Path, reading: Reading) -> Pixels:
+def _by_itk(path: Path, kind: str) -> Any:
+    """What ITK would write of an NRRD or MetaImage file as NIfTI: a nibabel image, (columns, rows[, slices])."""
+    import SimpleITK as sitk  # slow to import
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO({"NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}[kind])
+    reader.ReadImageInformation()
+    if reader.GetNumberOfComponents() > 1:
+        raise InputError(
+            f"radiograph {path} has {reader.GetNumberOfComponents()} channels; export it as plain greyscale."
+        )
+    dimensions = reader.GetDimension()
+    affine = np.eye(4)
+    axes = np.array(reader.GetDirection()).reshape(dimensions, dimensions) * reader.GetSpacing()
+    affine[:dimensions, :dimensions] = np.diag([-1.0, -1.0, 1.0][:dimensions]) @ axes  # ITK's space is LPS
+    return nib.Nifti1Image(sitk.GetArrayFromImage(reader.Execute()).transpose(), affine)
+
+
+def _decode_volume_file(path: Path, reading: Reading, kind: str) -> Pixels:
     try:
         with quiet_libraries():
-            image = _opened(path)
+            image = _opened(path, kind)
             axes = [axis for axis, count in enumerate(image.shape) if count != 1]
             shape = tuple(image.shape[axis] for axis in axes)
             if any(count > MOST_VIEWS for count in shape[2:]):
@@ -80,14 +105,16 @@ def _decode_nifti(path: Path, reading: Reading) -> Pixels:
                     "a radiograph."
                 )
             if len(shape) not in (2, 3):
-                raise InputError(f"radiograph {path} is a NIfTI image of shape {image.shape}; one 2-D slice is needed.")
+                raise InputError(f"radiograph {path} is an image of shape {image.shape}; one 2-D slice is needed.")
             check_size(path, shape[0], shape[1] * (shape[2] if len(shape) > 2 else 1))
             values = np.asanyarray(image.dataobj).reshape(shape).transpose()
             metadata, notes = _nifti_facts(image, (axes[0], axes[1]), path.name)
     except InputError:
         raise
-    except Exception as error:  # nibabel and gzip raise a dozen kinds for damaged files
-        raise InputError(f"radiograph {path} is not a readable NIfTI image ({error}); export it again.") from error
+    except Exception as error:  # nibabel, gzip and ITK raise a dozen kinds for damaged files
+        why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise InputError(f"radiograph {path} is not a readable {kind} image ({why}); export it again.") from error
+    metadata["format"] = kind
     if values.dtype.names:
         alpha = "; its alpha channel was ignored" if "A" in values.dtype.names else ""
         values, found = one_channel(np.stack([values[colour] for colour in "RGB"], axis=-1), 255.0, path, reading)

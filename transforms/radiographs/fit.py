@@ -185,7 +185,7 @@ def place_by_pitch(film: Film) -> Film:
         # where nothing says how large a pixel is, what is left after cropping is all there is
         inside = covered_rectangle(covered)
         image, covered = image[inside], covered[inside]
-        if facts.get("format") == "NIfTI":
+        if facts.get("pixel_spacing_plane") == "unstated":
             film = film.saying(
                 f"{film.name} states a pitch of exactly 1 mm, which writers fill in that know none: it was not used; "
                 "if it is right, state it (--pixel-spacing-mm 1)."

@@ -339,7 +339,8 @@ def turn_upright(
 
 def orientation_entry(metadata: Mapping[str, Any]) -> str:
     """What of a file says how the patient lies in it, for sentences."""
-    return "NIfTI orientation" if metadata.get("format") == "NIfTI" else "Patient Orientation"
+    kind = metadata.get("format")
+    return "Patient Orientation" if kind == "DICOM" else f"{kind} orientation"
 
 
 def _direction(letters: str) -> np.ndarray | None:

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 import tifffile
 import torch
 from PIL import Image
@@ -70,3 +71,30 @@ def test_a_nifti_is_one_by_any_name_packed_or_not(tmp_path: Path, name: str, kin
     image, facts = read_radiograph(tmp_path / name, "display")
     assert facts["format"] == "NIfTI" and image.shape == GREY.shape
     assert np.corrcoef(image.numpy().ravel(), GREY.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("suffix", ["nrrd", "nhdr", "mha", "mhd"])
+@pytest.mark.parametrize("slices", [False, True])
+def test_nrrd_and_metaimage_are_read_as_the_nifti_that_itk_makes_of_them(
+    tmp_path: Path, suffix: str, slices: bool
+) -> None:
+    image = sitk.GetImageFromArray(GREY[None] if slices else GREY)
+    image.SetSpacing((0.2, 0.3, 1.0)[: image.GetDimension()])
+    for name in (f"a.{suffix}", "b.nii"):
+        sitk.WriteImage(image, str(tmp_path / name))
+    (read, facts), (expected, wanted) = (read_radiograph(tmp_path / name) for name in (f"a.{suffix}", "b.nii"))
+    torch.testing.assert_close(read, expected)
+    assert facts["pixel_spacing_mm"] == pytest.approx(wanted["pixel_spacing_mm"]) == (0.3, 0.2)
+    assert facts["pixel_spacing_plane"] == "detector" and facts["nifti_axes"] == wanted["nifti_axes"] == "LP"
+
+
+def test_an_nrrd_that_is_cut_or_a_volume_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.nrrd"
+    sitk.WriteImage(sitk.GetImageFromArray(GREY), str(path))
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=r"is not a readable NRRD image \(.*\); export it again\.$"):
+        read_radiograph(path)
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((20, 30, 40), np.int16)), str(path))
+    with pytest.raises(InputError, match="is a volume of 40×30×20 voxels"):
+        read_radiograph(path)
+    assert capfd.readouterr() == ("", "")
