@@ -63,7 +63,11 @@ def leave_collimation_out(film: Film, bright: bool = True) -> Film:
         return film.saying(said, covered=covered, pixels=replace(film.pixels, covered=covered.numpy()))
     inside = find_collimation(values)
     top, bottom, left, right = inside if bright else _dark_borders(values, inside)
-    slanted = find_slanted_borders(values[top:bottom, left:right]) if bright else {}
+    picture = values[top:bottom, left:right]
+    slanted = find_slanted_borders(picture)
+    if not bright:
+        alone = {side: within_borders(picture.shape, {side: ends}) for side, ends in slanted.items()}
+        slanted = {side: slanted[side] for side, inside in alone.items() if _is_dark(picture[~inside], picture[inside])}
     field = torch.zeros_like(film.covered)
     field[top:bottom, left:right] = torch.from_numpy(within_borders((bottom - top, right - left), slanted))
     notes = []

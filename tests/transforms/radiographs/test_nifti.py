@@ -148,3 +148,11 @@ def test_grey_kept_as_colour_is_grey(tmp_path):
     assert "its alpha channel was ignored" in four[1]["assumptions"][0]
     with pytest.raises(InputError, match="has colours in"):
         read_radiograph(coloured(tmp_path / "c.nii", [grey, grey // 2, grey]))
+
+
+def test_a_plane_of_a_film_that_looks_wrong_is_doubted_by_its_own_name(tmp_path):
+    coronal = np.array([[-PITCH, 0, 0, 0], [0, 0, 1, 0], [0, -PITCH, 0, 0], [0, 0, 0, 1]])
+    for array, doubted in ((PAIR[0], False), (PAIR[0][:, ::-1], True)):
+        found = load(tmp_path, [array[:, :, None], PAIR[1]], [coronal, plane(-1, -1)])["warnings"]
+        assert ("0.nii.gz lies as its NIfTI orientation says, but looks more like" in found) == doubted
+        assert "Patient Orientation" not in found
