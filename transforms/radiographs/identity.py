@@ -339,7 +339,7 @@ def turn_upright(
 
 def orientation_entry(metadata: Mapping[str, Any]) -> str:
     """What of a file says how the patient lies in it, for sentences."""
-    kind = metadata.get("format")
+    kind = metadata.get("format", "DICOM")
     return "Patient Orientation" if kind == "DICOM" else f"{kind} orientation"
 
 
