@@ -16,6 +16,9 @@ CASSETTES_CM = ((35, 43), (43, 43))
 PART = 1.45
 """Sides that differ by more than this factor are of no whole cassette: its size is doubtful."""
 
+SQUEEZED = 1024
+"""Pixels that a picture's sides have at most if it was made square for a network; detectors have more."""
+
 STRIP = 2.5
 """Sides that differ by more than this factor show no chest."""
 
@@ -66,6 +69,8 @@ def cassette_pixel_mm(shape: tuple[int, int], view: View, name: str) -> tuple[fl
         f"at view {view.name}'s detector"
     )
     whole = max(shape) <= PART * min(shape)
+    if shape[0] == shape[1] <= SQUEEZED:
+        note += "; if it was squeezed into a square, as pictures for networks are, give it in its own shape"
     if not whole:
         note += f"; with {shape[0]}×{shape[1]} pixels it cannot be all of one, so state pixel_spacing_mm"
     return edge, note + ".", whole

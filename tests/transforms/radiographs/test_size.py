@@ -17,6 +17,11 @@ def test_the_cassette_is_the_one_of_the_nearest_aspect(shape, sides):
     assert edge * max(shape) == pytest.approx(430) and f"{sides[0]}×{sides[1]} cm" in note and whole
 
 
+@pytest.mark.parametrize(("shape", "said"), [((512, 512), True), ((954, 955), False), ((3028, 3028), False)])
+def test_a_square_of_few_pixels_may_have_been_squeezed_into_it(shape, said):
+    assert ("give it in its own shape" in cassette_pixel_mm(shape, GEOMETRY.views[0], "pa.png")[1]) == said
+
+
 def test_a_part_is_no_cassette_and_a_strip_is_refused():
     _, note, whole = cassette_pixel_mm((1000, 600), GEOMETRY.views[0], "pa.png")
     assert "cannot be all of one" in note and not whole
