@@ -129,7 +129,7 @@ def _dark_borders(
     )
 
 
-def _is_dark(border: Real[np.ndarray, "*pixels"], picture: Real[np.ndarray, "*pixels"]) -> bool:
+def _is_dark(border: Real[np.ndarray, "*beside"], picture: Real[np.ndarray, "*pixels"]) -> bool:
     """Whether what lies beside a raw film's picture is denser than air; dense is high."""
     low, high = np.percentile(picture, (1, 99))
     return bool(np.median(border) > low + _AIR * (high - low))
