@@ -254,7 +254,7 @@ def find_round_field(values: Real[np.ndarray, "rows columns"]) -> Bool[np.ndarra
         values: a radiograph in any unit.
 
     Returns:
-        The field, without its rim of one pixel; None without one.
+        The field, without its rim, in which JPEG mixes both; None without one.
     """
     scaled = _scaled(values)
     if scaled is None:
@@ -278,7 +278,7 @@ def find_round_field(values: Real[np.ndarray, "rows columns"]) -> Bool[np.ndarra
     if np.quantile(off, _ROUND_SHARE) > max(1.5, _OFF_ROUND * radius):
         return None
     row, column = np.ogrid[: values.shape[0], : values.shape[1]]
-    inside: np.ndarray = np.hypot(row - solved[0], column - solved[1]) <= radius - 1.5
+    inside: np.ndarray = np.hypot(row - solved[0], column - solved[1]) <= radius - max(1.5, _OFF_ROUND * radius)
     return inside  # (rows, columns), bool
 
 
