@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,7 @@ from drr2ct.pipeline.reconstruction.record import file_sha256, is_finished
 from drr2ct.pipeline.running.bundle import find_input_error
 from drr2ct.pipeline.running.faults import origin
 from drr2ct.pipeline.volumes.placing import refuse_too_large
-from drr2ct.transforms.files import refuse_long_names, refuse_to_lose
+from drr2ct.transforms.files import refuse_long_names, refuse_to_lose, refuse_unwritable
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError, existing_file
 from drr2ct.transforms.volume import LoadCT
@@ -118,7 +117,7 @@ class ReconstructionJob:
         refuse_to_lose(written, [*films, self.checkpoint, *([self.like] if self.like else [])])
         found = [item for item in self.items if self._is_pending(item)]
         if found:
-            _check_writable(self.destinations[str(found[0]["patient"])])
+            refuse_unwritable([self.destinations[str(found[0]["patient"])].beside(".json")])
         return found
 
     @property
@@ -211,14 +210,6 @@ def _common_key(job: ReconstructionJob) -> dict[str, Any]:
             **job.settings,
         },
     }
-
-
-def _check_writable(destination: Destination) -> None:
-    place = destination.volume
-    folder = next(parent for parent in place.parents if parent.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        why = "not writable" if folder.is_dir() else "no folder"
-        raise InputError(f"{place} cannot be written: {folder} is {why}; choose another output.")
 
 
 class PendingPatients(IterableDataset):
