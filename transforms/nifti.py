@@ -84,7 +84,7 @@ def begins_nifti(path: Path) -> bool:
 
 
 def open_nifti(path: Path) -> Any:
-    """The nibabel image of a file, whether it is compressed or not, whatever its suffix says of that.
+    """The nibabel image of a file of any name, whether it is compressed or not, whatever its suffix says of that.
 
     Raises:
         OSError, EOFError, ImageFileError: as nibabel and gzip do, for what is damaged or no NIfTI.
@@ -94,7 +94,7 @@ def open_nifti(path: Path) -> Any:
         return nib.load(path)
     with path.open("rb") as file:
         packed = file.read(2) == _GZIP
-    if packed == name.endswith(".gz"):
+    if name.endswith(".nii.gz" if packed else ".nii"):
         return nib.load(path)
     content = path.read_bytes()
     content = gzip.decompress(content) if packed else content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +62,6 @@ def _begins_a_data_set(head: bytes) -> bool:
     return head[1] == 0 and 0 < int.from_bytes(head[4:8], "little") <= _LONGEST_FIRST
 
 
-def _opened(path: Path, kind: str) -> Any:
-    """The nibabel image of a file of any name."""
-    if kind != "NIfTI":
-        return _by_itk(path, kind)
-    if is_nifti(path):
-        return open_nifti(path)
-    content = path.read_bytes()
-    content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    return (nib.Nifti2Image if content[4:7] == b"n+2" else nib.Nifti1Image).from_bytes(content)
-
-
 def _by_itk(path: Path, kind: str) -> Any:
     """What ITK would write of an NRRD or MetaImage file as NIfTI: a nibabel image, (columns, rows[, slices])."""
     import SimpleITK as sitk  # slow to import
@@ -96,7 +84,7 @@ def _by_itk(path: Path, kind: str) -> Any:
 def _decode_volume_file(path: Path, reading: Reading, kind: str) -> Pixels:
     try:
         with quiet_libraries():
-            image = _opened(path, kind)
+            image: Any = open_nifti(path) if kind == "NIfTI" else _by_itk(path, kind)
             axes = [axis for axis, count in enumerate(image.shape) if count != 1]
             shape = tuple(image.shape[axis] for axis in axes)
             if any(count > MOST_VIEWS for count in shape[2:]):
