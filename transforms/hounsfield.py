@@ -70,12 +70,7 @@ def wrong_numbers(values: Tensor) -> str:
         middle = float(below.median())
         if middle < _PADDING_BELOW:
             return f"has its air at {middle:.0f}, not at −1000, so it is shifted; export it in Hounsfield units"
-    measured = sample[sample >= _PADDING_BELOW]
-    lowest = measured.min() if measured.numel() else None
-    if lowest is not None:
-        above = measured[measured > lowest]
-        if above.numel() and (above - lowest < 200).float().mean() < 1e-3 and above.numel() < measured.numel() - 1:
-            measured = above
+    measured = _measured(sample)
     if measured.numel() == 0 or (float(measured.min()) > -500 and measured.numel() == sample.numel()):
         low, high = float(values.min()), float(values.max())
         return (
@@ -124,6 +119,17 @@ def clipped_above(values: Tensor) -> str:
     if share <= _CLIPPED or highest >= _SCANNERS_CLIP or sample.unique().numel() <= _MEASURED_VALUES:
         return ""
     return f"clipped at {highest:g} HU, where {100 * share:.2g} % of the voxels are"
+
+
+def _measured(sample: Tensor) -> Tensor:
+    """Without what was filled in: values below all that scanners give, and a lowest value apart from the next ones."""
+    measured = sample[sample >= _PADDING_BELOW]
+    if measured.numel() == 0:
+        return measured
+    lowest = measured.min()
+    above = measured[measured > lowest]
+    apart = above.numel() and (above - lowest < 200).float().mean() < 1e-3
+    return above if apart and above.numel() < measured.numel() - 1 else measured
 
 
 def _sample(values: Tensor) -> Tensor:
