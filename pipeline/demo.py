@@ -28,6 +28,7 @@ from drr2ct.pipeline.pictures.figures import save_figure
 from drr2ct.pipeline.pictures.overview import overview_figure
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from drr2ct.pipeline.running.provenance import DISCLAIMER, versions
+from drr2ct.pipeline.volumes.files import read_volume
 from drr2ct.pipeline.volumes.placing import place_on_grid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.files import refuse_unwritable, replacing, write_json
@@ -35,7 +36,6 @@ from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_kept, files_to_samples, kept_to_samples
 from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.varied.variation import Variation
-from drr2ct.transforms.volume import LoadCT
 
 GRID_SIZE = 64
 DETECTOR_SIZE = 128
@@ -207,7 +207,7 @@ def draw_overview(output: Path, data: Path, patient: str, geometry: BiplanarGeom
     item = next(item for item in load_datalist(data, "test", views) if item["patient"] == patient)
     sample = files_to_samples(geometry)(item)
     truth = place_on_grid(sample["label"], geometry)
-    made = LoadCT()(output / "reconstruction.nii.gz")
+    made = read_volume(output / "reconstruction.nii.gz")
     title = f"{patient}, never seen in training: {psnr:.1f} dB PSNR (3-D, {InWindow().width:.0f} HU range)"
     figure = overview_figure(sample["image"] * LINE_INTEGRAL_SCALE, truth, made, geometry, title)
     save_figure(figure, output / "overview.png")

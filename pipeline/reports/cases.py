@@ -21,11 +21,11 @@ from drr2ct.pipeline.data.datalist import ALL, load_datalist
 from drr2ct.pipeline.evaluation.readable import unreadable
 from drr2ct.pipeline.pictures.radiographs import with_reprojection
 from drr2ct.pipeline.reports.runs import Figures, Run
+from drr2ct.pipeline.volumes.files import read_volume
 from drr2ct.pipeline.volumes.placing import half_width, place_bounds, place_on_grid
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.volume import LoadCT
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,6 @@ def _stored_prediction(run: Run, patient: str, truth: MetaTensor) -> MetaTensor 
     path = run.evaluation / "predictions" / patient / f"{patient}_ct.nii.gz"
     if not path.is_file():
         return None
-    volume = LoadCT()(path)
+    volume = read_volume(path)
     same = volume.shape == truth.shape and np.allclose(np.asarray(volume.affine), np.asarray(truth.affine), atol=1e-2)
     return volume if same else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Int16, Real
 from monai.data import MetaTensor
 from monai.data.utils import orientation_ras_lps
+from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
 from drr2ct.pipeline.running.provenance import DISCLAIMER
@@ -81,9 +83,16 @@ def read_volume(path: str | Path) -> MetaTensor:
     """A NIfTI volume that :func:`write_volume` wrote, (1, I, J, K) in HU.
 
     ``LoadCT`` would refuse voxels as large as a coarse network's, and what no CT looks like.
+
+    Raises:
+        InputError: if it cannot be read.
     """
-    image = open_nifti(Path(path))
-    return MetaTensor(torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32))[None], affine=image.affine)
+    try:
+        image = open_nifti(Path(path))
+        values = np.asarray(image.dataobj, dtype=np.float32)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise InputError(f"volume {path} cannot be read ({error}); make it again.") from error
+    return MetaTensor(torch.from_numpy(values)[None], affine=image.affine)
 
 
 def stored_values(volume: MetaTensor) -> Int16[np.ndarray, "i j k *volumes"]:
