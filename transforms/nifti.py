@@ -12,6 +12,10 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+DAMAGED = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+"""What nibabel and gzip raise for files that are damaged or no NIfTI, when these are opened or their voxels read."""
 
 _PAIR = (".hdr", ".img", ".hdr.gz", ".img.gz")
 NIFTI_SUFFIXES = (".nii", ".nii.gz", *_PAIR)
@@ -87,7 +91,7 @@ def open_nifti(path: Path) -> Any:
     """The nibabel image of a file of any name, whether it is compressed or not, whatever its suffix says of that.
 
     Raises:
-        OSError, EOFError, ImageFileError: as nibabel and gzip do, for what is damaged or no NIfTI.
+        DAMAGED: for what is damaged or no NIfTI.
     """
     name = path.name.lower()
     if name.endswith(_PAIR):

@@ -8,7 +8,6 @@ HU on the CT's own grid.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,6 @@ from monai.data.utils import orientation_ras_lps
 from monai.networks.layers import gaussian_1d, separable_filtering
 from monai.transforms import InvertibleTransform, MapTransform, ScaleIntensityRange, Transform
 from monai.utils import TraceKeys
-from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage
 from torch import Tensor
 
@@ -31,10 +29,10 @@ from drr2ct.transforms.geometry import VolumeGrid
 from drr2ct.transforms.hounsfield import AIR_HU as AIR_HU
 from drr2ct.transforms.hounsfield import HU_WINDOW as HU_WINDOW
 from drr2ct.transforms.hounsfield import filled_corners, wrong_numbers
+from drr2ct.transforms.itk_files import itk_affine, nrrd_problem
 from drr2ct.transforms.lost_slices import lost_slices
 from drr2ct.transforms.memory_order import in_memory_order, value_range
-from drr2ct.transforms.nifti import is_nifti, nifti_geometry, open_nifti, unknown_space
-from drr2ct.transforms.nrrd import nrrd_problem
+from drr2ct.transforms.nifti import DAMAGED, is_nifti, nifti_geometry, open_nifti, unknown_space
 from drr2ct.transforms.resampling import resampled
 from drr2ct.transforms.validation import InputError, existing_file
 
@@ -84,7 +82,7 @@ class LoadCT(Transform):
                     raise InputError(f"CT {path} has {problem}.")
         except InputError:
             raise
-        except (RuntimeError, OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        except (RuntimeError, *DAMAGED) as error:
             raise InputError(
                 f"CT {path} cannot be read ({_reason(error)}); it may be truncated or of another type; "
                 "copy or export it again."
@@ -154,11 +152,7 @@ def _from_itk(image: sitk.Image) -> tuple[np.ndarray, dict[str, Any]]:
     import SimpleITK as sitk  # loaded by what read the image
 
     array = sitk.GetArrayFromImage(image).transpose()
-    affine = np.eye(4)
-    if image.GetDimension() == 3:
-        affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-        affine[:3, 3] = image.GetOrigin()
-    return array, _meta(orientation_ras_lps(affine), array)
+    return array, _meta(orientation_ras_lps(itk_affine(image)), array)
 
 
 def _read_series(folder: Path) -> sitk.Image:

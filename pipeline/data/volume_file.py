@@ -19,8 +19,8 @@ from drr2ct.pipeline.data.candidate import (
 )
 from drr2ct.pipeline.data.headers import MAC_FILE
 from drr2ct.pipeline.data.patient_names import is_resampled, other_role
+from drr2ct.transforms.itk_files import itk_affine, nrrd_problem
 from drr2ct.transforms.nifti import doubtful_space, is_nifti, nifti_geometry, open_nifti, unknown_space
-from drr2ct.transforms.nrrd import nrrd_problem
 
 
 def file_candidate(path: Path, root: Path) -> Candidate:
@@ -63,10 +63,8 @@ def file_candidate(path: Path, root: Path) -> Candidate:
             eight_bits = reader.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8)
             if reader.GetNumberOfComponents() > 1:
                 return replace(candidate, reason="colours, not CT numbers; give the CT itself")
-            affine = np.eye(4)
+            affine = itk_affine(reader)
             if len(shape) == 3:
-                affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
-                affine[:3, 3] = reader.GetOrigin()
                 if problem := unknown_space(affine):
                     return replace(candidate, reason=problem)
                 notes = doubtful_space(affine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from drr2ct.pipeline.evaluation.protocol import number_text
 from drr2ct.pipeline.evaluation.structures import SURFACE_TOLERANCE_MM, overlap_figures
 from drr2ct.transforms.files import refuse_to_lose, refuse_unwritable, write_csv
-from drr2ct.transforms.nifti import open_nifti
+from drr2ct.transforms.nifti import DAMAGED, open_nifti
 from drr2ct.transforms.quiet import quiet_libraries
 from drr2ct.transforms.validation import InputError
 
@@ -98,7 +95,7 @@ def _read_mask(path: Path) -> MetaTensor:
         with quiet_libraries():
             image: Any = open_nifti(path)
         values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+    except DAMAGED as error:
         reason = " ".join(str(error).split())  # nibabel's has lines
         raise InputError(f"mask {path} cannot be read ({reason}); export it again.") from error
     if values.dtype.kind not in "biuf":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +11,12 @@ import torch
 from jaxtyping import Int16, Real
 from monai.data import MetaTensor
 from monai.data.utils import orientation_ras_lps
-from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
 from drr2ct.pipeline.running.provenance import DISCLAIMER
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.memory_order import slowest_first
-from drr2ct.transforms.nifti import open_nifti, save_nifti
+from drr2ct.transforms.nifti import DAMAGED, open_nifti, save_nifti
 from drr2ct.transforms.validation import InputError
 
 _SLAB = 32
@@ -90,7 +88,7 @@ def read_volume(path: str | Path) -> MetaTensor:
     try:
         image = open_nifti(Path(path))
         values = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+    except DAMAGED as error:
         raise InputError(f"volume {path} cannot be read ({error}); make it again.") from error
     return MetaTensor(torch.from_numpy(values)[None], affine=image.affine)
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from monai.data.utils import orientation_ras_lps
 
+from drr2ct.transforms.itk_files import itk_affine
 from drr2ct.transforms.nifti import begins_nifti, is_nifti, open_nifti, to_millimetres
 from drr2ct.transforms.quiet import quiet_libraries
 from drr2ct.transforms.radiographs.picture import decode_picture, decode_tiff, is_picture, one_channel
@@ -74,10 +76,7 @@ def _by_itk(path: Path, kind: str) -> Any:
         raise InputError(
             f"radiograph {path} has {reader.GetNumberOfComponents()} channels; export it as plain greyscale."
         )
-    dimensions = reader.GetDimension()
-    affine = np.eye(4)
-    axes = np.array(reader.GetDirection()).reshape(dimensions, dimensions) * reader.GetSpacing()
-    affine[:dimensions, :dimensions] = np.diag([-1.0, -1.0, 1.0][:dimensions]) @ axes  # ITK's space is LPS
+    affine = orientation_ras_lps(itk_affine(reader))
     return nib.Nifti1Image(sitk.GetArrayFromImage(reader.Execute()).transpose(), affine)
 
 

@@ -1,9 +1,16 @@
-"""What an NRRD header says about its space, as far as ITK's reader does not look at it."""
+"""NRRD and MetaImage files as ITK reads them: their affine, and what of an NRRD's space it does not look at."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 _MAGIC = b"NRRD000"
 _MOST_HEADER = 2**20
@@ -41,3 +48,16 @@ def nrrd_problem(path: Path) -> str:
     if units.difference(_MILLIMETRES):
         return f"lengths in {', '.join(sorted(units))}; write it again in millimetres"
     return ""
+
+
+def itk_affine(image: sitk.Image | sitk.ImageFileReader) -> Float[np.ndarray, "4 4"]:
+    """Voxel indices → patient coordinates in ITK's space (LPS+), mm.
+
+    Args:
+        image: of two or three dimensions; the third of two stays as it is. Of others: the identity.
+    """
+    dimensions, affine = image.GetDimension(), np.eye(4)
+    if dimensions <= 3:
+        axes = np.reshape(image.GetDirection(), (dimensions, dimensions)) * image.GetSpacing()
+        affine[:dimensions, :dimensions], affine[:dimensions, 3] = axes, image.GetOrigin()
+    return affine
