@@ -4,8 +4,8 @@ python benchmarks/training_step.py [--networks cascade64 cascade128] [--variants
     [--against CHECKOUT] [--repetitions 2] [--json FILE]
 
 ``last`` is ``channels_last=true``, ``interval`` the network with bounds, which learns both. Processor time of all
-threads counts, the smallest of the repetitions, since a shared machine says little by the clock. The gradients of both
-checkouts are compared: the same seed, weights, radiographs and target.
+threads counts, the smallest of the repetitions, since a shared machine says little by the clock; each repeats the step
+for two seconds. The gradients of both checkouts are compared: the same seed, weights, radiographs and target.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from drr2ct.transforms.files import write_json
 
 VARIANTS = {"plain": {}, "last": {"channels_last": True}, "interval": {"interval": True}}
 PARTS = ("forward", "loss", "backward")
+LEAST = 2.0
+"""Seconds."""
 TOLERANCE = 1e-3
 """Of the norm of a parameter's gradient."""
 
@@ -53,7 +55,7 @@ def measure(name: str, variant: str, gradients: Path) -> dict[str, float]:
     image = torch.rand(1, len(geometry.views), *geometry.detector_size)
     target = torch.rand(1, 1, *[geometry.grid.size] * 3)
     seconds: list[dict[str, float]] = []
-    for _ in range(2):  # the first prepares the kernels
+    while len(seconds) < 2 or sum(sum(found.values()) for found in seconds) < LEAST:  # the first prepares the kernels
         network.zero_grad()
         times = [time.process_time()]
         pred = network(image)
@@ -126,7 +128,7 @@ def main() -> None:
                 least = {w: {k: min(run[w][k] for run in runs) for k in (*PARTS, "GiB")} for w in checkouts}
                 steps = {which: sum(found[part] for part in PARTS) for which, found in least.items()}
                 for which, found in least.items():
-                    cells = [f"{found[part]:.2f}" for part in PARTS] + [f"{steps[which]:.2f}", f"{found['GiB']:.2f}"]
+                    cells = [f"{found[part]:.3f}" for part in PARTS] + [f"{steps[which]:.3f}", f"{found['GiB']:.2f}"]
                     if which == "this" and "other" in checkouts:
                         far = largest_difference(*(folder / w / "gradients.pt" for w in ("this", "other")))
                         differ = max(differ, far)

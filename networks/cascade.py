@@ -17,7 +17,7 @@ from drr2ct.networks.blocks import (
 from drr2ct.networks.config import CascadeConfig, SkipConfig, StageConfig
 from drr2ct.networks.convolution import Conv3d
 from drr2ct.networks.encoder import PyramidEncoder, StackedEncoder, pyramid_level
-from drr2ct.networks.interval import IntervalHead
+from drr2ct.networks.interval import IntervalHead, OnPlanes
 from drr2ct.networks.lifting import BackprojectionLift, BroadcastLift, ConfidenceLift
 from drr2ct.networks.recompute import recomputed, recording
 from drr2ct.transforms.validation import InputError
@@ -92,7 +92,8 @@ class ProgressiveCascade(nn.Module):
     Called with (batch, views, H, W) scaled line integrals of the configuration's geometry, it returns
     (batch, 1, N, N, N), the CT in [0, 1] over the HU window, on the geometry's grid; one tensor in training and in
     evaluation. The output is not clipped: a loss needs its gradient outside the range too. With ``interval`` there are
-    three channels, estimate, lower and upper bound; the estimate and its gradients are the same as without.
+    three channels, estimate, lower and upper bound, and in training :class:`drr2ct.networks.interval.OnPlanes`; the
+    estimate and its gradients are the same as without.
 
     Args:
         config: what to build.
@@ -227,8 +228,8 @@ class ProgressiveCascade(nn.Module):
         groups = group_count(skip.channels, skip.norm_groups)
         return nn.Sequential(up, *conv_norm_act(3, width, skip.channels, skip.kernel, groups, self.config.activation))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, views, H, W) → (batch, 1, N, N, N); 3 channels with an interval."""
+    def forward(self, x: Tensor) -> Tensor | OnPlanes:
+        """(batch, views, H, W) → (batch, 1, N, N, N); with an interval 3 channels, in training :class:`OnPlanes`."""
         if not torch.jit.is_scripting():  # noqa: SIM102
             if not torch.jit.is_tracing():
                 x = self._checked(x)

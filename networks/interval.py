@@ -1,10 +1,12 @@
 """Known doubt: for every voxel a lower and an upper bound beside the estimate.
 
 An output without bounds is (batch, 1, N, N, N), one with bounds (batch, 3, N, N, N): estimate, lower, upper, all in
-[0, 1] over the HU window. Whatever wants the estimate alone asks :func:`estimate_of`.
+[0, 1] over the HU window. While a network is trained, bounds are made on some planes only (:class:`OnPlanes`). Whatever
+wants the estimate alone asks :func:`estimate_of`.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,6 @@ from torch import Tensor, nn
 
 from drr2ct.networks.blocks import activation_layer
 from drr2ct.networks.convolution import Conv3d
-from drr2ct.networks.recompute import recomputed, recording
 
 TAIL = 0.05
 """Share of voxels that are meant to lie below the lower bound, and above the upper one: 90 % lie between."""
@@ -28,14 +29,43 @@ KNOTS = 8
 """Predicted widths at which a calibration has its factors."""
 
 
-def has_bounds(output: Tensor) -> bool:
+_EVERY = 4
+"""Of so many transverse planes of the features that bounds begin with, one is trained on."""
+
+
+class OnPlanes(NamedTuple):
+    """What a network with bounds gives while it is trained: the estimate, and bounds on some transverse planes.
+
+    The head sees each voxel's features by themselves, so it learns from a part of the voxels what it would from all, at
+    a part of the cost; a plane and the next tell nearly the same.
+
+    Args:
+        estimate: (batch, 1, N, N, N), float32.
+        bounds: lower and upper, (batch, 2, N, N, planes), float32, which the whole volume would have there.
+        planes: indices along z, (batch, planes), the same for each of a batch.
+    """
+
+    estimate: Tensor
+    bounds: Tensor
+    planes: Tensor
+
+    def cut(self, volume: Tensor) -> Tensor:
+        """(batch, channels, N, N, N) → (batch, channels, N, N, planes)."""
+        return volume.index_select(-1, self.planes[0])
+
+
+Output = Tensor | Sequence[Tensor]
+"""What a network gives: a tensor or :class:`OnPlanes`, of which decollating a batch makes a list for each sample."""
+
+
+def has_bounds(output: Output) -> bool:
     """Whether an output, with or without its batch dimension, holds more than the estimate."""
-    return output.shape[-4] > 1
+    return not isinstance(output, Tensor) or output.shape[-4] > 1
 
 
-def estimate_of(output: Tensor) -> Tensor:
+def estimate_of(output: Output) -> Tensor:
     """The estimate, (…, 1, N, N, N), of an output with or without bounds."""
-    return output.narrow(-4, 0, 1)
+    return output.narrow(-4, 0, 1) if isinstance(output, Tensor) else output[0]
 
 
 def resized(volume: Tensor, like: Tensor) -> Tensor:
@@ -46,7 +76,7 @@ def resized(volume: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(volume, size=size, mode="trilinear", align_corners=False)
 
 
-def surroundings(estimate: Tensor, upscale: int, contexts: list[int]) -> Tensor:
+def surroundings(estimate: Tensor, upscale: int, contexts: list[int], at: Tensor | None = None) -> Tensor:
     """What an estimate looks like around each voxel of the features that it is made of.
 
     Errors are large at its edges and where much happens nearby, which a feature alone does not tell.
@@ -55,9 +85,10 @@ def surroundings(estimate: Tensor, upscale: int, contexts: list[int]) -> Tensor:
         estimate: (batch, 1, N, N, N).
         upscale: its voxels along each edge of a voxel of the features.
         contexts: edges of blocks of features.
+        at: planes of features along z, all by default.
 
     Returns:
-        (batch, 2 · (upscale³ + contexts), n, n, n): its values and ten times the length of its gradient, voxel by
+        (batch, 2 · (upscale³ + contexts), n, n, planes): its values and ten times the length of its gradient, voxel by
         voxel, which makes them alike in size; then their mean and root mean square over each kind of block.
     """
     n = estimate.shape[-1] // upscale
@@ -68,15 +99,58 @@ def surroundings(estimate: Tensor, upscale: int, contexts: list[int]) -> Tensor:
         + (near[:, :, 1:-1, 1:-1, 2:] - near[:, :, 1:-1, 1:-1, :-2]).square()
     ) * 5.0**2
     both = torch.cat([estimate.float(), steepness], dim=1)
-    cells = both.reshape(-1, 2, n, upscale, n, upscale, n, upscale).permute(0, 1, 3, 5, 7, 2, 4, 6)
-    cells = cells.flatten(2, 4)
+    cells = both.reshape(-1, 2, n, upscale, n, upscale, n, upscale)
+    if at is not None:
+        cells = cells.index_select(-2, at)
+    cells = cells.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(2, 4)
     found = [cells[:, 0], cells[:, 1].sqrt()]
-    means = cells.mean(dim=2)
+    means = F.avg_pool3d(both, upscale)
     for edge in contexts:
         block = F.avg_pool3d(means, min(edge, n))
-        block = torch.cat([block[:, :1], block[:, 1:].sqrt()], dim=1)
-        found.append(resized(block, means))
+        block = resized(torch.cat([block[:, :1], block[:, 1:].sqrt()], dim=1), means)
+        found.append(block if at is None else block.index_select(-1, at))
     return torch.cat(found, dim=1)
+
+
+class _Blocks:
+    """The planes that bounds are trained on, at the sizes of all stages: what becomes of some planes of features.
+
+    Args:
+        n: edge of the first features.
+        whole: take all planes as one block, instead of one in :data:`_EVERY`.
+    """
+
+    def __init__(self, n: int, whole: bool) -> None:
+        self.n = n
+        self.first = [0] if whole else list(range(min(1, n - 1), n, _EVERY))
+        self.depth = n if whole else 1
+
+    def planes(self, size: int) -> int:
+        """How many there are of each block at this size: the two in the middle, or all."""
+        deep = self.depth * size // self.n
+        return deep if self.depth > 1 else min(deep, 2)
+
+    def indices(self, like: Tensor) -> Tensor:
+        """Those planes, along z, of a volume (…, m, m, m)."""
+        size = like.shape[-1]
+        planes = self.planes(size)
+        starts = [((2 * first + self.depth) * size // self.n - planes) // 2 for first in self.first]
+        return torch.tensor([start + i for start in starts for i in range(planes)], device=like.device)
+
+    def cut(self, volume: Tensor) -> Tensor:
+        """(batch, channels, m, m, m) → (batch, channels, m, m, planes)."""
+        return volume.index_select(-1, self.indices(volume))
+
+    def resized(self, cut: Tensor, size: int) -> Tensor:
+        """(batch, channels, k, k, planes), of blocks, interpolated to what they are at another size."""
+        batch, k = cut.shape[0], cut.shape[-2]
+        blocks = cut.unflatten(-1, (len(self.first), -1)).permute(0, 4, 1, 2, 3, 5).flatten(0, 1)
+        deep = blocks.shape[-1] * size // k
+        if size != k:
+            blocks = F.interpolate(blocks, size=[size, size, deep], mode="trilinear", align_corners=False)
+        planes = self.planes(size)
+        blocks = blocks.narrow(-1, (deep - planes) // 2, planes)
+        return blocks.unflatten(0, (batch, -1)).permute(0, 2, 3, 4, 1, 5).flatten(-2)
 
 
 class IntervalHead(nn.Module):
@@ -86,8 +160,10 @@ class IntervalHead(nn.Module):
     summed over the stages that give a volume, coarse to fine, by two convolutions of 1³ of each. The first of these
     stages sees what its volume looks like besides (:func:`surroundings`), and its second convolution is sub-voxel like
     the estimate's own head. Finer stages add theirs on the grid of their features, which are the finest volume's voxels
-    twice as large; a softplus makes the sum positive, and it is interpolated to the volume. What lies between is
-    computed again for the backward pass, which is cheaper than keeping it.
+    twice as large; a softplus makes the sum positive, and it is interpolated to the volume.
+
+    In training all this is done on some transverse planes, in the middle of what becomes of one plane of features:
+    there what is interpolated lies between what is known, so that bounds are those of the whole volume.
 
     In evaluation the widths are multiplied by a calibration's factors, a broken line over the logarithm of the width,
     before they are interpolated, which is an eighth of the work; between the head's own voxels this differs a little
@@ -126,7 +202,7 @@ class IntervalHead(nn.Module):
         self.register_buffer("factors", torch.empty(2, KNOTS))
         self.reset_calibration()
 
-    def forward(self, estimate: Tensor, first: Tensor, features: list[Tensor]) -> Tensor:
+    def forward(self, estimate: Tensor, first: Tensor, features: list[Tensor]) -> Tensor | OnPlanes:
         """Bounds beside an estimate.
 
         Args:
@@ -136,32 +212,36 @@ class IntervalHead(nn.Module):
             features: of each of these stages, (batch, channels, n, n, n).
 
         Returns:
-            (batch, 3, N, N, N), float32.
+            (batch, 3, N, N, N), float32; in training :class:`OnPlanes`.
         """
-        widths = self._widths([first.detach()] + [volume.detach() for volume in features]).float() * self.unit
-        if not self.training:  # before it is interpolated: there are an eighth as many
-            widths = widths * self.factor(widths)
-        widths = resized(widths, estimate)
-        middle = estimate.detach().float()
-        # times 1, so that the estimate's gradient is laid out as it is without bounds and gives the same sums
-        return torch.cat([estimate.float() * 1.0, middle - widths[:, :1], middle + widths[:, 1:]], dim=1)
-
-    def _widths(self, volumes: list[Tensor]) -> Tensor:
+        first, features = first.detach(), [volume.detach() for volume in features]
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)
-            if recording():
-                return recomputed(self._summed, volumes)
-        return self._summed(volumes)
-
-    def _summed(self, volumes: list[Tensor]) -> Tensor:
-        first, features = volumes[0], volumes[1:]
-        total = first
+            if self.training:
+                return self._on_planes(estimate, first, features)
+        seen = surroundings(first, self.upscale, self.contexts)
+        total = self.heads[0](torch.cat([features[0], seen.to(features[0].dtype)], dim=1))
         for i, head in enumerate(self.heads):
-            x = features[i]
-            if i == 0:
-                total = head(torch.cat([x, surroundings(first, self.upscale, self.contexts).to(x.dtype)], dim=1))
-            else:
-                total = resized(total, x) + head(x)
-        return F.softplus(total)
+            if i > 0:
+                total = resized(total, features[i]) + head(features[i])
+        widths = F.softplus(total).float() * self.unit
+        widths = resized(widths * self.factor(widths), estimate)  # there are an eighth as many before
+        middle = estimate.detach().float()
+        return torch.cat([estimate.float(), middle - widths[:, :1], middle + widths[:, 1:]], dim=1)
+
+    @torch.jit.unused
+    def _on_planes(self, estimate: Tensor, first: Tensor, features: list[Tensor]) -> OnPlanes:
+        n, later = features[0].shape[-1], [volume.shape[-1] for volume in features[1:]]
+        # where a single plane of widths is resized, it would need those beside it
+        blocks = _Blocks(n, whole=bool(later) and min(n * self.upscale, *later) == n)
+        x = blocks.cut(features[0])
+        seen = surroundings(first, self.upscale, self.contexts, blocks.indices(features[0]))
+        total = self.heads[0](torch.cat([x, seen.to(x.dtype)], dim=1))
+        for head, volume in zip(list(self.heads)[1:], features[1:], strict=True):
+            total = blocks.resized(total, volume.shape[-1]) + head(blocks.cut(volume))
+        widths = blocks.resized(F.softplus(total).float() * self.unit, estimate.shape[-1])
+        middle = blocks.cut(estimate.detach()).float()
+        bounds = torch.cat([middle - widths[:, :1], middle + widths[:, 1:]], dim=1)
+        return OnPlanes(estimate.float(), bounds, blocks.indices(estimate).expand(len(estimate), -1))
 
     def factor(self, widths: Tensor) -> Tensor:
         """What a calibration multiplies widths by: (batch, 2, n, n, n) → the same."""

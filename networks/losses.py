@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from drr2ct.networks.interval import TAIL, estimate_of, has_bounds
+from drr2ct.networks.interval import TAIL, OnPlanes, estimate_of, has_bounds
 from drr2ct.networks.ssim import gaussian_window, mean_ssim
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
 from drr2ct.transforms.body import TISSUE_HU, within_tissue
@@ -153,25 +153,25 @@ _OUTSIDE = 0.1
 """What a voxel outside the body counts, of one within."""
 
 
-def body_weights(truth: Float[Tensor, "batch 1 n n n"]) -> Float[Tensor, "batch 1 m m m"]:
-    """How much voxels count in the loss of bounds: 1 in the body, 0.1 elsewhere, on a grid of 64³ or so.
+def body_weights(truth: Float[Tensor, "batch 1 n n planes"]) -> Float[Tensor, "batch 1 m m planes"]:
+    """How much voxels count in the loss of bounds: 1 in the body, 0.1 elsewhere, on planes of 64² or so.
 
     Air around the patient is most of a volume and certain: without this, bounds would learn it first. Where there is no
     tissue at all, everything counts.
     """
-    n = truth.shape[-1]
+    n = truth.shape[-2]
     factor = math.gcd(n, max(n // _BODY_GRID, 1))
-    inside = within_tissue(F.avg_pool3d(truth, factor)[:, 0] > _BODY_VALUE)[:, None]
+    inside = within_tissue(F.avg_pool3d(truth, (factor, factor, 1))[:, 0] > _BODY_VALUE)[:, None]
     inside = inside | ~inside.flatten(1).any(dim=1).reshape(-1, 1, 1, 1, 1)
     return torch.where(inside, 1.0, _OUTSIDE)
 
 
 def _weigh(volume: Tensor, weights: Tensor) -> Tensor:
-    """Multiplied in place, each weight for a block of voxels."""
-    m = weights.shape[-1]
-    edge = volume.shape[-1] // m
-    blocks = volume.view(-1, 1, m, edge, m, edge, m, edge)
-    blocks.mul_(weights.reshape(-1, 1, m, 1, m, 1, m, 1))
+    """Multiplied in place, each weight for a block of voxels of a plane."""
+    m, planes = weights.shape[-2:]
+    edge = volume.shape[-2] // m
+    blocks = volume.view(-1, 1, m, edge, m, edge, planes)
+    blocks.mul_(weights.reshape(-1, 1, m, 1, m, 1, planes))
     return volume
 
 
@@ -202,19 +202,24 @@ class IntervalLoss(nn.Module):
     output that has bounds; the estimate in it is not looked at.
     """
 
-    def forward(self, output: Float[Tensor, ...], target: Float[Tensor, ...]) -> Scalar:
-        """Output with bounds and target → weighted mean over voxels.
+    def forward(self, output: Float[Tensor, ...] | OnPlanes, target: Float[Tensor, ...]) -> Scalar:
+        """Output with bounds, of the whole volume or on planes, and target → weighted mean over their voxels.
 
         Raises:
             InputError: for an output without bounds, or on another grid than the target.
         """
-        if not has_bounds(output) or output[:, :1].shape != target.shape:
+        estimate = estimate_of(output)
+        if not has_bounds(output) or estimate.shape != target.shape:
             raise InputError(
-                f"the interval loss compares bounds with a target, not an output of shape {tuple(output.shape)} with "
-                f"{tuple(target.shape)}; set network_def#interval=true."
+                f"the interval loss compares bounds with a target, not an estimate of shape {tuple(estimate.shape)} "
+                f"with {tuple(target.shape)}; set network_def#interval=true."
             )
-        with torch.autocast(output.device.type, enabled=False):
-            bounds, truth = output[:, 1:].as_subclass(Tensor).float(), target.as_subclass(Tensor).float()
+        with torch.autocast(target.device.type, enabled=False):
+            truth = target.as_subclass(Tensor).float()
+            if isinstance(output, OnPlanes):
+                bounds, truth = output.bounds, output.cut(truth)
+            else:
+                bounds = output[:, 1:].as_subclass(Tensor).float()
             low, high = bounds.split(1, dim=1)
             weights = body_weights(truth)
             return _Pinball.apply(low, truth, weights, 1) + _Pinball.apply(high, truth, weights, -1)
@@ -267,7 +272,7 @@ class WeightedLoss(nn.Module):
         self.terms = nn.ModuleDict(modules)
         self.last_terms: dict[str, Tensor] = {}
 
-    def forward(self, pred: Float[Tensor, ...], target: Float[Tensor, ...]) -> Scalar:
+    def forward(self, pred: Float[Tensor, ...] | OnPlanes, target: Float[Tensor, ...]) -> Scalar:
         """Prediction and target → the weighted sum."""
         estimate = estimate_of(pred)
         values: dict[str, Tensor] = {}

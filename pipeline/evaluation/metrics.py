@@ -21,7 +21,7 @@ from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics.regression import RegressionMetric
 from torch import Tensor
 
-from drr2ct.networks.interval import estimate_of
+from drr2ct.networks.interval import Output, estimate_of
 from drr2ct.pipeline.evaluation.figures import (
     FIGURES,
     HU_NAMES,
@@ -77,7 +77,7 @@ class InWindow:
         pred, label = self._pick(output)
         return [self.clip(p) for p in pred], [self.clip(t) for t in label]
 
-    def clip(self, scaled: Tensor) -> Tensor:
+    def clip(self, scaled: Output) -> Tensor:
         """[0, 1] → HU within the window; of an output with bounds the estimate."""
         return to_hu(estimate_of(scaled).detach().float()).clamp(*self.window)
 

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from drr2ct.networks import CascadeConfig, ProgressiveCascade
+from drr2ct.networks.interval import OnPlanes
 from drr2ct.pipeline.running.bundle import bundle_file
 from drr2ct.pipeline.running.precision import AutocastInferer, clip_gradients
 
@@ -141,7 +142,9 @@ class TrainingStep:
         """Reconstruct the batch, without gradients: (batch, 1, N, N, N); 3 channels with an interval."""
         self.network.eval()
         with torch.no_grad():
-            return self.inferer(self.image, self.network)
+            output = self.inferer(self.image, self.network)
+        assert isinstance(output, Tensor)  # on planes in training only
+        return output
 
     def run(
         self,
@@ -237,9 +240,11 @@ class Sections:
         return hook
 
     def _left(self, name: str, after: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor | list[Tensor]) -> None:
+        def hook(module: nn.Module, inputs: Any, output: Tensor | list[Tensor] | OnPlanes) -> None:
             if self.phase != "forward":
                 return
+            if isinstance(output, OnPlanes):
+                output = output.bounds
             # the encoder gives a list of maps, (batch, views, channels, h, w)
             outputs = output if isinstance(output, list) else [output]
             self.shapes[name][1] = tuple(outputs[-1].shape[2 if isinstance(output, list) else 1 :])

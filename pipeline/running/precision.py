@@ -9,6 +9,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from drr2ct.networks.interval import OnPlanes
 from drr2ct.transforms.validation import InputError
 
 PRECISIONS: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
@@ -75,10 +76,11 @@ class AutocastInferer(Inferer):
         self.device_type = device_type
         self.dtype = PRECISIONS[precision]
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """(B, V, H, W) → what the network gives, (B, 1 or 3, N, N, N), float32."""
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor | OnPlanes:
+        """(B, V, H, W) → what the network gives, (B, 1 or 3, N, N, N) or, trained with bounds, those; float32."""
         with torch.autocast(self.device_type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            return network(inputs, *args, **kwargs).float()
+            output = network(inputs, *args, **kwargs)
+        return output if isinstance(output, OnPlanes) else output.float()
 
 
 def clip_gradients(

@@ -65,13 +65,47 @@ def test_the_estimate_and_its_training_do_not_change(name: str, options: dict) -
 
 def test_bounds_enclose_the_estimate_from_the_start() -> None:
     net = network(True)
-    for mode in (net.train(), net.eval()):
-        output = mode(sample(batch=2)[0])
-        assert output.shape == (2, 3, 16, 16, 16) and has_bounds(output) and has_bounds(output[0])
-        estimate, low, high = output.unbind(1)
+    output = net.eval()(sample(batch=2)[0])
+    assert output.shape == (2, 3, 16, 16, 16) and has_bounds(output) and has_bounds(output[0])
+    taught = net.train()(sample(batch=2)[0])
+    assert has_bounds(taught) and torch.equal(estimate_of(taught), estimate_of(output))
+    for estimate, low, high in (output.unbind(1), (taught.cut(taught.estimate)[:, 0], *taught.bounds.unbind(1))):
         assert (low < estimate).all() and (estimate < high).all()
         assert (high - low).mean().item() == pytest.approx(2 * 0.05 * math.log(2), rel=0.2)
     assert not has_bounds(network(False)(sample()[0]))
+
+
+@pytest.mark.parametrize(
+    ("features", "upscale", "size", "planes"),
+    [
+        ([32], 2, 64, [8 * k + i for k in range(8) for i in (2, 3)]),
+        ([32, 64], 2, 128, [16 * k + i for k in range(8) for i in (5, 6)]),
+        ([16, 32, 64], 2, 128, [32 * k + i for k in range(4) for i in (11, 12)]),
+        ([8, 8], 2, 16, list(range(16))),
+        ([8], 2, 16, [2, 3, 10, 11]),
+        ([8, 32], 4, 128, [24 - 1, 24, 64 + 24 - 1, 64 + 24]),
+        ([8], 1, 8, [1, 5]),
+        ([2], 2, 4, [2, 3]),
+        ([1], 2, 2, [0, 1]),
+        ([8, 16], 1, 16, list(range(16))),
+    ],
+)
+def test_a_training_sees_planes_of_what_the_whole_volume_has(
+    features: list[int], upscale: int, size: int, planes: list[int]
+) -> None:
+    torch.manual_seed(0)
+    head = IntervalHead([3] * len(features), upscale)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    volumes = [torch.rand(2, 3, n, n, n) for n in features]
+    first, estimate = torch.rand(2, 1, *[upscale * features[0]] * 3), torch.rand(2, 1, size, size, size)
+    taught = head.train()(estimate, first, volumes)
+    assert taught.planes.tolist() == [planes, planes] and taught.estimate is estimate
+    whole = head.eval()(estimate, first, volumes)
+    assert torch.allclose(taught.bounds, taught.cut(whole)[:, 1:], atol=1e-6)
+    truth = torch.rand(2, 1, size, size, size)
+    on_planes = IntervalLoss()(torch.cat([taught.cut(whole)[:, :1], taught.bounds], dim=1), taught.cut(truth))
+    assert torch.allclose(IntervalLoss()(taught, truth), on_planes)
 
 
 def test_the_loss_is_least_at_the_quantiles() -> None:
@@ -109,14 +143,12 @@ def test_the_body_counts_ten_times() -> None:
         truth[0, :, 2 * quarter - 2 : 2 * quarter + 2, 2 * quarter - 2 : 2 * quarter + 2] = 0.04
         truth[0, :, :, -2:] = 0.2
         weights = body_weights(truth)
-        step = size // weights.shape[-1]
+        step = size // weights.shape[-2]
         here = weights[0, 0, :, : (size - 2) // step]
         body = here == 1
         quarter //= step
-        assert body[2 * quarter, 2 * quarter, 0] and body[quarter, quarter, size // 2 // step - 1]
-        assert (
-            not body[quarter - 1].any() and not body[:, quarter - 1].any() and not body[..., size // 2 // step :].any()
-        )
+        assert body[2 * quarter, 2 * quarter, 0] and body[quarter, quarter, size // 2 - 1]
+        assert not body[quarter - 1].any() and not body[:, quarter - 1].any() and not body[..., size // 2 :].any()
         assert torch.equal(here[~body], torch.full_like(here[~body], 0.1))
         assert (weights[1] == 1).all(), "of a volume without tissue everything counts"
 
@@ -136,6 +168,8 @@ def test_the_surroundings_are_of_the_right_place() -> None:
         point[0, 0, x, y, z] = 1
         cells = surroundings(point, 2, [2])[0, :8]
         assert cells.sum() == 1 and cells[x % 2 * 4 + y % 2 * 2 + z % 2, x // 2, y // 2, z // 2] == 1
+    at = torch.tensor([1, 5])
+    assert torch.equal(surroundings(ramp, 2, [2, 4, 8], at), found[..., at])
     assert surroundings(ramp[..., :3, :3, :3], 1, [2, 4, 8]).shape == (1, 8, 3, 3, 3)
 
 
@@ -159,7 +193,7 @@ def test_training_the_head_finds_how_wrong_an_estimate_is() -> None:
     torch.manual_seed(0)
     head = IntervalHead([2], 2)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
-    for _ in range(150):
+    for _ in range(200):
         features = (torch.rand(1, 2, 8, 8, 8) > 0.5).float()
         spread = torch.nn.functional.interpolate(0.005 + 0.045 * features[:, :1], scale_factor=2.0)
         estimate = torch.full((1, 1, 16, 16, 16), 0.25)
@@ -167,11 +201,11 @@ def test_training_the_head_finds_how_wrong_an_estimate_is() -> None:
         optimizer.zero_grad()
         IntervalLoss()(output, estimate + spread * (2 * torch.rand_like(estimate) - 1)).backward()
         optimizer.step()
-    low, high = output[:, 1:2], output[:, 2:]
+    estimated, low, high = head.eval()(estimate, estimate, [features]).split(1, dim=1)
     for level in (0.005, 0.05):
         there = (spread - level).abs() < 1e-6
         assert (high - low)[there].mean().item() == pytest.approx(2 * 0.9 * level, rel=0.15)
-    assert torch.equal(output[:, :1], estimate)
+    assert torch.equal(estimated, estimate)
 
 
 def test_factors_follow_the_predicted_width() -> None:
@@ -187,9 +221,10 @@ def test_factors_follow_the_predicted_width() -> None:
     assert torch.allclose(steep.grad.flatten(), 2 / steep.detach().flatten() * torch.tensor([0.0, 1.0]), atol=1e-3)
     features, estimate = torch.rand(1, 2, 4, 4, 4), torch.rand(1, 1, 4, 4, 4)
     calibrated = head(estimate, estimate, [features])
-    as_trained = head.train()(estimate, estimate, [features])
+    taught = head.train()(estimate, estimate, [features])
     head.reset_calibration()
-    assert torch.equal(head.eval()(estimate, estimate, [features]), as_trained)
+    as_trained = head.eval()(estimate, estimate, [features])
+    assert torch.allclose(taught.cut(as_trained)[:, 1:], taught.bounds), "a training leaves the calibration out"
     assert torch.allclose((estimate - calibrated[:, 1:2]), 2 * (estimate - as_trained[:, 1:2]), atol=1e-5)
 
 
