@@ -16,7 +16,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from drr2ct.pipeline.running.arguments import refuse_ignored
+from drr2ct.pipeline.running.arguments import refuse_ignored, refuse_unused_split
 from drr2ct.pipeline.running.console import print_rows, wide_console
 from drr2ct.pipeline.running.startup import importing, start_lightly
 from drr2ct.transforms.files import refuse_unwritable
@@ -193,8 +193,7 @@ def calibrate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
 ) -> None:
     """Scale a network's bounds so that they cover 90 % of the voxels of patients it has not seen."""
-    if part == "all":
-        refuse_ignored(context, ("split", "split_seed"), "with --part all")
+    refuse_unused_split(context, dataset, part)
     from drr2ct.pipeline.evaluation.calibration import run_calibration
 
     reading = {"intensity": intensity, "feet_first": feet_first}
@@ -466,8 +465,7 @@ def robustness(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Evaluate a network under other view angles, noise, blur, exposure and on another grid."""
-    if part == "all":
-        refuse_ignored(context, ("split", "split_seed"), "with --part all")
+    refuse_unused_split(context, dataset, part)
     from drr2ct.pipeline.checkpoints.shipped import chosen_weights
     from drr2ct.pipeline.evaluation.robustness import run_robustness
 

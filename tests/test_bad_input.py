@@ -1772,7 +1772,7 @@ RADIOGRAPHS = [
     Case(
         "a text file called .png",
         as_pa(lambda path, sound: path.write_text("not a picture"), "a.png"),
-        "radiograph … is not a PNG, JPEG, TIFF, DICOM or NIfTI image; export it as one.",
+        "radiograph … is no PNG, JPEG, TIFF, DICOM, NIfTI, NRRD or MetaImage file; export it as one.",
     ),
     Case(
         "a truncated PNG",

@@ -23,7 +23,7 @@ def nrrd_problem(path: Path) -> str:
     """Why the space of an NRRD file cannot be used; empty if it can, and for files of other formats.
 
     A header without any space is not refused here: it has voxel sizes alone, see
-    :func:`drr2ct.transforms.nifti.doubtful_space`.
+    :func:`drr2ct.transforms.nifti.doubtful_space`. Nor is a space of two dimensions, that of a picture.
 
     Args:
         path: of the file, or of the header that stands apart (.nhdr).
@@ -41,7 +41,7 @@ def nrrd_problem(path: Path) -> str:
     lines = re.findall(r"^([a-z ]+): *(.*?)\s*$", header, re.MULTILINE | re.IGNORECASE)
     fields = {name.lower(): value for name, value in lines}
     space = fields.get("space", "")
-    if (space or "space dimension" in fields) and not _SIDES.fullmatch(space):
+    if (space or fields.get("space dimension", "2") != "2") and not _SIDES.fullmatch(space):
         named = f"the space {space}" if space else "a space without a name"
         return f"{named}, which does not say where left and right are; convert it from DICOM again"
     units = {unit.lower() for unit in re.findall(r'"([^"]*)"', fields.get("space units", ""))} - {""}

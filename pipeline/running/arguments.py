@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -28,3 +29,15 @@ def refuse_ignored(context: typer.Context, names: Sequence[str], where: str) -> 
     if typed:
         them = "it" if len(typed) == 1 else "them"
         raise InputError(f"{listed(typed)} {'has' if them == 'it' else 'have'} no effect {where}; leave {them} out.")
+
+
+def refuse_unused_split(context: typer.Context, dataset: Path, part: str) -> None:
+    """Refuse ``--split`` and ``--split-seed`` where none is drawn: all patients are taken, or a list says the parts.
+
+    Raises:
+        InputError: if one of them is typed and does nothing.
+    """
+    if part == "all":
+        refuse_ignored(context, ("split", "split_seed"), "with --part all")
+    if (dataset / "dataset.json").is_file():
+        refuse_ignored(context, ("split", "split_seed"), f"on {dataset}, whose dataset.json says the parts")

@@ -125,6 +125,9 @@ def test_robustness(command, dataset: Path, checkpoint: Path, tmp_path: Path) ->
     rows = rows_of(tmp_path / "robustness.csv")
     assert [row["condition"] for row in rows] == [condition.name for condition in conditions(16)]
     assert float(rows[0]["psnr_change"]) == 0
+    listing = tmp_path / "listing"
+    listing.mkdir()
+    (listing / "dataset.json").write_text("{}")
     for arguments, says in (
         ((dataset, "--checkpoint", tmp_path / "none.pt"), "does not exist"),
         ((tmp_path / "nowhere", "--checkpoint", checkpoint), "does not exist"),
@@ -132,6 +135,7 @@ def test_robustness(command, dataset: Path, checkpoint: Path, tmp_path: Path) ->
         ((dataset, "--checkpoint", checkpoint, "--part", "training"), "was trained on"),
         ((dataset, "--checkpoint", checkpoint, "--split", 0, 0, 1), "was trained on 4 of the 6"),
         ((dataset, "--part", "all", "--split-seed", 3), "--split-seed has no effect with --part all"),
+        ((listing, "--split-seed", 3), f"--split-seed has no effect on {listing}, whose dataset.json says the parts"),
     ):
         assert_one_sentence(command("robustness", *arguments, "--output", tmp_path / "out"), says)
     assert not (tmp_path / "out").exists()

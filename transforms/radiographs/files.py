@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from monai.data.utils import orientation_ras_lps
 
-from drr2ct.transforms.itk_files import itk_affine
+from drr2ct.transforms.itk_files import itk_affine, nrrd_problem
 from drr2ct.transforms.nifti import begins_nifti, is_nifti, open_nifti, to_millimetres
 from drr2ct.transforms.quiet import quiet_libraries
 from drr2ct.transforms.radiographs.picture import decode_picture, decode_tiff, is_picture, one_channel
@@ -68,6 +68,8 @@ def _by_itk(path: Path, kind: str) -> Any:
     """What ITK would write of an NRRD or MetaImage file as NIfTI: a nibabel image, (columns, rows[, slices])."""
     import SimpleITK as sitk  # slow to import
 
+    if problem := nrrd_problem(path):
+        raise InputError(f"radiograph {path} has {problem}.")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO({"NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}[kind])

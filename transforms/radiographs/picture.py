@@ -59,7 +59,7 @@ def decode_picture(path: Path, reading: Reading) -> Pixels:
         return _by_pillow(path, reading)
     except Image.UnidentifiedImageError as error:
         raise InputError(
-            f"radiograph {path} is not a PNG, JPEG, TIFF, DICOM or NIfTI image; export it as one."
+            f"radiograph {path} is no PNG, JPEG, TIFF, DICOM, NIfTI, NRRD or MetaImage file; export it as one."
         ) from error
     except Image.DecompressionBombError as error:
         raise InputError(f"radiograph {path} has more pixels than any film; export it smaller.") from error

@@ -80,7 +80,7 @@ def test_a_script_is_told_what_is_wrong(server: Server, film: Callable[..., Path
     side, other_side = film("side.png", 1), film("other_side.png", 1, lambda picture: picture**1.3)
     frontal = as_files(film("frontal.png", 0), field="pa")
     for files, says in (
-        ([*frontal, ("lateral", "lat.txt", b"no picture")], "lat.txt is not a PNG, JPEG, TIFF, DICOM or NIfTI image"),
+        ([*frontal, ("lateral", "lat.txt", b"no picture")], "lat.txt is no PNG, JPEG, TIFF, DICOM"),
         ([*frontal, ("lateral", "lat.png", b"")], "lat.png is an empty file"),
         ([*frontal, *as_files(header, field="lateral")], "lat.dcm has 60000×60000 pixels, more than any film"),
         (frontal, "1 more X-ray is needed."),
@@ -168,7 +168,8 @@ def test_a_wrong_file_has_its_sentence_and_a_missing_one_can_follow(server: Serv
     assert case["state"] == "refused"
     first, second = case["reading"]["films"]
     assert first["error"] == ""
-    assert second["error"] == "radiograph notes.png is not a PNG, JPEG, TIFF, DICOM or NIfTI image; export it as one."
+    none = "radiograph notes.png is no PNG, JPEG, TIFF, DICOM, NIfTI, NRRD or MetaImage file; export it as one."
+    assert second["error"] == none
     assert server.ask(f"/api/cases/{case['id']}/reconstruct", {})[0] == 422
     case = server.wait(server.send("/api/cases", as_files(pa))[1])
     assert case["state"] == "incomplete" and case["sentence"].startswith("1 more X-ray is needed")

@@ -58,7 +58,7 @@ def test_a_data_set_without_preamble_and_meta_header(tmp_path: Path, name: str, 
 @pytest.mark.parametrize("text", [b"no picture", b"\x08\0 is not one either", b"\0" * 400, b"\x1f\x8b damaged"])
 def test_what_is_none_of_them_is_one_sentence(tmp_path: Path, name: str, text: bytes) -> None:
     (tmp_path / name).write_bytes(text)
-    with pytest.raises(InputError, match="is not a PNG, JPEG, TIFF, DICOM or NIfTI image; export it as one"):
+    with pytest.raises(InputError, match="is no PNG, JPEG, TIFF, DICOM, NIfTI, NRRD or MetaImage file; export it as"):
         read_radiograph(tmp_path / name)
 
 
@@ -96,5 +96,11 @@ def test_an_nrrd_that_is_cut_or_a_volume_is_one_sentence(tmp_path: Path, capfd: 
         read_radiograph(path)
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((20, 30, 40), np.int16)), str(path))
     with pytest.raises(InputError, match="is a volume of 40×30×20 voxels"):
+        read_radiograph(path)
+    sitk.WriteImage(sitk.GetImageFromArray(GREY), str(path))
+    content = path.read_bytes()
+    assert content.count(b"space dimension: 2\n") == 1
+    path.write_bytes(content.replace(b"space dimension: 2\n", b'space dimension: 2\nspace units: "cm" "cm"\n'))
+    with pytest.raises(InputError, match=r"a\.nrrd has lengths in cm; write it again in millimetres\.$"):
         read_radiograph(path)
     assert capfd.readouterr() == ("", "")
