@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from ignite.engine import Engine, Events
 from jaxtyping import Bool, Float
 from monai.inferers import Inferer
 from torch import Tensor, nn
@@ -16,12 +18,15 @@ from torch import Tensor, nn
 from drr2ct.networks.interval import estimate_of
 from drr2ct.networks.lifting import BackprojectionLift
 from drr2ct.pipeline.reconstruction.beyond import projected_beyond
+from drr2ct.pipeline.running.engines import batch_patients
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE, hu_to_attenuation
 from drr2ct.transforms.drr import render_drr
 from drr2ct.transforms.films.shared import smoothed
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError, whole_number
 from drr2ct.transforms.volume import HU_WINDOW
+
+logger = logging.getLogger(__name__)
 
 _PROBE_HU = 40.0
 """Largest change of a voxel by which a direction's effect on the radiographs is measured."""
@@ -250,6 +255,8 @@ def check_steps(steps: object, mode: str) -> int:
 class FittedInferer(Inferer):
     """What another inferer predicts, fitted to the radiographs it was predicted from (:func:`fit_to_radiographs`).
 
+    Attached to an engine, it says of whom it leaves the prediction as it is.
+
     Args:
         inferer: runs the network.
         geometry: of the network.
@@ -265,6 +272,16 @@ class FittedInferer(Inferer):
         self.steps = check_steps(steps, mode)
         self.inferer = inferer
         self.geometry = geometry
+        self.fits: list[Fit] = []  # of the last batch
+
+    def attach(self, engine: Engine) -> None:
+        """Register on the engine."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._say)
+
+    def _say(self, engine: Engine) -> None:
+        for patient, fit in zip(batch_patients(engine.state.batch), self.fits, strict=False):
+            if not fit.steps:
+                logger.warning("%s: %s", patient, fit.sentence())
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """(B, V, H, W) → what the network gives, (B, 1 or 3, N, N, N), float32."""
@@ -272,4 +289,6 @@ class FittedInferer(Inferer):
         if not self.steps:
             return prediction
         pairs = zip(prediction, inputs, strict=True)
-        return torch.stack([fitted_prediction(one, given, self.geometry, self.steps)[0] for one, given in pairs])
+        made = [fitted_prediction(one, given, self.geometry, self.steps) for one, given in pairs]
+        self.fits = [fit for _, fit in made]
+        return torch.stack([fitted for fitted, _ in made])

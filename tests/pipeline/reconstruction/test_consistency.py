@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from ignite.engine import Engine
 from monai.inferers import SimpleInferer
 
 from drr2ct.networks.losses import ReprojectionLoss
@@ -167,6 +168,18 @@ def test_the_inferer_fits_each_patient_on_its_own() -> None:
     together = FittedInferer(SimpleInferer(), GEOMETRY, 2)(radiographs, lambda x: guesses)
     alone = [fit_to_radiographs(g, r, GEOMETRY, 2)[0] for g, r in zip(guesses, radiographs, strict=True)]
     assert torch.equal(together, torch.stack(alone)) and not together.requires_grad
+
+
+def test_an_evaluation_names_who_is_not_fitted(caplog: pytest.LogCaptureFixture) -> None:
+    truth = bodies(60.0, -50.0)
+    radiographs = PROJECT(truth)
+    radiographs[1] = radiographs[1].roll((12, 12), (-2, -1))  # shifted
+    inferer = FittedInferer(SimpleInferer(), GEOMETRY, 1)
+    engine = Engine(lambda engine, batch: inferer(batch["image"], lambda x: blurred(truth)))
+    inferer.attach(engine)
+    made = engine.run([{"image": radiographs, "patient": ["a", "b"]}]).output
+    assert torch.equal(made[1], blurred(truth)[1]) and not torch.equal(made[0], blurred(truth)[0])
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("b: It was not fitted to the radiographs: ")
 
 
 @pytest.mark.parametrize(("steps", "mode", "says"), [(-1, "cube", "whole number"), (1, "resize", "mode resize")])
