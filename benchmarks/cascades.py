@@ -138,6 +138,11 @@ def draft(about: str, network: str = "direct256_draft", **changes: Any) -> Varia
     return Variant(about, network, {**_DRAFT, **changes}, learning_rate=5e-4)
 
 
+def doubled(stage: StageConfig) -> StageConfig:
+    """Twice as wide."""
+    return replace(stage, channels=2 * stage.channels, growth=2 * stage.growth)
+
+
 VARIANTS = {
     "cascade64": Variant("ours, by AdamW"),
     "broadcast": Variant(
@@ -169,6 +174,14 @@ VARIANTS = {
     "muon": Variant("ours by Muon instead of AdamW, as the bundle trains", optimizer=Muon),
     "muon-3e-4": Variant("ours by Muon at a third of the learning rate", optimizer=Muon, learning_rate=3e-4),
     "muon-3e-3": Variant("ours by Muon at three times the learning rate", optimizer=Muon, learning_rate=3e-3),
+    "muon-squared": Variant(
+        "ours by Muon, with the squared error besides, weight 20",
+        terms=lambda: {**DEFAULT_TERMS, "l2": 20.0},
+        optimizer=Muon,
+    ),
+    "muon-wide": Variant(
+        "ours by Muon, twice as wide", overrides={"stages": tuple(map(doubled, _LIGHT.stages))}, optimizer=Muon
+    ),
     "confidence": Variant(
         "ours with a learned confidence of each view, voxel by voxel", overrides={"confidence": True}
     ),
