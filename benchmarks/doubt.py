@@ -21,6 +21,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.loading import derived_seed
 from drr2ct.pipeline.data.sample.cts import real_cts
 from drr2ct.pipeline.evaluation.calibration import UNCALIBRATED, Calibration, PatientScores, calibrate, patient_scores
-from drr2ct.pipeline.evaluation.intervals import SHARES, rank_correlation, sparsification
+from drr2ct.pipeline.evaluation.intervals import SHARES, interval_figures, plain, rank_correlation, sparsification
 from drr2ct.pipeline.evaluation.protocol import refuse_leakage
-from drr2ct.pipeline.evaluation.structures import TISSUES
+from drr2ct.pipeline.evaluation.structures import TISSUES, body_mask
 from drr2ct.pipeline.running.console import wide_console
 from drr2ct.pipeline.training.recipes import frozen_with_interval
 from drr2ct.pipeline.training.time_budget import annealed
@@ -52,7 +53,7 @@ from drr2ct.pipeline.training.transfer import transfer_weights
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.radiographs.intensity import radiograph_statistics
-from drr2ct.transforms.volume import HU_WINDOW
+from drr2ct.transforms.volume import HU_WINDOW, to_hu
 
 NETWORK = VARIANTS["cascade64"]
 RANGE_HU = HU_WINDOW[1] - HU_WINDOW[0]
@@ -61,7 +62,20 @@ VOXELS = 4000
 METHODS = ("as trained", "one factor", "by tissue", "by width")
 _CLASSES_HU = (-500.0, -150.0, 0.0, 150.0)
 """What divides the estimate into lung, what is between, fat, soft tissue and bone."""
-Conditions = dict[str, PatientScores]
+
+
+@dataclass(frozen=True)
+class Scores(PatientScores):
+    """Of a patient under one condition.
+
+    Args:
+        regions: rank correlation of width, as trained, and error in the means of regions.
+    """
+
+    regions: float
+
+
+Conditions = dict[str, Scores]
 
 
 def train(
@@ -124,7 +138,10 @@ def write_scores(path: Path, network: ProgressiveCascade, ct: Path, statistics: 
         with torch.no_grad():
             output = INFERER(image[None], network)[0]
         scores = patient_scores(output, label, voxels=VOXELS)
-        found[label_of(condition)] = {key: torch.from_numpy(value).float() for key, value in vars(scores).items()}
+        kept = {key: torch.from_numpy(value).float() for key, value in vars(scores).items()}
+        made, truth = to_hu(plain(output)).cpu(), to_hu(plain(label)).cpu()
+        regions = interval_figures(made, truth, body_mask(truth))["interval_rank_regions"]
+        found[label_of(condition)] = {**kept, "regions": torch.tensor(regions)}
     with replacing(path) as temporary:
         torch.save(found, temporary)
 
@@ -132,10 +149,11 @@ def write_scores(path: Path, network: ProgressiveCascade, ct: Path, statistics: 
 def read_scores(path: Path) -> Conditions:
     """What :func:`write_scores` wrote."""
     content = torch.load(path, weights_only=True)
-    return {
-        name: PatientScores(**{key: value.numpy().astype(np.float64) for key, value in entry.items()})
-        for name, entry in content.items()
-    }
+    found = {}
+    for name, entry in content.items():
+        regions = float(entry.pop("regions"))
+        found[name] = Scores(**{key: value.numpy().astype(np.float64) for key, value in entry.items()}, regions=regions)
+    return found
 
 
 def error_hu(scores: PatientScores) -> np.ndarray:
@@ -190,7 +208,7 @@ class Calibrated:
         return {"covered": covered, "width": (factors * np.exp(scores.logarithm)).sum(axis=0) * RANGE_HU}
 
 
-def figures_of(scores: PatientScores, calibrated: Calibrated) -> dict[str, float]:
+def figures_of(scores: Scores, calibrated: Calibrated) -> dict[str, float]:
     """A patient's figures."""
     judged, error = calibrated.judge(scores), error_hu(scores)
     width = judged["width"]
@@ -199,6 +217,7 @@ def figures_of(scores: PatientScores, calibrated: Calibrated) -> dict[str, float
         "coverage": float(judged["covered"].mean()),
         "width": float(width.mean()),
         "rank": rank_correlation(torch.from_numpy(width), torch.from_numpy(error)),
+        "rank regions": scores.regions,
         "rank drawn": rank_correlation(torch.from_numpy(width), torch.from_numpy(drawn)),
         "error": float(error.mean()),
     }
@@ -225,19 +244,20 @@ def mean_of(rows: dict[str, dict[str, float]], key: str) -> float:
 def print_methods(patients: dict[str, Conditions], title: str) -> None:
     """Each way to calibrate: coverage (mean, least, most), width, rank correlation, coverage of each tissue.
 
-    Beside the rank correlation: what it would be of errors drawn from normal distributions as wide as the bounds.
+    Beside the rank correlation: that of regions' means, by the bounds as trained; and what it would be of errors drawn
+    from normal distributions as wide as the bounds.
     """
     table = Table(title=f"{title}; {len(patients)} patients left out, as rendered")
-    columns = ("covered, mean", "least", "most", "width HU", "rank correlation", "of drawn errors", *TISSUES)
+    ranks = ("rank correlation", "of regions", "of drawn errors")
+    columns = ("covered, mean", "least", "most", "width HU", *ranks, *TISSUES)
     for column in ("bounds", *columns):
         table.add_column(column, justify="left" if column == "bounds" else "right")
     for method in METHODS:
         rows = compare(patients, method)
         covered = [row["coverage"] for row in rows.values()]
         cells = [f"{100 * value:.1f} %" for value in (np.mean(covered), min(covered), max(covered))]
-        cells += [
-            f"{mean_of(rows, key):{form}}" for key, form in (("width", ".0f"), ("rank", ".2f"), ("rank drawn", ".2f"))
-        ]
+        cells.append(f"{mean_of(rows, 'width'):.0f}")
+        cells += [f"{mean_of(rows, key):.2f}" for key in ("rank", "rank regions", "rank drawn")]
         table.add_row(method, *cells, *(f"{100 * mean_of(rows, name):.1f} %" for name in TISSUES))
     wide_console().print(table)
 

@@ -48,6 +48,7 @@ INTERVAL_FIGURES = (
     "interval_coverage",
     "interval_width_hu",
     "interval_rank",
+    "interval_rank_regions",
     *(f"interval_coverage_{name}" for name in TISSUES),
 )
 """Of a network with bounds: ``drr2ct.pipeline.evaluation.intervals``."""

@@ -26,6 +26,7 @@ KEPT_FIGURES = (
     "interval_coverage",
     "interval_width_hu",
     "interval_rank",
+    "interval_rank_regions",
 )
 """Of all that an evaluation measures, what is kept."""
 GROUPS = ("validation", "unseen")

@@ -12,6 +12,7 @@ from drr2ct.pipeline.evaluation.intervals import (
     IntervalMetric,
     interval_figures,
     rank_correlation,
+    region_means,
     sparsification,
 )
 from drr2ct.pipeline.evaluation.statistics import badness
@@ -40,6 +41,24 @@ def test_figures_of_a_case_by_hand() -> None:
     assert math.isnan(found["interval_coverage_bone"])
     assert found["interval_width_hu"] == pytest.approx((24 * 150 + 488 * 60) / 512)
     assert found["interval_rank"] == pytest.approx(1.0), "wider where more wrong"
+    assert found["interval_rank_regions"] == pytest.approx(1.0), "of so small a volume each voxel is a region"
+
+
+def test_regions_are_means_over_the_body() -> None:
+    """Where a voxel's error is chance, and its expectation is not; one region is half body, one is less."""
+    body = torch.zeros(1, 64, 32, 32, dtype=torch.bool)
+    body[:, :32] = True
+    body[:, 32:34, :2, :2] = True  # half of the region of 4×2×2 voxels that begins there
+    body[:, 36:37, :2, :2] = True
+    volume = torch.arange(64.0)[None, :, None, None].expand(1, 64, 32, 32) * body + 1e6 * ~body
+    means = region_means(volume, body)
+    assert means.numel() == 8 * 16 * 16 + 1 and means[:256].eq(1.5).all() and means[-1] == 32.5
+    generator = torch.Generator().manual_seed(0)
+    width = 1 + torch.arange(16.0).repeat_interleave(2)[None, None, None].expand(1, 64, 32, 32)
+    error = width * torch.randn(width.shape, generator=generator).abs()
+    everywhere = torch.ones_like(body)
+    assert rank_correlation(region_means(width, everywhere), region_means(error, everywhere)) > 0.9
+    assert rank_correlation(width.flatten(), error.flatten()) < 0.7
 
 
 def test_ranks() -> None:
