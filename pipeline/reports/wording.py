@@ -28,7 +28,7 @@ _NAMED = {
     "interval_coverage": f"Within the bounds, body (meant: {LEVEL:.2f})",
     "interval_width_hu": "From lower to upper bound, body (HU)",
     "interval_rank": "Rank correlation of width and error, body",
-    "interval_rank_regions": "The same of regions of 22 mm",
+    "interval_rank_regions": "Rank correlation of width and error, regions of 22 mm",
     **{f"interval_coverage_{name}": f"Within the bounds, {name}" for name in TISSUES},
 }
 
