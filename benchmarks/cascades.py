@@ -1,7 +1,8 @@
 """Networks trained side by side for equal time: which choices earn their place. A table and a plot.
 
 python benchmarks/cascades.py --output DIR [--cts DIR] [--seconds 600] [--threads 2] [--clock wall|cpu]
-    [--variants mean broadcast cascade64 …] [--data written endless between] [--folds PATIENT …] [--groups 4] [--seed 0]
+    [--variants mean broadcast cascade64 …] [--data written endless between grafted] [--folds PATIENT …] [--groups 4]
+    [--seed 0]
 
 Without --cts: a cohort of variations of the sample CT; the curve is measured on validation patients, the final figure
 on test patients. With --cts, a folder of patient folders, which the sample joins: leave one patient out; training on
@@ -10,8 +11,9 @@ With --groups the patients are left out in so many groups instead: fewer trainin
 Every training and fold that is finished stays in DIR and is not repeated, so the command goes on where it was stopped.
 
 --data says what a step learns from, drawn alike: --training variations over and over (written), another one every time
-(endless), or another one every time that is also led towards other patients of the training (between; registered in
-DIR). Several give a row each. Making samples is not counted: loading processes do it; "s a sample" says what it costs.
+(endless), another one every time that is also led towards other patients of the training (between; registered in DIR),
+or of which a part is another patient's besides (grafted). Several give a row each. Making samples is not counted:
+loading processes do it; "s a sample" says what it costs.
 
 All train on a 64³ grid from two 128² radiographs with the bundle's loss and a batch of one, by AdamW at 1e-3 where the
 variant says nothing else; the learning rate falls by a cosine over the time. "fitted" is the PSNR after two steps of
@@ -64,7 +66,7 @@ from drr2ct.transforms import files_to_samples
 from drr2ct.transforms.files import replacing, write_json
 from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
 from drr2ct.transforms.preprocessing import files_to_kept
-from drr2ct.transforms.varied.variation import WIDE, Variation
+from drr2ct.transforms.varied.variation import TOWARDS, WIDE, Variation
 
 GEOMETRY = BiplanarGeometry.from_angles(VolumeGrid(GRID_SIZE), detector_size=DETECTOR_SIZE)
 INFERER = AutocastInferer("cpu", choose_precision(torch.device("cpu")))
@@ -216,7 +218,10 @@ VARIANTS = {
 MEAN = "mean"
 """The mean training volume: no network."""
 
-DATA = ("written", "endless", "between")
+DATA = ("written", "endless", "between", "grafted")
+BETWEEN = DATA[2:]
+GRAFTED = 0.7
+"""How often a part of another patient takes the place of the patient's own."""
 """What a step learns from."""
 
 
@@ -317,8 +322,9 @@ def patient_folds(cts: dict[str, Path], folder: Path, training: int, groups: lis
 
         def batches(data: str, seed: int, others: list[str] = others) -> Batches:
             items = [{"patient": other, "label": str(cts[other])} for other in others]
-            way = "between-patients" if data == "between" else "within-patients"
-            return varied(items, folder, way, None, seed, each if data == "written" else 0)
+            way = "between-patients" if data in BETWEEN else "within-patients"
+            variation = replace(TOWARDS, graft=GRAFTED) if data == "grafted" else None
+            return varied(items, folder, way, variation, seed, each if data == "written" else 0)
 
         # the mean of the patients themselves: that of their variations, which end elsewhere, is easier to beat
         mean_of = torch.cat([undeformed[other].labels for other in others])
@@ -557,8 +563,8 @@ def main() -> None:
         parser.error(f"--folds: {', '.join(sorted(unknown))} is not among the patients {', '.join(cts) or 'of --cts'}")
     if arguments.groups and not 2 <= arguments.groups <= len(cts):
         parser.error(f"--groups: {len(cts)} patients cannot be left out in {arguments.groups} groups")
-    if "between" in arguments.data and not cts:
-        parser.error("--data between needs several patients: give --cts")
+    if (several := [data for data in arguments.data if data in BETWEEN]) and not cts:
+        parser.error(f"--data {several[0]} needs several patients: give --cts")
     torch.set_num_threads(arguments.threads)
     console = wide_console()
 

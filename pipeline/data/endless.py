@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose
 from rich.console import Console
 from torch.utils.data import Dataset
@@ -140,7 +141,25 @@ def registered_patients(
     if lost := [name for name, entry in found.items() if entry is None]:
         raise InputError(f"registration folder {folder} lacks what was just written for {lost[0]}; check the disk.")
     itself = _identity(images[reference])
-    return RegisteredPatients({reference: itself, **{name: entry for name, entry in found.items() if entry}})
+    registered = {reference: itself, **{name: entry for name, entry in found.items() if entry}}
+    return RegisteredPatients(registered, KeptCTs(dataset))
+
+
+class KeptCTs:
+    """The kept CTs of a data set by patient; read when they are asked for.
+
+    Args:
+        dataset: of kept CTs (``label``) and ``patient``.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+        self.places = {str(item["patient"]): index for index, item in enumerate(_items(dataset))}
+
+    def __call__(self, patient: str) -> MetaTensor:
+        """(1, I, J, K) in HU."""
+        found: MetaTensor = self.dataset[self.places[patient]]["label"]
+        return found
 
 
 def _items(dataset: Any) -> Sequence[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ All coordinates are mm from the centre of each one's scan, along the patient's a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from monai.data import MetaTensor
 from torch import Tensor
 
+from drr2ct.transforms.validation import InputError
 from drr2ct.transforms.varied.kept import Scan, resized
 from drr2ct.transforms.varied.warping import PointMap, grid_points, smallest_jacobian
 
@@ -113,9 +114,11 @@ class RegisteredPatients:
 
     Args:
         patients: by name.
+        cts: name → the kept CT; needed where parts of one become another's.
     """
 
     patients: Mapping[str, Registered] = field(default_factory=dict)
+    cts: Callable[[str], MetaTensor] | None = None
 
     def others(self, patient: str) -> Sequence[str]:
         """All others, sorted; nobody for a patient who is not among them."""
@@ -129,6 +132,16 @@ class RegisteredPatients:
             return points + part * (to_patient(to_reference(points)) - points)
 
         return lead
+
+    def ct(self, patient: str) -> MetaTensor:
+        """A patient's kept CT.
+
+        Raises:
+            InputError: where none were given.
+        """
+        if self.cts is None:
+            raise InputError("a part of another patient needs the patients' CTs; give cts beside their registration.")
+        return self.cts(patient)
 
 
 def to_compare(ct: MetaTensor, spacing_mm: float) -> sitk.Image:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.varied.graft import Graft, scanned
 from drr2ct.transforms.varied.kept import Scan, kept_spacing_mm
 from drr2ct.transforms.varied.variation import WIDE, Draw, Variation, with_other_tissue
 from drr2ct.transforms.varied.warping import PointMap, cubic_weights, grid_points, resample, smallest_jacobian
@@ -44,6 +46,9 @@ class Anatomies(Protocol):
 
         Both in mm from the centre of the scan.
         """
+
+    def ct(self, patient: str) -> MetaTensor:
+        """A patient's CT, kept as the others are."""
 
 
 class Varier:
@@ -102,6 +107,9 @@ class Varier:
                 break
             draw = draw.gentler()
         varied = resample(with_other_tissue(ct, draw.tissue_hu), to_indices(positions, ct, scan), size)
+        if draw.graft is not None:
+            share = draw.graft.share(grid_points(first, last, counts, ct.device), low, high)
+            varied = self._grafted(varied, draw.graft, draw, share, positions, patient)
         affine = np.diag([*spacing, 1.0])
         # an unvaried scan stays where it was
         affine[:3, 3] = first + scan.centre
@@ -114,9 +122,29 @@ class Varier:
         """Where in the scan (mm from its centre) what comes to stand at the points of an even grid is taken from."""
         found = bent(points, draw.matrix, draw.displacement, scan.extent)
         if draw.towards > 0 and self.anatomies is not None and (others := self.anatomies.others(patient)):
-            other = others[min(int(draw.other * len(others)), len(others) - 1)]
-            found = self.anatomies.way(patient, other, draw.towards)(found)
+            found = self.anatomies.way(patient, _chosen(others, draw.other), draw.towards)(found)
         return found
+
+    def _grafted(
+        self,
+        varied: Float[Tensor, "1 x y z"],
+        graft: Graft,
+        draw: Draw,
+        share: Float[Tensor, "a b c"],
+        positions: Float[Tensor, "3 a b c"],
+        patient: str,
+    ) -> Float[Tensor, "1 x y z"]:
+        """A varied scan with a share of another patient, whose anatomy is led to where the scan's own is."""
+        if self.anatomies is None or not (others := self.anatomies.others(patient)):
+            return varied
+        other = _chosen(others, graft.other)
+        ct = self.anatomies.ct(other)
+        scan = Scan.of(ct)
+        there = self.anatomies.way(other, patient, 1.0)(positions)
+        share, size = share * scanned(there, scan), varied.shape[1:]
+        seen = resample(with_other_tissue(ct, draw.tissue_hu), to_indices(there, ct, scan), size)
+        weights = F.interpolate(share[None, None], size=size, mode="trilinear", align_corners=True)[0]
+        return varied.lerp_(seen, weights)
 
     def _voxels(
         self, low: Float[np.ndarray, " 3"], high: Float[np.ndarray, " 3"], isocentre: Float[np.ndarray, " 3"]
@@ -164,6 +192,11 @@ class Varier:
         if self.mode == "cube":  # the other shows the whole scan
             near[2], far[2] = max(near[2], isocentre[2] - reach), min(far[2], isocentre[2] + reach)
         return near, far
+
+
+def _chosen(others: Sequence[str], number: float) -> str:
+    """One of them, by a number from 0 to 1."""
+    return others[min(int(number * len(others)), len(others) - 1)]
 
 
 def bent(
@@ -255,8 +288,8 @@ class RandVaryd(RandomizableTransform, MapTransform):
         RandomizableTransform.__init__(self, prob)
         if len(self.keys) != 1:
             raise InputError(f"RandVaryd varies one CT, not {', '.join(map(str, self.keys))}.")
-        if variation.towards > 0 and anatomies is None:
-            raise InputError("a variation towards other patients needs their registration; give anatomies.")
+        if (variation.towards > 0 or variation.graft > 0) and anatomies is None:
+            raise InputError("a variation by other patients needs their registration; give anatomies.")
         self.variation = variation
         self.patient_key = patient_key
         self._vary = Varier(geometry, mode, anatomies)

@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.varied.graft import Graft
 from drr2ct.transforms.volume import HU_WINDOW
 
 _TISSUE_KNOTS_HU = np.array([-1024.0, -980.0, -850.0, -100.0, 50.0, 400.0, 3071.0])
@@ -38,9 +39,10 @@ class Variation:
         tissue: multiplies the HU variation of lung (±40), fat (±20), muscle (±15) and bone (±80).
         coverage: largest part of the scan's extent that is cut off, at either end of each axis: scans end elsewhere.
         towards: largest part of the way that is gone towards another patient.
+        graft: how often, from 0 to 1, a part of another patient takes the place of the patient's own.
 
     Raises:
-        InputError: if the scale or the coverage would leave nothing, or the way is no part of one.
+        InputError: if the scale or the coverage would leave nothing, or the way or the chance is no part of one.
     """
 
     rotation_deg: float = 6.0
@@ -51,6 +53,7 @@ class Variation:
     tissue: float = 1.0
     coverage: float = 0.0
     towards: float = 0.0
+    graft: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= 0.4:
@@ -59,6 +62,8 @@ class Variation:
             raise InputError(f"coverage is {self.coverage:g}; at either end less than 0.5 of a scan can be cut off.")
         if not 0 <= self.towards <= 1:
             raise InputError(f"towards is {self.towards:g}; give a part of the way to another patient, from 0 to 1.")
+        if not 0 <= self.graft <= 1:
+            raise InputError(f"graft is {self.graft:g}; give how often a part is another patient's, from 0 to 1.")
 
 
 WIDE = Variation(
@@ -82,6 +87,7 @@ class Draw:
         cut: (2, 3) parts of the scan that are cut off, at the lower and upper end of x, y, z.
         other: a number from 0 to 1 that chooses the other patient.
         towards: the part of the way towards it.
+        graft: what is taken from another patient, if anything.
     """
 
     matrix: Float[np.ndarray, "3 3"]
@@ -91,6 +97,7 @@ class Draw:
     cut: Float[np.ndarray, "2 3"]
     other: float = 0.0
     towards: float = 0.0
+    graft: Graft | None = None
 
     @classmethod
     def nothing(cls) -> Draw:
@@ -111,6 +118,7 @@ class Draw:
             cut=random.uniform(0, 1, (2, 3)) * variation.coverage,
             other=float(random.uniform()),
             towards=float(random.uniform()) * variation.towards,
+            graft=Graft.of(random) if variation.graft and random.uniform() < variation.graft else None,
         )
 
     def gentler(self) -> Draw:

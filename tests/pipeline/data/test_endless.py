@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,12 +135,31 @@ def test_stored_radiographs_are_left_aside_and_it_is_said(
     assert steps(data[0])["image"].shape == (2, 24, 24)
 
 
+def test_parts_of_other_patients_come_from_their_kept_cts(dataset: Path, tmp_path: Path) -> None:
+    data = kept(dataset, tmp_path / "cache")
+
+    def made(graft: float) -> torch.Tensor:
+        variation = {"graft": graft}
+        steps = endless_variations(data, GEOMETRY, "between-patients", tmp_path / "reg", variation=variation)
+        steps = pickle.loads(pickle.dumps(steps))  # as a loading process gets it
+        steps.set_random_state(5)
+        sample = steps(data[0])
+        return torch.cat([sample["label"].flatten(), sample["image"].flatten()])
+
+    without, with_graft = made(0.0), made(1.0)
+    assert torch.equal(with_graft, made(1.0)) and not torch.allclose(with_graft, without, atol=1e-2)
+
+
 def test_mistakes_are_one_sentence(dataset: Path, tmp_path: Path) -> None:
     data = kept(dataset, tmp_path / "cache")
     with pytest.raises(InputError, match=r"vary is 'between'; choose .*between-patients"):
         endless_variations(data, GEOMETRY, "between", tmp_path)
     with pytest.raises(InputError, match="variation has no scael; choose from rotation_deg"):
         endless_variations(data, GEOMETRY, "within-patients", tmp_path, variation={"scael": 0.1})
+    with pytest.raises(InputError, match="graft is 7; give how often"):
+        endless_variations(data, GEOMETRY, "between-patients", tmp_path, variation={"graft": 7})
+    with pytest.raises(InputError, match="a variation by other patients needs their registration"):
+        endless_variations(data, GEOMETRY, "within-patients", tmp_path, variation={"graft": 0.5})
     one = CachedDataset(data.data[:1], files_to_kept(GEOMETRY), tmp_path / "cache")
     with pytest.raises(InputError, match="two or more"):
         endless_variations(one, GEOMETRY, "between-patients", tmp_path)

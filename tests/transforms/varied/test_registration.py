@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 
+from drr2ct.transforms.geometry import BiplanarGeometry, VolumeGrid
+from drr2ct.transforms.validation import InputError
+from drr2ct.transforms.varied.graft import Graft
 from drr2ct.transforms.varied.kept import KeepCT, Scan
 from drr2ct.transforms.varied.registration import (
     RegisteredPatients,
@@ -15,7 +20,8 @@ from drr2ct.transforms.varied.registration import (
     register,
     to_compare,
 )
-from drr2ct.transforms.varied.scan import to_indices
+from drr2ct.transforms.varied.scan import Varier, to_indices
+from drr2ct.transforms.varied.variation import TOWARDS, Draw
 from drr2ct.transforms.varied.warping import grid_points, resample, smallest_jacobian
 
 SETTINGS = RegistrationSettings(spacing_mm=8.0, iterations=(60, 40), smoothing_mm=9.0, field_mm=12.0)
@@ -59,6 +65,44 @@ def test_a_patient_led_all_the_way_looks_like_the_other(pair) -> None:
     step = [float(points[axis].amax() - points[axis].amin()) / (points.shape[1 + axis] - 1) for axis in range(3)]
     for names in (("a", "b"), ("b", "a")):
         assert smallest_jacobian(patients.way(*names, 1.0)(points), step) > 0.15
+
+
+def test_a_part_beyond_a_plane_is_anothers_where_it_belongs(pair) -> None:
+    a, b, registered = pair
+    geometry = BiplanarGeometry.from_angles(VolumeGrid(48, fov_mm=288.0), detector_size=32)
+    vary = Varier(geometry, anatomies=replace(registered, cts={"a": a, "b": b}.__getitem__))
+
+    def grafted(height: float) -> MetaTensor:
+        """Above a height, in parts of the scan's."""
+        upper = Graft(0.0, (0.0, 0.0, 1.0), (0.5, 0.5, height), 24.0)
+        return vary(a, replace(Draw.nothing(), graft=upper), "a")
+
+    own, other, mixed = vary(a, Draw.nothing(), "a"), grafted(-5.0), grafted(0.5)
+    z = torch.arange(own.shape[3]) * own.affine[2, 2] + own.affine[2, 3]
+    assert torch.equal(mixed[..., z < -13], own[..., z < -13])
+    assert torch.allclose(mixed[..., z > 13], other[..., z > 13], atol=1e-3)
+    within = (z > -90) & (z < 90)  # its scan ends elsewhere
+    assert 5 < float((other - own)[..., within].abs().mean()) < 60, "another's, registered"
+    unregistered = replace(registered, patients=dict.fromkeys("ab", registered.patients["a"]))
+    apart = Varier(geometry, anatomies=replace(unregistered, cts={"a": a, "b": b}.__getitem__))
+    beside = apart(a, replace(Draw.nothing(), graft=Graft(0.0, (0.0, 0.0, 1.0), (0.5, 0.5, -5.0), 24.0)), "a")
+    assert (beside - own)[..., within].abs().mean() > 2 * (other - own)[..., within].abs().mean()
+    with pytest.raises(InputError, match="give cts"):
+        Varier(geometry, anatomies=registered)(
+            a, replace(Draw.nothing(), graft=Graft.of(np.random.RandomState(0))), "a"
+        )
+
+
+def test_a_graft_leaves_other_draws_as_they_were() -> None:
+    plain, often = (Draw.of(replace(TOWARDS, graft=g), np.random.RandomState(3)) for g in (0.0, 1.0))
+    assert plain.graft is None and often.graft is not None
+    for name in ("matrix", "displacement", "shift_mm", "tissue_hu", "cut", "other", "towards"):
+        assert np.array_equal(getattr(plain, name), getattr(often, name))
+    drawn = [Draw.of(replace(TOWARDS, graft=0.3), np.random.RandomState(seed)).graft for seed in range(300)]
+    grafts = [graft for graft in drawn if graft is not None]
+    assert 60 < len(grafts) < 120
+    assert all(np.linalg.norm(graft.normal) == pytest.approx(1) and 20 <= graft.blend_mm <= 80 for graft in grafts)
+    assert np.abs(np.mean([graft.normal for graft in grafts], axis=0)).max() < 0.25, "any direction"
 
 
 def test_the_inverse_leads_back(pair) -> None:

@@ -218,6 +218,9 @@ class Shrunk:
         assert (patient, other) == ("p", "small")
         return lambda points: points * (1 + part)
 
+    def ct(self, patient: str) -> MetaTensor:
+        raise AssertionError(f"nothing is to be taken from {patient}")
+
 
 def test_towards_another_patient() -> None:
     item = kept()
