@@ -196,7 +196,7 @@ def test_a_refused_file_and_what_can_be_done(page: Page, film: Callable[..., Pat
     page.drop(text, film("front_pa.png", 0), onto=CANVAS)  # the viewer does not take it for a volume
     page.until("return document.querySelector('.film.wrong') !== null")
     assert page.state("refused") == "refused"
-    assert f"{text.name} is not a PNG" in page.text(".film.wrong .refusal")
+    assert f"{text.name} is no PNG" in page.text(".film.wrong .refusal")
     assert page.browser.execute_script("return document.getElementById('reconstruct').disabled")
     assert page.browser.execute_script("return document.getElementById('reset')") is None, "nothing was overruled"
     page.drop(film("side_lat.png", 1))  # begins anew, since what was there was refused

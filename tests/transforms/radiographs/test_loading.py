@@ -227,7 +227,7 @@ def make_bad(kind, folder):
         ("missing", "does not exist"),
         ("empty", "empty"),
         ("folder", "folder"),
-        ("text", "not a PNG"),
+        ("text", "no PNG"),
         ("truncated", "damaged"),
         ("RGB", r"colours in \d+\.\d% of its pixels"),
         ("transparent", "transparent over 100%"),
