@@ -140,6 +140,11 @@ def draft(about: str, network: str = "direct256_draft", **changes: Any) -> Varia
     return Variant(about, network, {**_DRAFT, **changes}, learning_rate=5e-4)
 
 
+def squared_besides() -> dict[str, Any]:
+    """The bundle's loss and the squared error."""
+    return {**DEFAULT_TERMS, "l2": 20.0}
+
+
 def doubled(stage: StageConfig) -> StageConfig:
     """Twice as wide."""
     return replace(stage, channels=2 * stage.channels, growth=2 * stage.growth)
@@ -178,7 +183,7 @@ VARIANTS = {
     "muon-3e-3": Variant("ours by Muon at three times the learning rate", optimizer=Muon, learning_rate=3e-3),
     "muon-squared": Variant(
         "ours by Muon, with the squared error besides, weight 20",
-        terms=lambda: {**DEFAULT_TERMS, "l2": 20.0},
+        terms=squared_besides,
         optimizer=Muon,
     ),
     "muon-wide": Variant(
@@ -187,7 +192,7 @@ VARIANTS = {
     "confidence": Variant(
         "ours with a learned confidence of each view, voxel by voxel", overrides={"confidence": True}
     ),
-    "squared": Variant("ours with the squared error besides, weight 20", terms=lambda: {**DEFAULT_TERMS, "l2": 20.0}),
+    "squared": Variant("ours with the squared error besides, weight 20", terms=squared_besides),
     "normalised": Variant(
         "ours with group normalisation in the stages, at half the learning rate",
         overrides={"stages": _NORMALISED},
@@ -218,11 +223,11 @@ VARIANTS = {
 MEAN = "mean"
 """The mean training volume: no network."""
 
-DATA = ("written", "endless", "between", "grafted")
-BETWEEN = DATA[2:]
+BETWEEN = ("between", "grafted")
+DATA = ("written", "endless", *BETWEEN)
+"""What a step learns from; the last need several patients."""
 GRAFTED = 0.7
 """How often a part of another patient takes the place of the patient's own."""
-"""What a step learns from."""
 
 
 @cache

@@ -43,7 +43,7 @@ from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.loading import derived_seed
 from drr2ct.pipeline.data.sample.cts import real_cts
 from drr2ct.pipeline.evaluation.calibration import UNCALIBRATED, Calibration, PatientScores, calibrate, patient_scores
-from drr2ct.pipeline.evaluation.intervals import SHARES, interval_figures, plain, rank_correlation, sparsification
+from drr2ct.pipeline.evaluation.intervals import SHARES, plain, rank_correlation, rank_of_regions, sparsification
 from drr2ct.pipeline.evaluation.protocol import refuse_leakage
 from drr2ct.pipeline.evaluation.structures import TISSUES, body_mask
 from drr2ct.pipeline.running.console import wide_console
@@ -140,8 +140,7 @@ def write_scores(path: Path, network: ProgressiveCascade, ct: Path, statistics: 
         scores = patient_scores(output, label, voxels=VOXELS)
         kept = {key: torch.from_numpy(value).float() for key, value in vars(scores).items()}
         made, truth = to_hu(plain(output)).cpu(), to_hu(plain(label)).cpu()
-        regions = interval_figures(made, truth, body_mask(truth))["interval_rank_regions"]
-        found[label_of(condition)] = {**kept, "regions": torch.tensor(regions)}
+        found[label_of(condition)] = {**kept, "regions": torch.tensor(rank_of_regions(made, truth, body_mask(truth)))}
     with replacing(path) as temporary:
         torch.save(found, temporary)
 

@@ -71,7 +71,7 @@ def main() -> None:
             (known if part == "training" else strange).setdefault(patient, []).append(value)
         for part in dict.fromkeys(part for part, _ in found.values()):
             own = {patient: value for patient, (where, value) in found.items() if where == part}
-            add_row(table, f"{part}, {path.name}", own)
+            add_row(table, f"{part}, {path}", own)
         table.add_section()
     if both := [patient for patient in cts if patient in known and patient in strange]:
         for title, values in (("trained on", known), ("not trained on", strange)):

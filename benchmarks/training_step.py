@@ -32,7 +32,7 @@ from drr2ct.transforms.files import write_json
 VARIANTS = {"plain": {}, "last": {"channels_last": True}, "interval": {"interval": True}}
 PARTS = ("forward", "loss", "backward")
 LEAST = 2.0
-"""Seconds."""
+"""Seconds that the steps of a repetition take together, at least."""
 TOLERANCE = 1e-3
 """Of the norm of a parameter's gradient."""
 

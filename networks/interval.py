@@ -27,8 +27,6 @@ _CONTEXTS = (2, 4, 8)
 """Edge of the blocks, in voxels of a stage's features, over which the surroundings are averaged."""
 KNOTS = 8
 """Predicted widths at which a calibration has its factors."""
-
-
 _EVERY = 4
 """Of so many transverse planes of the features that bounds begin with, one is trained on."""
 
@@ -137,10 +135,6 @@ class _Blocks:
         starts = [((2 * first + self.depth) * size // self.n - planes) // 2 for first in self.first]
         return torch.tensor([start + i for start in starts for i in range(planes)], device=like.device)
 
-    def cut(self, volume: Tensor) -> Tensor:
-        """(batch, channels, m, m, m) → (batch, channels, m, m, planes)."""
-        return volume.index_select(-1, self.indices(volume))
-
     def resized(self, cut: Tensor, size: int) -> Tensor:
         """(batch, channels, k, k, planes), of blocks, interpolated to what they are at another size."""
         batch, k = cut.shape[0], cut.shape[-2]
@@ -221,7 +215,7 @@ class IntervalHead(nn.Module):
         seen = surroundings(first, self.upscale, self.contexts)
         total = self.heads[0](torch.cat([features[0], seen.to(features[0].dtype)], dim=1))
         for i, head in enumerate(self.heads):
-            if i > 0:
+            if i > 0:  # TorchScript cannot call what a slice of modules gives
                 total = resized(total, features[i]) + head(features[i])
         widths = F.softplus(total).float() * self.unit
         widths = resized(widths * self.factor(widths), estimate)  # there are an eighth as many before
@@ -233,15 +227,17 @@ class IntervalHead(nn.Module):
         n, later = features[0].shape[-1], [volume.shape[-1] for volume in features[1:]]
         # where a single plane of widths is resized, it would need those beside it
         blocks = _Blocks(n, whole=bool(later) and min(n * self.upscale, *later) == n)
-        x = blocks.cut(features[0])
-        seen = surroundings(first, self.upscale, self.contexts, blocks.indices(features[0]))
+        at, planes = blocks.indices(features[0]), blocks.indices(estimate)
+        x = features[0].index_select(-1, at)
+        seen = surroundings(first, self.upscale, self.contexts, at)
         total = self.heads[0](torch.cat([x, seen.to(x.dtype)], dim=1))
-        for head, volume in zip(list(self.heads)[1:], features[1:], strict=True):
-            total = blocks.resized(total, volume.shape[-1]) + head(blocks.cut(volume))
+        for head, volume in zip(self.heads[1:], features[1:], strict=True):
+            x = volume.index_select(-1, blocks.indices(volume))
+            total = blocks.resized(total, volume.shape[-1]) + head(x)
         widths = blocks.resized(F.softplus(total).float() * self.unit, estimate.shape[-1])
-        middle = blocks.cut(estimate.detach()).float()
+        middle = estimate.detach().index_select(-1, planes).float()
         bounds = torch.cat([middle - widths[:, :1], middle + widths[:, 1:]], dim=1)
-        return OnPlanes(estimate.float(), bounds, blocks.indices(estimate).expand(len(estimate), -1))
+        return OnPlanes(estimate.float(), bounds, planes.expand(len(estimate), -1))
 
     def factor(self, widths: Tensor) -> Tensor:
         """What a calibration multiplies widths by: (batch, 2, n, n, n) → the same."""

@@ -193,9 +193,10 @@ def calibrate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
 ) -> None:
     """Scale a network's bounds so that they cover 90 % of the voxels of patients it has not seen."""
-    refuse_unused_split(context, dataset, part)
+    from drr2ct.pipeline.data.datalist import is_drawn
     from drr2ct.pipeline.evaluation.calibration import run_calibration
 
+    refuse_unused_split(context, dataset, part, is_drawn(dataset))
     reading = {"intensity": intensity, "feet_first": feet_first}
     made = run_calibration(dataset, checkpoint, output, part, (split, split_seed), reading, device, overwrite)
     before, after = made["uncalibrated"], made["left_out"]
@@ -465,10 +466,11 @@ def robustness(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Evaluate a network under other view angles, noise, blur, exposure and on another grid."""
-    refuse_unused_split(context, dataset, part)
     from drr2ct.pipeline.checkpoints.shipped import chosen_weights
+    from drr2ct.pipeline.data.datalist import is_drawn
     from drr2ct.pipeline.evaluation.robustness import run_robustness
 
+    refuse_unused_split(context, dataset, part, is_drawn(dataset))
     rows = run_robustness(dataset, chosen_weights(checkpoint, model), output, part, (split, split_seed), device)
     figures = ("psnr", "ssim", "mae_hu", "psnr_body", "psnr_change")
     print_rows([{key: float(v) if key in figures and v else v for key, v in row.items()} for row in rows])

@@ -65,9 +65,7 @@ def interval_figures(output: Bounded, truth: Float[Tensor, "1 n m k"], body: Mas
         "interval_coverage": _mean(covered),
         "interval_width_hu": _mean(high - low),
         "interval_rank": rank_correlation(high - low, (estimate - there).abs()),
-        "interval_rank_regions": rank_correlation(
-            region_means(output[2:] - output[1:2], inside), region_means((output[:1] - truth).abs(), inside)
-        ),
+        "interval_rank_regions": rank_of_regions(output, truth, body),
     }
     for name, (least, most) in TISSUES.items():
         found[f"interval_coverage_{name}"] = _mean(covered[(there >= least) & (there <= most)])
@@ -84,6 +82,13 @@ def region_means(volume: Float[Tensor, "1 n m k"], body: Mask) -> Float[Tensor, 
     share = F.avg_pool3d(body.float(), edges)
     means = F.avg_pool3d(volume * body, edges) / share.clamp(min=1e-6)
     return means[share >= 0.5]
+
+
+def rank_of_regions(output: Bounded, truth: Float[Tensor, "1 n m k"], body: Mask) -> float:
+    """Spearman's correlation of the bounds' distance and the absolute error in the means of regions."""
+    inside = body.expand_as(truth)
+    width, error = output[2:] - output[1:2], (output[:1] - truth).abs()
+    return rank_correlation(region_means(width, inside), region_means(error, inside))
 
 
 def _mean(values: Tensor) -> float:

@@ -31,13 +31,19 @@ def refuse_ignored(context: typer.Context, names: Sequence[str], where: str) -> 
         raise InputError(f"{listed(typed)} {'has' if them == 'it' else 'have'} no effect {where}; leave {them} out.")
 
 
-def refuse_unused_split(context: typer.Context, dataset: Path, part: str) -> None:
+def refuse_unused_split(context: typer.Context, dataset: Path, part: str, drawn: bool) -> None:
     """Refuse ``--split`` and ``--split-seed`` where none is drawn: all patients are taken, or a list says the parts.
+
+    Args:
+        context: of the command.
+        dataset: folder of the data set.
+        part: of it that is asked for.
+        drawn: whether the data set has no such list.
 
     Raises:
         InputError: if one of them is typed and does nothing.
     """
     if part == "all":
         refuse_ignored(context, ("split", "split_seed"), "with --part all")
-    if (dataset / "dataset.json").is_file():
+    if not drawn:
         refuse_ignored(context, ("split", "split_seed"), f"on {dataset}, whose dataset.json says the parts")

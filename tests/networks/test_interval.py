@@ -1,5 +1,7 @@
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -242,6 +244,21 @@ def test_exported_networks_give_calibrated_bounds() -> None:
     other = network(True).eval()
     other.load_state_dict(state)
     assert torch.equal(other(x), expected), "the calibration is in the weights"
+
+
+SCRIPTED = """
+import torch
+from drr2ct.networks import create_network
+for name in ("cascade64", "cascade128"):
+    network, x = create_network(name, size=16, detector_size=32, interval=True).eval(), torch.rand(1, 2, 32, 32)
+    assert torch.allclose(torch.jit.script(network)(x), network(x), atol=1e-6), name
+"""
+
+
+@pytest.mark.slow
+def test_scripted_networks_give_bounds() -> None:
+    """Also with several stages that give a volume; in a process of its own, as checked types cannot be scripted."""
+    subprocess.run([sys.executable, "-c", SCRIPTED], check=True)
 
 
 def test_one_head_or_none() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
-from drr2ct.transforms.varied.graft import Graft, scanned
+from drr2ct.transforms.varied.graft import scanned
 from drr2ct.transforms.varied.kept import Scan, kept_spacing_mm
 from drr2ct.transforms.varied.variation import WIDE, Draw, Variation, with_other_tissue
 from drr2ct.transforms.varied.warping import PointMap, cubic_weights, grid_points, resample, smallest_jacobian
@@ -99,7 +99,8 @@ class Varier:
             first = first + start * spacing
             last = first + (np.array(size) - 1) * spacing
             counts = [max(2, round(float(d) / _POINTS_MM) + 1) for d in last - first]
-            positions = to_scan(grid_points(first, last, counts, ct.device))
+            points = grid_points(first, last, counts, ct.device)
+            positions = to_scan(points)
             step = [float(d) / (n - 1) for d, n in zip(last - first, counts, strict=True)]
             if draw.towards == 0 and not draw.displacement.any():
                 break
@@ -107,9 +108,9 @@ class Varier:
                 break
             draw = draw.gentler()
         varied = resample(with_other_tissue(ct, draw.tissue_hu), to_indices(positions, ct, scan), size)
-        if draw.graft is not None:
-            share = draw.graft.share(grid_points(first, last, counts, ct.device), low, high)
-            varied = self._grafted(varied, draw.graft, draw, share, positions, patient)
+        if (graft := draw.graft) is not None:
+            share = graft.share(points, low, high)
+            varied = self._grafted(varied, graft.other, draw.tissue_hu, share, positions, patient)
         affine = np.diag([*spacing, 1.0])
         # an unvaried scan stays where it was
         affine[:3, 3] = first + scan.centre
@@ -128,8 +129,8 @@ class Varier:
     def _grafted(
         self,
         varied: Float[Tensor, "1 x y z"],
-        graft: Graft,
-        draw: Draw,
+        number: float,
+        tissue_hu: Float[np.ndarray, " knots"],
         share: Float[Tensor, "a b c"],
         positions: Float[Tensor, "3 a b c"],
         patient: str,
@@ -137,12 +138,12 @@ class Varier:
         """A varied scan with a share of another patient, whose anatomy is led to where the scan's own is."""
         if self.anatomies is None or not (others := self.anatomies.others(patient)):
             return varied
-        other = _chosen(others, graft.other)
+        other = _chosen(others, number)
         ct = self.anatomies.ct(other)
         scan = Scan.of(ct)
         there = self.anatomies.way(other, patient, 1.0)(positions)
         share, size = share * scanned(there, scan), varied.shape[1:]
-        seen = resample(with_other_tissue(ct, draw.tissue_hu), to_indices(there, ct, scan), size)
+        seen = resample(with_other_tissue(ct, tissue_hu), to_indices(there, ct, scan), size)
         weights = F.interpolate(share[None, None], size=size, mode="trilinear", align_corners=True)[0]
         return varied.lerp_(seen, weights)
 
