@@ -1,7 +1,7 @@
 """The shipped networks' recipe on patients left out: for each group of patients, networks trained on all the others.
 
 python benchmarks/leave_out.py CTS --output DIR --seconds cascade64=1800 cascade128=400 [--groups 4] [--only 0 1]
-    [--begin CHECKPOINTS] [--registration DIR] [--seed 0]
+    [--begin CHECKPOINTS] [--members 1] [--registration DIR] [--seed 0]
 
 CTS is a folder of patient folders; the sample CT of the package joins them. For each group, networks are trained up the
 cascade by configs/recipes/shipped.yaml, each beginning with the one before, for the given times on one CPU thread, and
@@ -10,9 +10,12 @@ last weights. With --begin, the first of them begins with CHECKPOINTS/<group>.pt
 left out of. --only trains some groups now; a finer network for a few of them is another call, in another
 folder, whose --begin holds the coarser ones.
 
-Writes DIR/group-<number>/<network>/run and …/evaluation, and prints a table of all that is there. What is finished is
-not made again, and a training goes on where it was stopped. `drr2ct release NAME --left-out` takes the evaluations into
-the model card.
+--members 2 trains the coarsest network of each group once more, from the next seed, joins it with each network of the
+group (drr2ct join), whose finer stages are not trained again, and judges that too; with 3, twice more.
+
+Writes DIR/group-<number>/<network>/run and …/evaluation (<network>-of-<members> for those that were joined), and
+prints a table of all that is there. What is finished is not made again, and a training goes on where it was stopped.
+`drr2ct release NAME --left-out` takes the evaluations into the model card.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import torch
 from rich.table import Table
 
 from drr2ct.networks import network_config
+from drr2ct.pipeline.checkpoints.ensemble import join
 from drr2ct.pipeline.data.sample.cts import real_cts
 from drr2ct.pipeline.evaluation.protocol import read_patients
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
@@ -112,13 +116,39 @@ def joined(cts: Mapping[str, Path], folder: Path) -> Path:
     return folder
 
 
+def judge_joined(
+    arguments: argparse.Namespace,
+    number: int,
+    seconds: Mapping[str, float],
+    data: Path,
+    cts: Mapping[str, Path],
+    group: list[str],
+    registration: Path,
+) -> None:
+    """Train a group's further members, and judge what they make of its networks."""
+    place, coarsest, members = arguments.output / f"group-{number}", next(iter(seconds)), []
+    for member in range(1, arguments.members):
+        members.append(place / "members" / str(member) / "checkpoints" / "last.pt")
+        if not (done := place / "members" / f"{member}.done").exists():
+            print(f"group {number}, {coarsest}, member {member}", flush=True)
+            run, seed = done.with_suffix(""), arguments.seed + member
+            train(coarsest, run, data, group, seconds[coarsest], None, registration, seed)
+            done.touch()
+    for network in seconds if members else ():
+        folder = place / f"{network}-of-{arguments.members}"
+        if not (folder / "evaluation" / "baselines.json").exists():
+            join(place / network / "run" / "checkpoints" / "last.pt", members, folder / "network.pt", overwrite=True)
+            evaluate(folder / "network.pt", folder / "evaluation", data, cts, group)
+
+
 def print_table(output: Path, networks: list[str]) -> None:
     """Of each network: means over all patients left out so far, beside the baselines on the same patients."""
     table = Table(title="patients left out; 3-D, −1024 … 1476 HU; gain: over the mean of the training CTs")
     table.add_column("network")
     for column in ("patients", *COLUMNS, "gain, dB", "least gain"):
         table.add_column(column, justify="right")
-    for network in networks:
+    joined = {path.name for network in networks for path in output.glob(f"group-*/{network}-of-*")}
+    for network in [*networks, *sorted(joined)]:
         found: dict[str, dict[str, dict[str, float]]] = {}
         for folder in sorted(output.glob(f"group-*/{network}/evaluation")):
             found.setdefault(network, {}).update(read_patients(folder))
@@ -148,6 +178,7 @@ def main() -> None:
     parser.add_argument(
         "--begin", type=Path, help="folder of checkpoints <group>.pt that the first network begins with"
     )
+    parser.add_argument("--members", type=int, default=1, help="networks to average the coarsest volume of")
     parser.add_argument("--registration", type=Path, help="where registrations are kept; default: in the output folder")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -191,6 +222,7 @@ def main() -> None:
                 train(network, folder / "run", data, group, seconds[network], before, registration, arguments.seed)
                 evaluate(last, folder / "evaluation", data, cts, group)
             before = last
+        judge_joined(arguments, number, seconds, data, cts, group, registration)
     print_table(arguments.output, list(seconds))
 
 

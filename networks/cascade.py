@@ -184,6 +184,7 @@ class ProgressiveCascade(nn.Module):
         self.interval: IntervalHead | None = None
         if config.interval:
             self.interval = IntervalHead([*widths, width], config.head_scale, config.activation)
+        self.members = nn.ModuleList(ProgressiveCascade(config.coarsest) for _ in range(config.members - 1))
         if config.channels_last:
             formats = {4: torch.channels_last, 5: torch.channels_last_3d}
             for parameter in self.parameters():
@@ -252,6 +253,12 @@ class ProgressiveCascade(nn.Module):
             volume = self.skip_fusion(torch.cat(parts, dim=1))
         given[-1] = self._refined(volume)
         first = self.outputs[0](given[0])
+        if len(self.members) > 0:
+            for member in self.members:
+                other = member(x)
+                assert isinstance(other, Tensor)  # it has no bounds
+                first = first + other
+            first = first / (1 + len(self.members))
         total = first
         for i, (output, enlarge) in enumerate(zip(self.outputs, self.enlarge)):  # noqa: B905 (TorchScript)
             total = enlarge(first if i == 0 else total + output(given[i]))

@@ -102,6 +102,8 @@ class CascadeConfig:
         channels_last: lay weights, and with them all activations, out channels last, which a training does where it is
             known to be faster (``network.to(memory_format=…)`` cannot, as it takes one of 2-D and 3-D weights only).
         interval: give a lower and an upper bound beside the estimate (``drr2ct.networks.interval``).
+        members: of how many networks the first volumes are averaged (an ensemble): its own and those of ``members`` - 1
+            more of :attr:`coarsest`, whose errors are partly others. Further stages add to the mean.
 
     Raises:
         InputError: if the values do not make a network.
@@ -134,6 +136,7 @@ class CascadeConfig:
     checkpointing: bool = False
     channels_last: bool = False
     interval: bool = False
+    members: int = 1
 
     def __post_init__(self) -> None:
         if self.lift not in LIFTS:
@@ -166,6 +169,7 @@ class CascadeConfig:
             raise InputError(
                 f"output_stages is {self.output_stages}; it must be between 1 and {len(self.stages)} stages."
             )
+        whole_number("members", self.members, 1)
         if self.halve_radiographs < 0:
             raise InputError(f"halve_radiographs is {self.halve_radiographs}; it must be at least 0.")
         if self.lift == "broadcast" and self.halve_radiographs:
@@ -206,6 +210,32 @@ class CascadeConfig:
     def volume_size(self) -> int:
         """Edge of the learned volume, in voxels."""
         return self.stage_sizes[0] // self.stages[0].scale
+
+    def first_stages(self, count: int) -> "CascadeConfig":
+        """The first stages with their head: a network of its own, whose volume is the grid's cube in larger voxels.
+
+        It takes the same radiographs, and its layers have the names and, but for the head and what the last encoder
+        level is made from, the shapes that they have in the whole network.
+
+        Raises:
+            InputError: for a number of stages that there are not.
+        """
+        if not 1 <= count <= len(self.stages):
+            raise InputError(f"there are {len(self.stages)} stages; {count} of them cannot be taken.")
+        return replace(
+            self,
+            geometry=self.geometry.resized(size=self.stage_sizes[count - 1] * self.head_scale),
+            stages=self.stages[:count],
+            skips=tuple(skip for skip in self.skips if skip.stage < count - 1),
+            output_stages=max(self.output_stages - (len(self.stages) - count), 1),
+            halve_radiographs=self.radiograph_levels[count - 1],
+        )
+
+    @property
+    def coarsest(self) -> "CascadeConfig":
+        """The network that gives the first of the volumes, alone and without bounds."""
+        first = self.first_stages(len(self.stages) - self.output_stages + 1)
+        return replace(first, interval=False, members=1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only: what JSON and YAML files and checkpoints hold."""

@@ -208,6 +208,22 @@ def calibrate(
 
 
 @app.command()
+def join(
+    first: Annotated[Path, typer.Argument(help="Checkpoint of a network, which may have finer stages.")],
+    others: Annotated[list[Path], typer.Argument(help="Of networks trained likewise, from other seeds.")],
+    output: Annotated[Path, typer.Option(help="The checkpoint to write, .pt.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
+) -> None:
+    """Make an ensemble: one network, whose coarsest volume is the mean of those of several."""
+    from drr2ct.pipeline.checkpoints.ensemble import join as run_join
+
+    config = run_join(first, others, output, overwrite)
+    if config.interval:
+        print("its bounds are no longer calibrated: drr2ct calibrate")
+    print(f"{output}  a network of {config.members} members")
+
+
+@app.command()
 def reconstruct(
     context: typer.Context,
     patients: Annotated[

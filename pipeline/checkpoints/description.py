@@ -99,13 +99,17 @@ def began_with(training: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def training_runs(description: Mapping[str, Any]) -> dict[str, float | None]:
-    """Seconds of every training behind weights, each once, though two of them may have begun with the same weights."""
+    """Seconds of every training behind weights, each once, though two of them may have begun with the same weights.
+
+    Those of the members of an ensemble are among them.
+    """
     training = description.get("training")
     if training is None:
         return {"": None}
-    found: dict[str, float | None] = {json.dumps(training, sort_keys=True): training["seconds"]}
-    for before in began_with(training):
-        found |= training_runs(before)
+    alone = {key: value for key, value in training.items() if key != "joined_with"}
+    found: dict[str, float | None] = {json.dumps(alone, sort_keys=True): training["seconds"]}
+    for other in (*began_with(training), *training.get("joined_with", [])):
+        found |= training_runs(other)
     return found
 
 

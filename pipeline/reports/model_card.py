@@ -225,6 +225,11 @@ def _training(network: ShippedNetwork) -> Iterator[tuple[str, str]]:
         since = training_seconds(before)
         long = "" if since is None else f", after {duration_text(since)}"
         yield "began with the weights of", f"{before['name'] or 'a training whose record is gone'}{long}"
+    if others := training.get("joined_with"):
+        known = [duration_text(seconds) for other in others if (seconds := training_seconds(other)) is not None]
+        long = f", trained for {listed(known, 'and')}" if len(known) == len(others) else ""
+        more = "another network" if len(others) == 1 else f"{len(others)} further networks"
+        yield "its first volume", f"the mean of its own and of those of {more} of the same recipe{long}"
     if training.get("frozen"):
         yield "kept as they came", ", ".join(f"`{pattern}`" for pattern in training["frozen"])
     if training.get("vary", "off") != "off":

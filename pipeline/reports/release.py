@@ -158,11 +158,15 @@ def training_facts(checkpoint: Path, description: Mapping[str, Any]) -> dict[str
 
     Returns:
         Plain types. ``seconds`` of the training up to the checkpoint's epoch, None without a record;
-        ``began_with`` the same facts of the networks whose weights it began with, none if those were random.
+        ``began_with`` the same facts of the networks whose weights it began with, none if those were random; of an
+        ensemble ``joined_with`` those of its further members.
     """
     if "training" in description:
         found: dict[str, Any] = description["training"]
         return found
+    if "joined" in description:
+        first, *others = (_network_before(Path(path)) for path in description["joined"])
+        return {**first["training"], "joined_with": others}
     folder = checkpoint.resolve().parent.parent  # it may be a link
     run = Run(folder, folder / "evaluation", checkpoint, dict(description), folder.name)
     rows = [row for row in run.phase("training") if row["epoch"] <= description.get("epoch", 0)]
@@ -171,6 +175,7 @@ def training_facts(checkpoint: Path, description: Mapping[str, Any]) -> dict[str
     return {
         "seconds": sum(row["seconds"] for row in rows) if rows else None,
         "processor": description.get("processor"),
+        "seed": config.get("seed"),
         "vary": config.get("vary", "off"),
         "films": config.get("render") is not None or config.get("augmentation") is not None,
         "frozen": config.get("freeze") or [],

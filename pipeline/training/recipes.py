@@ -222,18 +222,8 @@ def coarse_config(
     whole = network_config(name)
     if not 1 <= stages <= len(whole.stages):
         raise InputError(f"{name} has {len(whole.stages)} stages; {stages} of them cannot be trained.")
-    if geometry is None:
-        geometry = whole.geometry.resized(size=whole.stage_sizes[stages - 1] * whole.head_scale)
-    return whole.with_overrides(
-        {
-            "stages": whole.stages[:stages],
-            "skips": tuple(skip for skip in whole.skips if skip.stage < stages - 1),
-            "output_stages": max(whole.output_stages - (len(whole.stages) - stages), 1),
-            "halve_radiographs": whole.radiograph_levels[stages - 1],
-            "geometry": geometry,
-            "interval": interval,
-        }
-    )
+    coarse = whole.first_stages(stages)
+    return coarse.with_overrides({"geometry": geometry or coarse.geometry, "interval": interval})
 
 
 def coarse_size(name: str, stages: int, whole_size: int | None = None) -> int:

@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -289,6 +290,7 @@ def test_state_dict_holds_parameters_only() -> None:
 EXPORTED = [
     ("cascade64", {}),
     ("cascade64", {"transformer_layers": 1, "checkpointing": True}),
+    ("cascade128", {"members": 3, "interval": True}),
     ("direct128", {}),
     ("direct256", {}),
 ]
@@ -446,6 +448,40 @@ def test_a_grown_network_starts_from_what_it_was_grown_from() -> None:
     with torch.no_grad():
         grown.outputs[-1].conv_block.bias.fill_(0.25)
     assert torch.allclose(grown(x), upsampled + 0.25, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cascade64", "cascade128"])
+def test_an_ensembles_first_volume_is_the_mean_of_its_members(name: str) -> None:
+    joined = tiny(name, members=3, detector_size=64).eval()
+    alone = tiny(name, detector_size=64).eval()
+    assert all(torch.equal(value, joined.state_dict()[key]) for key, value in alone.state_dict().items())
+    parameters = [sum(p.numel() for p in network.parameters()) for network in (joined, alone, *joined.members)]
+    assert parameters[0] == sum(parameters[1:])
+    x = radiographs(joined)
+    first = ProgressiveCascade(alone.config.coarsest).eval()
+    first.load_state_dict({key: alone.state_dict()[key] for key in first.state_dict()})
+    volumes = [network(x) for network in (first, *joined.members)]
+    assert all((a - b).abs().max() > 1e-3 for a, b in itertools.pairwise(volumes))
+    change = sum(volumes) / 3 - volumes[0]
+    scale = alone.config.geometry.grid.size // change.shape[-1]
+    if scale > 1:
+        change = torch.nn.functional.interpolate(change, scale_factor=float(scale), mode="trilinear")
+    assert torch.allclose(joined(x), alone(x) + change, atol=1e-5)
+    joined(x).square().mean().backward()
+    assert all(p.grad is not None for p in joined.parameters())
+
+
+def test_first_stages_are_a_network_of_their_own() -> None:
+    whole = network_config("cascade256")
+    assert whole.coarsest.to_dict() == {
+        **network_config("cascade64", detector_size=512).to_dict(),
+        "halve_radiographs": 2,
+    }
+    assert whole.first_stages(4) == whole
+    with pytest.raises(InputError, match="4 stages; 5"):
+        whole.first_stages(5)
+    with pytest.raises(InputError, match="members"):
+        replace(whole, members=0)
 
 
 def test_a_growing_convolution_of_one_voxel_commutes_with_the_upsampling() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from drr2ct.networks import network_config
 from drr2ct.pipeline.checkpoints.description import network_sentence, training_seconds
+from drr2ct.pipeline.checkpoints.ensemble import join
 from drr2ct.pipeline.checkpoints.files import DamagedCheckpointError, read_checkpoint, weights_sha256, write_checkpoint
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.sample.cts import sample_ct
@@ -132,6 +133,23 @@ def test_how_long_it_was_trained_is_added_up_from_the_records(run: Path, bundle:
     last = make_run(tmp_path / "last", transfer_from=str(bundle / "models" / "cascade64.safetensors"), seed=1)
     release(last, "cascade64", bundle)
     assert training_seconds(read_checkpoint(bundle / "models" / "cascade64.safetensors")["description"]) == 60
+
+
+def test_the_members_of_an_ensemble_are_told_with_their_time(run: Path, bundle: Path, tmp_path: Path) -> None:
+    runs = [run, *(make_run(tmp_path / f"seed{seed}", seed=seed) for seed in (1, 2))]
+    first, *others = (folder / "checkpoints" / "best_psnr.pt" for folder in runs)
+    joined = tmp_path / "joined.pt"
+    join(first, others, joined)
+    release(joined, "cascade64", bundle)
+    about = read_checkpoint(bundle / "models" / "cascade64.safetensors")["description"]
+    assert training_seconds(about) == 90
+    card = (bundle / "models" / "README.md").read_text()
+    assert "those of 2 further networks of the same recipe, trained for 30 s and 30 s" in card
+    assert "patients are varied: between patients" in card, "the first one's recipe"
+    # a finer network that begins with them
+    finer = make_run(tmp_path / "finer", "cascade128", transfer_from=str(joined))
+    release(finer, "cascade128", bundle)
+    assert training_seconds(read_checkpoint(bundle / "models" / "cascade128.safetensors")["description"]) == 120
 
 
 def test_the_finest_network_is_monais(run: Path, bundle: Path, tmp_path: Path) -> None:

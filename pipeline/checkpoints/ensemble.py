@@ -1,0 +1,92 @@
+"""Several trainings' networks in one, whose first volumes are averaged: where they err differently, errors cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drr2ct.networks import CascadeConfig, ProgressiveCascade
+from drr2ct.networks.interval import interval_heads
+from drr2ct.pipeline.checkpoints.description import describe
+from drr2ct.pipeline.checkpoints.files import RELEASE_SUFFIX, read_checkpoint, weights_sha256, write_checkpoint
+from drr2ct.pipeline.checkpoints.networks import load_network
+from drr2ct.transforms.files import refuse_to_replace
+from drr2ct.transforms.validation import InputError
+
+
+def join(first: str | Path, others: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> CascadeConfig:
+    """Write a network with others as its members (``CascadeConfig.members``).
+
+    Of each of the others, what gives its first volume is taken: of ``cascade128`` or ``cascade256`` the stages of the
+    ``cascade64`` in it. Stages of ``first`` that are finer stay, and add to the mean. Its bounds stay as trained; a
+    calibration was of another estimate and is dropped. The checkpoint holds weights and description, and a training may
+    begin with it (``transfer_from``).
+
+    Args:
+        first: checkpoint of any network.
+        others: checkpoints of networks with the same first stages.
+        output: the checkpoint to write, ``.pt``.
+        overwrite: replace a file that is there.
+
+    Returns:
+        What the network is built from.
+
+    Raises:
+        InputError: without others, for one with other first stages, or the same weights twice, or files that cannot be
+            used.
+    """
+    output = Path(output)
+    if output.suffix == RELEASE_SUFFIX or not output.suffix:
+        raise InputError(f"an ensemble is written to a .pt file, not {output}; drr2ct release ships it as safetensors.")
+    paths = [Path(path) for path in (first, *others)]
+    if not others:
+        raise InputError("an ensemble is of two networks or more; give a second checkpoint.")
+    refuse_to_replace(output, overwrite, paths)
+    network = load_network(paths[0])
+    weights, config = dict(network.state_dict()), network.config
+    alike = {weights_sha256(_of_coarsest(network)): paths[0]}
+    for path in paths[1:]:
+        other = load_network(path)
+        if other.config.members > 1:
+            raise InputError(f"checkpoint {path} is an ensemble itself; give the networks that it was joined of.")
+        if _seen_alike(other.config.coarsest) != _seen_alike(config.coarsest):
+            raise InputError(
+                f"checkpoint {path} makes its first volume by other layers, or of another geometry, than {paths[0]}; "
+                "an ensemble's networks differ in their weights alone, such as by --set seed=1."
+            )
+        member = _of_coarsest(other)
+        if (twin := alike.setdefault(weights_sha256(member), path)) != path:
+            raise InputError(f"checkpoints {twin} and {path} hold the same first stages; an ensemble gains nothing so.")
+        weights |= {f"members.{config.members - 1}.{name}": value for name, value in member.items()}
+        config = replace(config, members=config.members + 1)
+    joined = ProgressiveCascade(config)
+    joined.load_state_dict(weights)
+    for head in interval_heads(joined):
+        head.reset_calibration()
+    before = read_checkpoint(paths[0])["description"]
+    about = {key: value for key, value in before.items() if key not in ("interval", "training", "released")}
+    about |= describe(joined, before["name"], before["mode"], {}, paths)
+    seen = set(about["patients"]["training"])
+    for part in before["patients"].keys() - {"training"}:
+        about["patients"][part] = [patient for patient in before["patients"][part] if patient not in seen]
+    about["joined"] = [str(path.resolve()) for path in paths]
+    write_checkpoint(output, {"network": joined.state_dict(), "description": about})
+    return config
+
+
+def _of_coarsest(network: ProgressiveCascade) -> dict[str, Tensor]:
+    """The weights that make a network's first volume, by the names that they have in a network of their own."""
+    with torch.device("meta"):
+        names = ProgressiveCascade(network.config.coarsest).state_dict().keys()
+    return {name: value for name, value in network.state_dict().items() if name in names}
+
+
+def _seen_alike(config: CascadeConfig) -> CascadeConfig:
+    """A configuration as if it took radiographs as small as it halves them, and trained as all do."""
+    rows, columns = (pixels >> config.halve_radiographs for pixels in config.geometry.detector_size)
+    geometry = config.geometry.resized(detector_size=(rows, columns))
+    return replace(config, geometry=geometry, halve_radiographs=0, checkpointing=False, channels_last=False)
