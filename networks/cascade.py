@@ -180,11 +180,13 @@ class ProgressiveCascade(nn.Module):
                 nn.init.zeros_(parameter)
         scales = [*(stage.scale for stage in config.stages[self.first_output + 1 :]), 1]
         self.enlarge = nn.ModuleList(Upsample(scale) if scale > 1 else nn.Identity() for scale in scales)
+        self.members = nn.ModuleList(ProgressiveCascade(config.coarsest) for _ in range(config.members - 1))
         # last, so that a seed gives all else the weights that it has without
         self.interval: IntervalHead | None = None
         if config.interval:
-            self.interval = IntervalHead([*widths, width], config.head_scale, config.activation)
-        self.members = nn.ModuleList(ProgressiveCascade(config.coarsest) for _ in range(config.members - 1))
+            self.interval = IntervalHead(
+                [*widths, width], config.head_scale, config.activation, spread=config.members > 1
+            )
         if config.channels_last:
             formats = {4: torch.channels_last, 5: torch.channels_last_3d}
             for parameter in self.parameters():
@@ -253,17 +255,21 @@ class ProgressiveCascade(nn.Module):
             volume = self.skip_fusion(torch.cat(parts, dim=1))
         given[-1] = self._refined(volume)
         first = self.outputs[0](given[0])
+        spread: Tensor | None = None
         if len(self.members) > 0:
+            volumes = [first]
             for member in self.members:
                 other = member(x)
                 assert isinstance(other, Tensor)  # it has no bounds
-                first = first + other
-            first = first / (1 + len(self.members))
+                volumes.append(other)
+            stacked = torch.stack(volumes).float()  # members differ by less than bfloat16 tells apart
+            first = stacked.mean(dim=0).to(first.dtype)
+            spread = stacked.detach().std(dim=0, correction=0)
         total = first
         for i, (output, enlarge) in enumerate(zip(self.outputs, self.enlarge)):  # noqa: B905 (TorchScript)
             total = enlarge(first if i == 0 else total + output(given[i]))
         interval = self.interval
-        return total if interval is None else interval(total, first, given)
+        return total if interval is None else interval(total, first, given, spread)
 
     def _refined(self, volume: Tensor) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)

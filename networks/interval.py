@@ -74,38 +74,50 @@ def resized(volume: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(volume, size=size, mode="trilinear", align_corners=False)
 
 
-def surroundings(estimate: Tensor, upscale: int, contexts: list[int], at: Tensor | None = None) -> Tensor:
+def surroundings(
+    estimate: Tensor, upscale: int, contexts: list[int], at: Tensor | None = None, spread: Tensor | None = None
+) -> Tensor:
     """What an estimate looks like around each voxel of the features that it is made of.
 
-    Errors are large at its edges and where much happens nearby, which a feature alone does not tell.
+    Errors are large at its edges and where much happens nearby, which a feature alone does not tell; and where the
+    members of an ensemble disagree.
 
     Args:
         estimate: (batch, 1, N, N, N).
         upscale: its voxels along each edge of a voxel of the features.
-        contexts: edges of blocks of features.
+        contexts: edges of blocks of features, over which is averaged.
         at: planes of features along z, all by default.
+        spread: standard deviation of the members' estimates, (batch, 1, N, N, N).
 
     Returns:
         (batch, 2 · (upscale³ + contexts), n, n, planes): its values and ten times the length of its gradient, voxel by
-        voxel, which makes them alike in size; then their mean and root mean square over each kind of block.
+        voxel, which makes them alike in size; then their mean and root mean square over each kind of block. With a
+        spread, half as many more: 25 times that, likewise.
     """
-    n = estimate.shape[-1] // upscale
     near = F.pad(estimate.float(), [1, 1, 1, 1, 1, 1], mode="replicate")
     steepness = (
         (near[:, :, 2:, 1:-1, 1:-1] - near[:, :, :-2, 1:-1, 1:-1]).square()
         + (near[:, :, 1:-1, 2:, 1:-1] - near[:, :, 1:-1, :-2, 1:-1]).square()
         + (near[:, :, 1:-1, 1:-1, 2:] - near[:, :, 1:-1, 1:-1, :-2]).square()
     ) * 5.0**2
-    both = torch.cat([estimate.float(), steepness], dim=1)
-    cells = both.reshape(-1, 2, n, upscale, n, upscale, n, upscale)
+    found = [_around(torch.cat([estimate.float(), steepness], dim=1), 1, upscale, contexts, at)]
+    if spread is not None:
+        found.append(_around((spread.float() * 25.0).square(), 0, upscale, contexts, at))
+    return torch.cat(found, dim=1)
+
+
+def _around(maps: Tensor, plain: int, upscale: int, contexts: list[int], at: Tensor | None) -> Tensor:
+    """Maps voxel by voxel and over blocks; of all but the first so many, which are squares, the root."""
+    n = maps.shape[-1] // upscale
+    cells = maps.reshape(-1, maps.shape[1], n, upscale, n, upscale, n, upscale)
     if at is not None:
         cells = cells.index_select(-2, at)
     cells = cells.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(2, 4)
-    found = [cells[:, 0], cells[:, 1].sqrt()]
-    means = F.avg_pool3d(both, upscale)
+    found = [torch.cat([cells[:, :plain], cells[:, plain:].sqrt()], dim=1).flatten(1, 2)]
+    means = F.avg_pool3d(maps, upscale)
     for edge in contexts:
         block = F.avg_pool3d(means, min(edge, n))
-        block = resized(torch.cat([block[:, :1], block[:, 1:].sqrt()], dim=1), means)
+        block = resized(torch.cat([block[:, :plain], block[:, plain:].sqrt()], dim=1), means)
         found.append(block if at is None else block.index_select(-1, at))
     return torch.cat(found, dim=1)
 
@@ -168,12 +180,13 @@ class IntervalHead(nn.Module):
         channels: of the features of each of these stages.
         upscale: voxels of a stage's volume along each edge of a voxel of its features.
         activation: between the two convolutions.
+        spread: see how much the members of an ensemble disagree.
     """
 
     knots: Tensor
     factors: Tensor
 
-    def __init__(self, channels: Sequence[int], upscale: int, activation: str = "relu") -> None:
+    def __init__(self, channels: Sequence[int], upscale: int, activation: str = "relu", spread: bool = False) -> None:
         super().__init__()
         self.upscale = upscale
         self.contexts = list(_CONTEXTS)
@@ -184,7 +197,7 @@ class IntervalHead(nn.Module):
             last.weight.mul_(0.05 / (last.weight.square().mean() * _HIDDEN).sqrt())
             last.bias.zero_()
         shuffled = SubpixelUpsample(3, _HIDDEN, 2, upscale, conv_block=last, apply_pad_pool=False)
-        seen = channels[0] + 2 * upscale**3 + 2 * len(_CONTEXTS)
+        seen = channels[0] + (3 if spread else 2) * (upscale**3 + len(_CONTEXTS))
         self.heads = nn.ModuleList([nn.Sequential(Conv3d(seen, _HIDDEN), activation_layer(activation), shuffled)])
         for width in channels[1:]:
             last = Conv3d(_HIDDEN_FINE, 2)
@@ -196,7 +209,9 @@ class IntervalHead(nn.Module):
         self.register_buffer("factors", torch.empty(2, KNOTS))
         self.reset_calibration()
 
-    def forward(self, estimate: Tensor, first: Tensor, features: list[Tensor]) -> Tensor | OnPlanes:
+    def forward(
+        self, estimate: Tensor, first: Tensor, features: list[Tensor], spread: Tensor | None = None
+    ) -> Tensor | OnPlanes:
         """Bounds beside an estimate.
 
         Args:
@@ -204,15 +219,17 @@ class IntervalHead(nn.Module):
             first: the volume of the first stage that gives one, (batch, 1, m, m, m); where there is but one, the
                 estimate.
             features: of each of these stages, (batch, channels, n, n, n).
+            spread: standard deviation of the members' first volumes, where the head sees it.
 
         Returns:
             (batch, 3, N, N, N), float32; in training :class:`OnPlanes`.
         """
         first, features = first.detach(), [volume.detach() for volume in features]
+        spread = None if spread is None else spread.detach()
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)
             if self.training:
-                return self._on_planes(estimate, first, features)
-        seen = surroundings(first, self.upscale, self.contexts)
+                return self._on_planes(estimate, first, features, spread)
+        seen = surroundings(first, self.upscale, self.contexts, None, spread)
         total = self.heads[0](torch.cat([features[0], seen.to(features[0].dtype)], dim=1))
         for i, head in enumerate(self.heads):
             if i > 0:  # TorchScript cannot call what a slice of modules gives
@@ -223,13 +240,13 @@ class IntervalHead(nn.Module):
         return torch.cat([estimate.float(), middle - widths[:, :1], middle + widths[:, 1:]], dim=1)
 
     @torch.jit.unused
-    def _on_planes(self, estimate: Tensor, first: Tensor, features: list[Tensor]) -> OnPlanes:
+    def _on_planes(self, estimate: Tensor, first: Tensor, features: list[Tensor], spread: Tensor | None) -> OnPlanes:
         n, later = features[0].shape[-1], [volume.shape[-1] for volume in features[1:]]
         # where a single plane of widths is resized, it would need those beside it
         blocks = _Blocks(n, whole=bool(later) and min(n * self.upscale, *later) == n)
         at, planes = blocks.indices(features[0]), blocks.indices(estimate)
         x = features[0].index_select(-1, at)
-        seen = surroundings(first, self.upscale, self.contexts, at)
+        seen = surroundings(first, self.upscale, self.contexts, at, spread)
         total = self.heads[0](torch.cat([x, seen.to(x.dtype)], dim=1))
         for head, volume in zip(self.heads[1:], features[1:], strict=True):
             x = volume.index_select(-1, blocks.indices(volume))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def join(first: str | Path, others: Sequence[str | Path], output: str | Path, ov
         weights |= {f"members.{config.members - 1}.{name}": value for name, value in member.items()}
         config = replace(config, members=config.members + 1)
     joined = ProgressiveCascade(config)
-    joined.load_state_dict(weights)
+    joined.load_state_dict(weights | _bounds_blind_to_spread(joined, weights))
     for head in interval_heads(joined):
         head.reset_calibration()
     before = read_checkpoint(paths[0])["description"]
@@ -83,6 +83,16 @@ def _of_coarsest(network: ProgressiveCascade) -> dict[str, Tensor]:
     with torch.device("meta"):
         names = ProgressiveCascade(network.config.coarsest).state_dict().keys()
     return {name: value for name, value in network.state_dict().items() if name in names}
+
+
+def _bounds_blind_to_spread(joined: ProgressiveCascade, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first convolution of bounds that have not seen how much members disagree: it does not look at that yet."""
+    name = "interval.heads.0.0.weight"
+    if name not in weights:
+        return {}
+    padded = torch.zeros_like(joined.state_dict()[name])
+    padded[:, : weights[name].shape[1]] = weights[name]
+    return {name: padded}
 
 
 def _seen_alike(config: CascadeConfig) -> CascadeConfig:

@@ -40,6 +40,7 @@ def sample(batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     [
         ("cascade64", {}),
         ("cascade64", {"checkpointing": True, "output_stages": 2, "channels_last": True}),
+        ("cascade64", {"members": 2}),
         ("direct256", {}),
     ],
 )
@@ -77,6 +78,7 @@ def test_bounds_enclose_the_estimate_from_the_start() -> None:
     assert not has_bounds(network(False)(sample()[0]))
 
 
+@pytest.mark.parametrize("members", [1, 2])
 @pytest.mark.parametrize(
     ("features", "upscale", "size", "planes"),
     [
@@ -93,17 +95,18 @@ def test_bounds_enclose_the_estimate_from_the_start() -> None:
     ],
 )
 def test_a_training_sees_planes_of_what_the_whole_volume_has(
-    features: list[int], upscale: int, size: int, planes: list[int]
+    features: list[int], upscale: int, size: int, planes: list[int], members: int
 ) -> None:
     torch.manual_seed(0)
-    head = IntervalHead([3] * len(features), upscale)
+    head = IntervalHead([3] * len(features), upscale, spread=members > 1)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     volumes = [torch.rand(2, 3, n, n, n) for n in features]
     first, estimate = torch.rand(2, 1, *[upscale * features[0]] * 3), torch.rand(2, 1, size, size, size)
-    taught = head.train()(estimate, first, volumes)
+    spread = None if members == 1 else torch.rand_like(first) / 25
+    taught = head.train()(estimate, first, volumes, spread)
     assert taught.planes.tolist() == [planes, planes] and taught.estimate is estimate
-    whole = head.eval()(estimate, first, volumes)
+    whole = head.eval()(estimate, first, volumes, spread)
     assert torch.allclose(taught.bounds, taught.cut(whole)[:, 1:], atol=1e-6)
     truth = torch.rand(2, 1, size, size, size)
     on_planes = IntervalLoss()(torch.cat([taught.cut(whole)[:, :1], taught.bounds], dim=1), taught.cut(truth))
@@ -173,6 +176,35 @@ def test_the_surroundings_are_of_the_right_place() -> None:
     at = torch.tensor([1, 5])
     assert torch.equal(surroundings(ramp, 2, [2, 4, 8], at), found[..., at])
     assert surroundings(ramp[..., :3, :3, :3], 1, [2, 4, 8]).shape == (1, 8, 3, 3, 3)
+    spread = torch.zeros(1, 1, 16, 16, 16)
+    spread[0, 0, 3, 12, 5] = 0.02
+    more = surroundings(ramp, 2, [2, 4, 8], None, spread)
+    assert torch.equal(more[:, :22], found) and more.shape == (1, 33, 8, 8, 8)
+    assert more[0, 22:30].nonzero().tolist() == [[1 * 4 + 0 * 2 + 1, 1, 6, 2]]
+    assert more[0, 27, 1, 6, 2].item() == pytest.approx(25 * 0.02)
+    assert more[0, 32, 0, 0, 0].item() == pytest.approx(25 * 0.02 / 16**1.5), "root of the mean square over all"
+
+
+def test_bounds_see_where_the_members_of_an_ensemble_disagree() -> None:
+    net, x = network(True, members=2).eval(), sample()[0]
+    member = net.members[0]
+    member.load_state_dict({key: value for key, value in net.state_dict().items() if key in member.state_dict()})
+
+    def looking(weight: float) -> torch.Tensor:
+        """Bounds by a head whose first convolution looks so at the members' spread."""
+        with torch.no_grad():
+            net.interval.heads[0][0].weight[:, -11:] = weight
+            return net(x)
+
+    alike = looking(0.0)
+    assert torch.allclose(estimate_of(alike), member(x), atol=1e-6)
+    assert torch.allclose(looking(1.0), alike, atol=1e-5), "they do not disagree"
+    with torch.no_grad():
+        member.outputs[0].conv_block.bias.add_(0.04)
+    apart = looking(0.0)
+    assert torch.allclose(estimate_of(apart), estimate_of(alike) + 0.02, atol=1e-5)
+    widths = [output[:, 2] - output[:, 1] for output in (apart, looking(1.0))]
+    assert (widths[0] - widths[1]).abs().max() > 1e-3
 
 
 def test_other_terms_see_the_estimate_alone() -> None:

@@ -89,7 +89,10 @@ def test_bounds_stay_and_their_calibration_goes(tmp_path: Path) -> None:
     assert "no longer calibrated" in printed
     weights = read_checkpoint(output)["network"]
     assert (weights["interval.factors"] == 1).all()
-    assert torch.equal(weights["interval.heads.0.0.weight"], content["network"]["interval.heads.0.0.weight"])
+    before, after = (w["interval.heads.0.0.weight"] for w in (content["network"], weights))
+    seen = before.shape[1]
+    assert torch.equal(after[:, :seen], before)
+    assert after.shape[1] == seen + 8 + 3 and not after[:, seen:].any(), "what they do not know yet"
     assert not any(name.startswith("members.0.interval") for name in weights)
 
 
