@@ -30,13 +30,14 @@ def can_widen(narrow: CascadeConfig, wide: CascadeConfig) -> bool:
     """Whether each stage of one network is in another, at least as wide and as deep.
 
     What normalises is excluded: more channels in a group change its mean. So are parts that no named network of such
-    stages has (the transformer, skips, refinement, confidence).
+    stages has (the transformer, skips, refinement, confidence), and the members of ensembles.
     """
     pairs = list(zip(narrow.stages, wide.stages, strict=False))
     same = ("lift", "encoder_channels", "encoder_norm_groups", "volume_channels", "fuse", "head_scale", "activation")
     none = ("fuse_norm_groups", "confidence", "transformer_layers", "refinement_blocks", "refinement", "skips")
     return (
         len(pairs) == len(narrow.stages)
+        and narrow.members == wide.members == 1
         and narrow.lift == "backprojection"
         and narrow.fuse == "before"
         and len(narrow.stages) - narrow.output_stages == len(wide.stages) - wide.output_stages

@@ -355,6 +355,7 @@ def plan(
     detector: Annotated[int | None, typer.Option(help="Pixels along each axis; the network's own by default.")] = None,
     checkpointing: Annotated[str | None, typer.Option(metavar="on|off", help="Recompute activations.")] = None,
     interval: Annotated[bool, typer.Option("--interval", help="With a lower and an upper bound.")] = False,
+    members: Annotated[int, typer.Option(min=1, help="Of an ensemble.")] = 1,
     gpu: Annotated[str | None, typer.Option(help='Memory to fit, such as "80 GiB".')] = None,
     samples: Annotated[int, typer.Option(min=0, help="Samples in an epoch; 0 leaves its time out.")] = 1000,
     throughput: Annotated[
@@ -381,7 +382,8 @@ def plan(
 
     switch = None if checkpointing is None else checkpointing == "on"
     settings = [
-        Settings(n, batch, precision, views, size, detector, switch, interval=interval) for n in names or [network]
+        Settings(name, batch, precision, views, size, detector, switch, interval=interval, members=members)
+        for name in names or [network]
     ]
     known = checkpoint or [path for name, path in shipped_networks().items() if compare and name in (names or ())]
     run_plan(settings, wide_console(), gpu, samples, throughput, known, markdown, json, compare)

@@ -121,8 +121,9 @@ def network_sentence(description: Mapping[str, Any]) -> str:
     seconds, vary = training_seconds(description), description.get("training", {}).get("vary", "off")
     how = "" if vary == "off" else f" and what variations {vary.replace('-', ' ')} make of them"
     long = "" if seconds is None else f", for {duration_text(seconds)}"
-    grid = geometry.grid
+    grid, members = geometry.grid, description["config"].get("members", 1)
+    joined = "" if members == 1 else f", an ensemble of {members}"
     return (
-        f"{description['name']}{shipped}, epoch {description.get('epoch', '?')}, "
+        f"{description['name']}{shipped}{joined}, epoch {description.get('epoch', '?')}, "
         f"trained on {patients} patients{how}{long}: {grid.size}³ voxels of {grid.spacing_mm:.3g} mm"
     )

@@ -40,6 +40,7 @@ class Settings:
         checkpointing: recompute activations; as the network has it by default.
         xray_channels: of the X-ray encoder's last level; as the network has them by default.
         interval: with bounds beside the estimate.
+        members: of an ensemble.
 
     Raises:
         InputError: for an unknown precision, or a number below 1. An unknown network or an impossible size is refused
@@ -55,6 +56,7 @@ class Settings:
     checkpointing: bool | None = None
     xray_channels: int | None = None
     interval: bool = False
+    members: int = 1
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -71,7 +73,7 @@ class Settings:
             InputError: as ``network_config``.
         """
         config = network_config(self.network, size=self.size, detector_size=self.detector)
-        changes: dict[str, Any] = {"interval": self.interval}
+        changes: dict[str, Any] = {"interval": self.interval, "members": self.members}
         if self.views != len(config.geometry.views):
             angles = [180 * i / self.views for i in range(self.views)]
             changes["geometry"] = BiplanarGeometry.from_angles(

@@ -188,8 +188,10 @@ def _parts(network: ProgressiveCascade) -> list[tuple[str, list[nn.Module]]]:
         parts.append(("skip fusion", [network.skip_fusion]))
     if len(network.refinement):
         parts.append(("refinement", list(network.refinement)))
-    parts += [(f"head of stage {network.first_output + i + 1}", [h]) for i, h in enumerate(network.outputs[:-1])]
-    parts.append(("head", [network.outputs[-1]]))
+    heads = [f"head of stage {network.first_output + i + 1}" for i in range(len(network.outputs) - 1)] + ["head"]
+    parts += [(name, [head]) for name, head in zip(heads, network.outputs, strict=True)]
+    if len(network.members):  # after the head whose volume they are averaged with
+        parts.insert(len(parts) - len(heads) + 1, ("further members", list(network.members)))
     return parts if network.interval is None else [*parts, ("interval", [network.interval])]
 
 

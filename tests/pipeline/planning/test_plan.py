@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,6 +44,17 @@ def test_plan_agrees_with_the_real_network():
 def test_the_first_designs_are_planned_with_their_own_optimiser():
     assert bundle_optimizer() is bundle_optimizer("cascade256") is Muon
     assert bundle_optimizer("direct256") is torch.optim.AdamW
+
+
+def test_the_members_of_an_ensemble_are_a_part_of_their_own():
+    alone, joined = (plan_network(replace(SMALL, network="cascade128", members=members)) for members in (1, 3))
+    parts = [stage.name for stage in joined.stages]
+    assert parts[parts.index("further members") - 1] == "head of stage 2"
+    (members,) = (stage for stage in joined.stages if stage.name == "further members")
+    coarsest = plan_config(replace(SMALL, network="cascade128").config().coarsest, SMALL.batch, SMALL.precision)
+    assert members.parameters == 2 * coarsest.parameters == joined.parameters - alone.parameters
+    assert members.forward_flops == 2 * coarsest.forward_flops == joined.forward_flops - alone.forward_flops
+    assert members.output[-3:] == (16, 16, 16)
 
 
 @pytest.mark.slow
