@@ -36,6 +36,7 @@ def make_run(folder: Path, name: str = "cascade64", seed: int = 0, interval: boo
     given = {
         "loss": {"terms": {"l1": 1.0, "reprojection": [0.1, {"_target_": "some"}]}},
         "batch_size": 1,
+        "num_workers": 1,
         "seed": seed,
         "freeze": ["encoder.*"],
         **config,

@@ -220,7 +220,9 @@ def _training(network: ShippedNetwork) -> Iterator[tuple[str, str]]:
     yield "epoch, step", f"{about.get('epoch', '?')}, {about.get('iteration', '?')}"
     if training["seconds"] is not None:
         on = f" on {training['processor']}" if training.get("processor") else ""
-        yield "time of its own training", f"{duration_text(training['seconds'])}{on}"
+        workers = training.get("workers") or 0
+        beside = f", beside {workers} process{'es' * (workers > 1)} that made samples" if workers else ""
+        yield "time of its own training", f"{duration_text(training['seconds'])}{on}{beside}"
     for before in began_with(training):
         since = training_seconds(before)
         long = "" if since is None else f", after {duration_text(since)}"

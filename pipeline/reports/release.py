@@ -171,10 +171,11 @@ def training_facts(checkpoint: Path, description: Mapping[str, Any]) -> dict[str
     run = Run(folder, folder / "evaluation", checkpoint, dict(description), folder.name)
     rows = [row for row in run.phase("training") if row["epoch"] <= description.get("epoch", 0)]
     config = run.config
-    terms = config.get("loss", {}).get("terms", {})
+    terms, workers = config.get("loss", {}).get("terms", {}), config.get("num_workers")  # an expression by default
     return {
         "seconds": sum(row["seconds"] for row in rows) if rows else None,
         "processor": description.get("processor"),
+        "workers": workers if isinstance(workers, int) else None,
         "seed": config.get("seed"),
         "vary": config.get("vary", "off"),
         "films": config.get("render") is not None or config.get("augmentation") is not None,

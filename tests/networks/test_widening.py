@@ -97,6 +97,7 @@ def test_grown_and_widened_at_once() -> None:
     [
         ({}, {"encoder_channels": (8, 16, 24, 48)}),
         ({}, {"volume_channels": 48}),
+        ({"members": 2}, {"members": 2}),
         ({"transformer_layers": 1}, {"transformer_layers": 1}),
         ({}, {"stages": [{"channels": 64, "scale": 1}, {"channels": 32}]}),  # those are normalised
         ({}, {"stages": [{"channels": 16, "scale": 1, "norm_groups": 0}, {"channels": 16, "norm_groups": 0}]}),

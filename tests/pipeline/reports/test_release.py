@@ -146,6 +146,7 @@ def test_the_members_of_an_ensemble_are_told_with_their_time(run: Path, bundle: 
     card = (bundle / "models" / "README.md").read_text()
     assert "those of 2 further networks of the same recipe, trained for 30 s and 30 s" in card
     assert "patients are varied: between patients" in card, "the first one's recipe"
+    assert ", beside 1 process that made samples" in card
     # a finer network that begins with them
     finer = make_run(tmp_path / "finer", "cascade128", transfer_from=str(joined))
     release(finer, "cascade128", bundle)
