@@ -121,6 +121,7 @@ def train(
 ) -> None:
     """Train a network on a data set: train.yaml, networks/<NETWORK>.yaml and recipes; under torchrun, on all GPUs."""
     from drr2ct.networks import network_config
+    from drr2ct.pipeline.checkpoints.files import read_checkpoint
     from drr2ct.pipeline.checkpoints.shipped import chosen_weights
     from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
     from drr2ct.pipeline.running.distributed import world_size
@@ -142,7 +143,11 @@ def train(
             raise InputError(
                 f"the shipped network {model} cannot be begun with besides --grow or transfer_from; give one of them."
             )
-        settings["transfer_from"] = chosen_weights(model=model)
+        settings["transfer_from"] = weights = chosen_weights(model=model)
+        if "interval" not in (recipes or []):  # that recipe takes the checkpoint's own network
+            settings.setdefault(
+                "network_def#members", read_checkpoint(weights)["description"]["config"].get("members", 1)
+            )
     if grow is None:
         run_bundle(configs, settings)
     else:

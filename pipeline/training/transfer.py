@@ -130,6 +130,12 @@ def _transfer_from(network: nn.Module, path: Path) -> Transfer:
         )
     if is_main_process():
         print("\n".join([f"weights from {path}:", *transfer.summary()]))
+        if any(name.startswith("members.") for name in transfer.unused):
+            logger.warning(
+                "%s is an ensemble, of which this network takes the first member alone; "
+                "network_def#members=%d takes all",
+                *(path, content["description"]["config"]["members"]),
+            )
     return transfer
 
 

@@ -17,6 +17,7 @@ from monai.data import load_net_with_metadata
 from rich.console import Console
 
 from drr2ct.pipeline.checkpoints import shipped
+from drr2ct.pipeline.checkpoints.ensemble import join
 from drr2ct.pipeline.checkpoints.files import read_checkpoint, weights_sha256
 from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.demo_unseen import reconstruct_unseen
@@ -91,6 +92,30 @@ def test_a_training_begins_with_a_shipped_network(
     for other in ("--grow=1:1", "--set=transfer_from=a.pt"):
         assert_one_sentence(command("train", dataset, *run, other), "cannot be begun with besides --grow or")
     assert_one_sentence(command("train", dataset, *run[:2], "--model=cascade128"), "is not shipped here")
+
+
+@pytest.mark.slow
+def test_a_training_begins_with_all_members_of_a_shipped_ensemble(
+    caplog, command, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_bundle(tmp_path / "bundle")
+    paths = [make_run(tmp_path / f"{seed}", seed=seed) / "checkpoints" / "best_psnr.pt" for seed in (0, 1)]
+    join(paths[0], paths[1:], tmp_path / "joined.pt")
+    release(tmp_path / "joined.pt", "cascade64", root)
+    monkeypatch.setattr(shipped, "models_folder", lambda root_=None: root / "models")
+    before = read_checkpoint(root / "models" / "cascade64.safetensors")["network"]
+    still = ("learning_rate=0.0", "lr_scheduler#eta_min=0.0", "precision=fp32")
+    recipes = {"whole": (), "frozen": ("--recipe=freeze", "--set=freeze=[members.*]"), "bounds": ("--recipe=interval",)}
+    for name, options in recipes.items():
+        run = [f"--output={tmp_path / name}", "--network=cascade64", "--model=cascade64", "--epochs=1", *options]
+        status, said = command("train", dataset, *run, *(f"--set={key}" for key in still))
+        assert status == 0, said
+        after = read_checkpoint(tmp_path / name / "checkpoints" / "last.pt")["network"]
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+        assert {key.split(".")[0] for key in after.keys() - before.keys()} == (
+            {"interval"} if name == "bounds" else set()
+        )
+    assert "first member alone" not in caplog.text
 
 
 def test_reconstruct_takes_the_shipped_network_and_says_so(capsys, weights: Path, pair, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def radiographs(pixels: int) -> torch.Tensor:
     return torch.rand(1, 2, pixels, pixels, generator=torch.Generator().manual_seed(1))
 
 
-def test_it_gives_the_mean_and_says_whom_its_members_saw(tmp_path: Path) -> None:
+def test_it_gives_the_mean_and_says_whom_its_members_saw(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = [saved(tmp_path / f"{seed}.pt", seed, (f"p{seed}", "p8")[: 1 + seed]) for seed in (0, 1)]
     output = tmp_path / "joined.pt"
     printed = CliRunner().invoke(cli.app, ["join", *map(str, paths), "--output", str(output)]).stdout
@@ -64,6 +64,9 @@ def test_it_gives_the_mean_and_says_whom_its_members_saw(tmp_path: Path) -> None
     begun = create_network("cascade64", **{**SMALL, "stages": STAGES, "members": 3})
     transfer_weights(begun, tmp_path / "three.pt")
     assert torch.equal(begun.eval()(x), load_network(tmp_path / "three.pt")(x))
+    assert not caplog.messages
+    transfer_weights(create_network("cascade64", **{**SMALL, "stages": STAGES}), tmp_path / "three.pt")
+    assert "the first member alone; network_def#members=3 takes all" in caplog.text
 
 
 def test_finer_stages_add_to_the_mean_of_coarser_networks(tmp_path: Path) -> None:
