@@ -99,4 +99,6 @@ def _seen_alike(config: CascadeConfig) -> CascadeConfig:
     """A configuration as if it took radiographs as small as it halves them, and trained as all do."""
     rows, columns = (pixels >> config.halve_radiographs for pixels in config.geometry.detector_size)
     geometry = config.geometry.resized(detector_size=(rows, columns))
+    views = tuple(replace(view, pixel_pitch_mm=round(view.pixel_pitch_mm, 6)) for view in geometry.views)
+    geometry = replace(geometry, views=views)  # a pitch that was divided is not to the last digit one that was not
     return replace(config, geometry=geometry, halve_radiographs=0, checkpointing=False, channels_last=False)

@@ -69,6 +69,21 @@ def test_it_gives_the_mean_and_says_whom_its_members_saw(tmp_path: Path, caplog:
     assert "the first member alone; network_def#members=3 takes all" in caplog.text
 
 
+def test_every_named_cascade_takes_a_cascade64(tmp_path: Path) -> None:
+    """Whose pixels are a half and a quarter as wide, but for rounding."""
+    paths = {}
+    for name in ("cascade64", "cascade128", "cascade256"):
+        torch.manual_seed(len(name))
+        network = create_network(name)
+        about = describe(network, name, "cube", {"training": [], "validation": []})
+        paths[name] = write_checkpoint(tmp_path / f"{name}.pt", {"network": network.state_dict(), "description": about})
+    torch.manual_seed(1)
+    other = create_network("cascade64")
+    write_checkpoint(paths["cascade64"], {**read_checkpoint(paths["cascade64"]), "network": other.state_dict()})
+    for name in ("cascade128", "cascade256"):
+        assert join(paths[name], [paths["cascade64"]], tmp_path / f"joined_{name}.pt").members == 2
+
+
 def test_finer_stages_add_to_the_mean_of_coarser_networks(tmp_path: Path) -> None:
     base, other = finer(tmp_path / "fine.pt", 0), saved(tmp_path / "coarse.pt", 1)
     join(base, [other], tmp_path / "joined.pt")
