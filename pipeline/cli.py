@@ -18,6 +18,7 @@ from rich.console import Console
 
 from drr2ct.pipeline.running.arguments import refuse_ignored, refuse_unused_split
 from drr2ct.pipeline.running.console import print_rows, wide_console
+from drr2ct.pipeline.running.plain import typed_value
 from drr2ct.pipeline.running.startup import importing, start_lightly
 from drr2ct.transforms.files import refuse_unwritable
 from drr2ct.transforms.validation import InputError, existing_file
@@ -65,7 +66,7 @@ def parse_overrides(assignments: list[str] | None) -> dict[str, Any]:
         if not equals:
             raise InputError(f"--set {assignment} is not KEY=VALUE.")
         try:
-            values[key] = yaml.safe_load(value)
+            values[key] = typed_value(value)
         except yaml.YAMLError as error:
             raise InputError(f"--set {assignment}: the value is not YAML; quote it or close its brackets.") from error
     return values

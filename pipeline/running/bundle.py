@@ -25,7 +25,7 @@ from monai.utils import set_determinism
 
 from drr2ct.pipeline.running.distributed import is_main_process, refuse_lonely_processes
 from drr2ct.pipeline.running.faults import MachineFaultError, causes, explain_fault
-from drr2ct.pipeline.running.plain import paths_as_data
+from drr2ct.pipeline.running.plain import paths_as_data, typed_value
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError
 
@@ -154,10 +154,10 @@ def command_line(arguments: Sequence[str]) -> Given:
     for argument in arguments:
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
-            values[key] = yaml.safe_load(value) if equals else True
+            values[key] = typed_value(value) if equals else True
             pending = None if equals else key
         elif pending is not None:
-            values[pending] = yaml.safe_load(argument)
+            values[pending] = typed_value(argument)
             pending = None
     # Python Fire, which MONAI's command line is made with, takes hyphens too
     values = {name if (name := key.replace("-", "_")) in _RUN_ARGUMENTS else key: v for key, v in values.items()}

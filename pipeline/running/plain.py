@@ -1,13 +1,26 @@
-"""Paths and names as plain data in a configuration, whose text MONAI reads as expressions, macros and references."""
+"""What is typed as plain data in a configuration, whose text MONAI reads as expressions, macros and references."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import PurePath
 from typing import Any
 
+import yaml
+
+_POWER_OF_TEN = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 _SIGNS = "#$%@"
 """Of keys, expressions, macros and references."""
+
+
+def typed_value(text: str) -> Any:
+    """What a word of a command line says, read as YAML; 1e-3 is a number, as for everybody but YAML 1.1.
+
+    Raises:
+        yaml.YAMLError: if it is not YAML.
+    """
+    return float(text) if _POWER_OF_TEN.fullmatch(text.strip()) else yaml.safe_load(text)
 
 
 def as_data(value: Any) -> Any:

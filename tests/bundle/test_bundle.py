@@ -136,11 +136,17 @@ def test_the_command_line_is_read_as_monai_reads_it() -> None:
         "--train#trainer#max_epochs",
         "10",
         "--seed=3",
+        "--learning_rate=1e-3",
+        "--max_gradient_norm",
+        "2E+1",
         "--logging_file",
         "l",
     ]
     found = command_line(arguments)
-    assert (found.config_files, found.overrides) == (["a.yaml", "b.yaml"], {"train#trainer#max_epochs": 10, "seed": 3})
+    assert (found.config_files, found.overrides) == (
+        ["a.yaml", "b.yaml"],
+        {"train#trainer#max_epochs": 10, "seed": 3, "learning_rate": 0.001, "max_gradient_norm": 20.0},
+    )
 
 
 def test_an_arguments_file_and_tracking_are_checked_and_kept(

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser
 
-from drr2ct.pipeline.running.plain import as_data, as_text, paths_as_data
+from drr2ct.pipeline.running.plain import as_data, as_text, paths_as_data, typed_value
 
 NAMES = [
     "jane",
@@ -65,3 +65,22 @@ def test_of_paths_alone_text_is_monais() -> None:
 def test_expressions_of_others_stay_expressions() -> None:
     for text in ("$@bundle_root + '/x'", "$1", "plain", 4, None):
         assert as_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("-2E+1", -20.0),
+        ("1.0e-3", 0.001),
+        ("3", 3),
+        ("true", True),
+        ("null", None),
+        ("1e", "1e"),
+        ("p1e-3", "p1e-3"),
+        ("'1e-3'", "1e-3"),
+        ("[a, b]", ["a", "b"]),
+    ],
+)
+def test_a_word_is_the_value_that_it_says(text: str, value: object) -> None:
+    assert typed_value(text) == value and type(typed_value(text)) is type(value)
