@@ -86,6 +86,12 @@ class Stage(nn.Module):
         return x if self.fuse_before else recomputed(self.fusion, x, maps)
 
 
+def mean_and_spread(volumes: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Of the members' volumes: their mean, in their type, and their standard deviation, in float32 and detached."""
+    stacked = torch.stack(volumes).float()  # they differ by less than bfloat16 tells apart
+    return stacked.mean(dim=0).to(volumes[0].dtype), stacked.detach().std(dim=0, correction=0)
+
+
 class ProgressiveCascade(nn.Module):
     """Radiographs in, one CT volume out, grown from a learned volume by stages that each take the X-rays in.
 
@@ -262,9 +268,7 @@ class ProgressiveCascade(nn.Module):
                 other = member(x)
                 assert isinstance(other, Tensor)  # it has no bounds
                 volumes.append(other)
-            stacked = torch.stack(volumes).float()  # members differ by less than bfloat16 tells apart
-            first = stacked.mean(dim=0).to(first.dtype)
-            spread = stacked.detach().std(dim=0, correction=0)
+            first, spread = mean_and_spread(volumes)
         total = first
         for i, (output, enlarge) in enumerate(zip(self.outputs, self.enlarge)):  # noqa: B905 (TorchScript)
             total = enlarge(first if i == 0 else total + output(given[i]))
