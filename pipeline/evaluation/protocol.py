@@ -97,6 +97,7 @@ def model_facts(
         "epoch": description.get("epoch"),
         "mode": description["mode"],
         "geometry": description["config"]["geometry"],
+        "members": description["config"].get("members", 1),
         "trained_on": len(description["patients"].get("training", [])),
         "calibrated_on": len(description["interval"]["patients"]) if "interval" in description else None,
     }

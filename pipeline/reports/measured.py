@@ -156,8 +156,9 @@ def add_left_out(
             f"evaluation {folder} is not of another {description['name']} of the same geometry, which was trained "
             "without its patients."
         )
+    about = {"weights_sha256": model["weights_sha256"], "trained_for": trained_for, "members": model.get("members", 1)}
     for patient, entry in _entries(Path(folder)).items():
-        measured.left_out[patient] = {"weights_sha256": model["weights_sha256"], "trained_for": trained_for, **entry}
+        measured.left_out[patient] = {**about, **entry}
 
 
 def add_robustness(measured: Measured, folder: str | Path) -> None:

@@ -149,7 +149,14 @@ class ShippedNetwork:
             long = listed(heads, "or") + commas[0] + tails[0] if len(set(tails)) == 1 else listed(sorted(times), "or")
             shipped = training_seconds(self.description)
             own = "" if shipped is None else f" (the shipped one: {duration_text(shipped)})"
-            kind = f"{networks} network{'s' * (networks != 1)} of the recipe of {self.name}"
+            members = {entry.get("members", 1) for entry in self.measured.left_out.values()}
+            ensemble = self.description["config"].get("members", 1)
+            of = (
+                ""
+                if members == {ensemble}
+                else f", of {listed(sorted(map(str, members)), 'or')} instead of {ensemble} members"
+            )
+            kind = f"{networks} network{'s' * (networks != 1)} of the recipe of {self.name}{of}"
             title = f"Left out: {kind}, each judged on others' patients; trained for {long}{own}"
             found.append(_figures_table(title, self.measured.left_out))
         if self.measured.robustness is not None:

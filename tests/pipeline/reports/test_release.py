@@ -140,13 +140,17 @@ def test_the_members_of_an_ensemble_are_told_with_their_time(run: Path, bundle: 
     first, *others = (folder / "checkpoints" / "best_psnr.pt" for folder in runs)
     joined = tmp_path / "joined.pt"
     join(first, others, joined)
-    release(joined, "cascade64", bundle)
+    left_out = make_evaluation(tmp_path / "left_out", model_of(others[0]), {"new": {"psnr": 21.0}})
+    release(run, "cascade64", bundle, left_out=[left_out])
+    assert "1 network of the recipe of cascade64, each judged" in (bundle / "models" / "README.md").read_text()
+    release(joined, "cascade64", bundle, same_recipe=True)
     about = read_checkpoint(bundle / "models" / "cascade64.safetensors")["description"]
     assert training_seconds(about) == 90
     card = (bundle / "models" / "README.md").read_text()
     assert "those of 2 further networks of the same recipe, trained for 30 s and 30 s" in card
     assert "patients are varied: between patients" in card, "the first one's recipe"
     assert ", beside 1 process that made samples" in card
+    assert "1 network of the recipe of cascade64, of 1 instead of 3 members, each judged" in card
     # a finer network that begins with them
     finer = make_run(tmp_path / "finer", "cascade128", transfer_from=str(joined))
     release(finer, "cascade128", bundle)
