@@ -234,7 +234,7 @@ def _training(network: ShippedNetwork) -> Iterator[tuple[str, str]]:
         since = training_seconds(before)
         long = "" if since is None else f", after {duration_text(since)}"
         yield "began with the weights of", f"{before['name'] or 'a training whose record is gone'}{long}"
-    if others := training.get("joined_with"):
+    if others := _further_members(training):
         known = [duration_text(seconds) for other in others if (seconds := training_seconds(other)) is not None]
         long = f", trained for {listed(known, 'and')}" if len(known) == len(others) else ""
         more = "another network" if len(others) == 1 else f"{len(others)} further networks"
@@ -257,6 +257,14 @@ def _training(network: ShippedNetwork) -> Iterator[tuple[str, str]]:
             "last validation in training",
             ", ".join(f"{name} {value:.4g}" for name, value in sorted(about["metrics"].items())),
         )
+
+
+def _further_members(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of an ensemble, the trainings of all members but the first, which may have joined before the last training."""
+    found = list(training.get("joined_with", []))
+    for before in began_with(training):
+        found += _further_members(before["training"])
+    return found
 
 
 def _calibration_text(calibration: Mapping[str, Any]) -> str:

@@ -155,6 +155,8 @@ def test_the_members_of_an_ensemble_are_told_with_their_time(run: Path, bundle: 
     finer = make_run(tmp_path / "finer", "cascade128", transfer_from=str(joined))
     release(finer, "cascade128", bundle)
     assert training_seconds(read_checkpoint(bundle / "models" / "cascade128.safetensors")["description"]) == 120
+    card = (bundle / "models" / "README.md").read_text()
+    assert card.count("those of 2 further networks of the same recipe, trained for 30 s and 30 s") == 2
 
 
 def test_the_finest_network_is_monais(run: Path, bundle: Path, tmp_path: Path) -> None:
