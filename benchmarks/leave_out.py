@@ -1,7 +1,7 @@
 """The shipped networks' recipe on patients left out: for each group of patients, networks trained on all the others.
 
 python benchmarks/leave_out.py CTS --output DIR --seconds cascade64=1800 cascade128=400 [--groups 4] [--only 0 1]
-    [--begin CHECKPOINTS] [--members 1] [--registration DIR] [--seed 0]
+    [--begin CHECKPOINTS] [--members films rendered] [--registration DIR] [--seed 0]
 
 CTS is a folder of patient folders; the sample CT of the package joins them. For each group, networks are trained up the
 cascade by configs/recipes/shipped.yaml, each beginning with the one before, for the given times on one CPU thread, and
@@ -10,10 +10,11 @@ last weights. With --begin, the first of them begins with CHECKPOINTS/<group>.pt
 left out of. --only trains some groups now; a finer network for a few of them is another call, in another
 folder, whose --begin holds the coarser ones.
 
---members 2 trains the coarsest network of each group once more, from the next seed, joins it with each network of the
-group (drr2ct join), whose finer stages are not trained again, and judges that too; with 3, twice more.
+--members films rendered trains the coarsest network of each group twice more, from the next seeds: as the first, and
+without films, on radiographs as they are rendered. They are joined with each network of the group (drr2ct join), whose
+finer stages are not trained again, and what comes of that is judged too.
 
-Writes DIR/group-<number>/<network>/run and …/evaluation (<network>-of-<members> for those that were joined), and
+Writes DIR/group-<number>/<network>/run and …/evaluation (<network>-with-<members> for those that were joined), and
 prints a table of all that is there. What is finished is not made again, and a training goes on where it was stopped.
 `drr2ct release NAME --left-out` takes the evaluations into the model card.
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from drr2ct.pipeline.running.console import wide_console
 from drr2ct.transforms.files import write_json
 
 RECIPES = ("films", "time_budget", "shipped", "weight_average")
+MEMBERS = {"films": RECIPES, "rendered": tuple(name for name in RECIPES if name != "films")}
+"""Kinds of an ensemble's further members, and their recipes."""
 VARIATIONS = {"cascade64": 10, "cascade128": 4, "cascade256": 2}
 """Of each patient in an epoch."""
 DECAY = {"cascade64": 0.995, "cascade128": 0.98, "cascade256": 0.95}
@@ -70,6 +73,7 @@ def train(
     before: Path | None,
     registration: Path,
     seed: int,
+    recipes: Sequence[str] = RECIPES,
 ) -> None:
     """A network of everybody but a group."""
     settings: dict[str, Any] = {
@@ -87,7 +91,7 @@ def train(
         "variations": VARIATIONS[network],
         "average_decay": DECAY[network],
     }
-    names = [f"networks/{network}", "vary", *(f"recipes/{name}" for name in RECIPES)]
+    names = [f"networks/{network}", "vary", *(f"recipes/{name}" for name in recipes)]
     if network in FROZEN:
         names.append("recipes/freeze")
         settings["freeze"] = FROZEN[network]
@@ -127,15 +131,16 @@ def judge_joined(
 ) -> None:
     """Train a group's further members, and judge what they make of its networks."""
     place, coarsest, members = arguments.output / f"group-{number}", next(iter(seconds)), []
-    for member in range(1, arguments.members):
-        members.append(place / "members" / str(member) / "checkpoints" / "last.pt")
-        if not (done := place / "members" / f"{member}.done").exists():
-            print(f"group {number}, {coarsest}, member {member}", flush=True)
-            run, seed = done.with_suffix(""), arguments.seed + member
-            train(coarsest, run, data, group, seconds[coarsest], None, registration, seed)
+    for member, kind in enumerate(arguments.members, start=1):
+        run = place / "members" / f"{kind}-{member}"
+        members.append(run / "checkpoints" / "last.pt")
+        if not (done := run.with_name(f"{run.name}.done")).exists():
+            print(f"group {number}, {coarsest}, member {run.name}", flush=True)
+            seed = arguments.seed + member
+            train(coarsest, run, data, group, seconds[coarsest], None, registration, seed, MEMBERS[kind])
             done.touch()
     for network in seconds if members else ():
-        folder = place / f"{network}-of-{arguments.members}"
+        folder = place / "-".join([network, "with", *arguments.members])
         if not (folder / "evaluation" / "baselines.json").exists():
             join(place / network / "run" / "checkpoints" / "last.pt", members, folder / "network.pt", overwrite=True)
             evaluate(folder / "network.pt", folder / "evaluation", data, cts, group)
@@ -147,7 +152,7 @@ def print_table(output: Path, networks: list[str]) -> None:
     table.add_column("network")
     for column in ("patients", *COLUMNS, "gain, dB", "least gain"):
         table.add_column(column, justify="right")
-    joined = {path.name for network in networks for path in output.glob(f"group-*/{network}-of-*")}
+    joined = {path.name for network in networks for path in output.glob(f"group-*/{network}-with-*")}
     for network in [*networks, *sorted(joined)]:
         found: dict[str, dict[str, dict[str, float]]] = {}
         for folder in sorted(output.glob(f"group-*/{network}/evaluation")):
@@ -178,7 +183,7 @@ def main() -> None:
     parser.add_argument(
         "--begin", type=Path, help="folder of checkpoints <group>.pt that the first network begins with"
     )
-    parser.add_argument("--members", type=int, default=1, help="networks to average the coarsest volume of")
+    parser.add_argument("--members", nargs="+", choices=MEMBERS, default=[], help="more networks to average with")
     parser.add_argument("--registration", type=Path, help="where registrations are kept; default: in the output folder")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
