@@ -20,6 +20,7 @@ from drr2ct.networks.encoder import PyramidEncoder, StackedEncoder, pyramid_leve
 from drr2ct.networks.interval import IntervalHead, OnPlanes
 from drr2ct.networks.lifting import BackprojectionLift, BroadcastLift, ConfidenceLift
 from drr2ct.networks.recompute import recomputed, recording
+from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 
 
@@ -84,6 +85,19 @@ class Stage(nn.Module):
         for block in self.blocks:
             x = recomputed(block, x)
         return x if self.fuse_before else recomputed(self.fusion, x, maps)
+
+
+@torch.jit.unused
+def _checked(x: Tensor, geometry: BiplanarGeometry) -> Tensor:
+    """Radiographs without metadata: the affine of a radiograph is not that of the volume."""
+    views, (rows, columns) = len(geometry.views), geometry.detector_size
+    if x.ndim != 4 or tuple(x.shape[1:]) != (views, rows, columns):
+        names = ", ".join(view.name for view in geometry.views)
+        raise InputError(
+            f"radiographs of shape {tuple(x.shape)} do not fit the network's geometry; it takes (batch, {views}, "
+            f"{rows}, {columns}), the views {names}: resample them, or create the network for their geometry."
+        )
+    return x.as_tensor() if isinstance(x, MetaTensor) else x
 
 
 def mean_and_spread(volumes: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -241,7 +255,7 @@ class ProgressiveCascade(nn.Module):
         """(batch, views, H, W) → (batch, 1, N, N, N); with an interval 3 channels, in training :class:`OnPlanes`."""
         if not torch.jit.is_scripting():  # noqa: SIM102
             if not torch.jit.is_tracing():
-                x = self._checked(x)
+                x = _checked(x, self.config.geometry)
         maps: list[Tensor] = self.encoder(x)
         for encoder in self.fine_encoders:
             maps.append(encoder(x)[0])  # noqa: PERF401 (TorchScript)
@@ -284,15 +298,3 @@ class ProgressiveCascade(nn.Module):
         for part in self.refinement:
             volume = part(volume)
         return volume
-
-    @torch.jit.unused
-    def _checked(self, x: Tensor) -> Tensor:
-        views, (rows, columns) = len(self.config.geometry.views), self.config.geometry.detector_size
-        if x.ndim != 4 or tuple(x.shape[1:]) != (views, rows, columns):
-            names = ", ".join(view.name for view in self.config.geometry.views)
-            raise InputError(
-                f"radiographs of shape {tuple(x.shape)} do not fit the network's geometry; it takes (batch, {views}, "
-                f"{rows}, {columns}), the views {names}: resample them, or create the network for their geometry."
-            )
-        # the affine of a radiograph is not that of the volume
-        return x.as_tensor() if isinstance(x, MetaTensor) else x

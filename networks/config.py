@@ -170,8 +170,7 @@ class CascadeConfig:
                 f"output_stages is {self.output_stages}; it must be between 1 and {len(self.stages)} stages."
             )
         whole_number("members", self.members, 1)
-        if self.halve_radiographs < 0:
-            raise InputError(f"halve_radiographs is {self.halve_radiographs}; it must be at least 0.")
+        whole_number("halve_radiographs", self.halve_radiographs, 0)
         if self.lift == "broadcast" and self.halve_radiographs:
             raise InputError("halve_radiographs needs lift backprojection, not broadcast.")
         if self.output_stages > 1 and self.lift == "broadcast":
@@ -214,8 +213,7 @@ class CascadeConfig:
     def first_stages(self, count: int) -> "CascadeConfig":
         """The first stages with their head: a network of its own, whose volume is the grid's cube in larger voxels.
 
-        It takes the same radiographs, and its layers have the names and, but for the head and what the last encoder
-        level is made from, the shapes that they have in the whole network.
+        It takes the same radiographs, and shares the names of layers and, but for the head, most of their shapes.
 
         Raises:
             InputError: for a number of stages that there are not.
