@@ -156,6 +156,8 @@ def print_table(output: Path, networks: list[str]) -> None:
     for network in [*networks, *sorted(joined)]:
         found: dict[str, dict[str, dict[str, float]]] = {}
         for folder in sorted(output.glob(f"group-*/{network}/evaluation")):
+            if not (folder / "baselines.json").exists():  # under way, in another process
+                continue
             found.setdefault(network, {}).update(read_patients(folder))
             for name, records in json.loads((folder / "baselines.json").read_text())["baselines"].items():
                 found.setdefault(name, {}).update({r["patient"]: r["figures"] for r in records["patients"]})
