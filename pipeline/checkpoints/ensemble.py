@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from drr2ct.networks import CascadeConfig, ProgressiveCascade
 from drr2ct.networks.interval import interval_heads
@@ -36,8 +36,8 @@ def join(first: str | Path, others: Sequence[str | Path], output: str | Path, ov
         What the network is built from.
 
     Raises:
-        InputError: without others, for one with other first stages, or the same weights twice, or files that cannot be
-            used.
+        InputError: without others, for one with other first stages or another mode, or the same weights twice, or files
+            that cannot be used.
     """
     output = Path(output)
     if output.suffix == RELEASE_SUFFIX or not output.suffix:
@@ -47,10 +47,16 @@ def join(first: str | Path, others: Sequence[str | Path], output: str | Path, ov
         raise InputError("an ensemble is of two networks or more; give a second checkpoint.")
     refuse_to_replace(output, overwrite, paths)
     network = load_network(paths[0])
+    before = read_checkpoint(paths[0])["description"]
     weights, config = dict(network.state_dict()), network.config
-    alike = {weights_sha256(_of_coarsest(network)): paths[0]}
+    alike = {weights_sha256(part): paths[0] for part in (_of_coarsest(network), *map(_of_coarsest, network.members))}
     for path in paths[1:]:
         other = load_network(path)
+        if (mode := read_checkpoint(path)["description"]["mode"]) != before["mode"]:
+            raise InputError(
+                f"checkpoint {path} was trained with mode={mode}, {paths[0]} with mode={before['mode']}: their volumes "
+                "are of different scales; join networks of one mode."
+            )
         if other.config.members > 1:
             raise InputError(f"checkpoint {path} is an ensemble itself; give the networks that it was joined of.")
         if _seen_alike(other.config.coarsest) != _seen_alike(config.coarsest):
@@ -67,7 +73,6 @@ def join(first: str | Path, others: Sequence[str | Path], output: str | Path, ov
     joined.load_state_dict(weights | _bounds_blind_to_spread(joined, weights))
     for head in interval_heads(joined):
         head.reset_calibration()
-    before = read_checkpoint(paths[0])["description"]
     about = {key: value for key, value in before.items() if key not in ("interval", "training", "released")}
     about |= describe(joined, before["name"], before["mode"], {}, paths)
     seen = set(about["patients"]["training"])
@@ -78,8 +83,9 @@ def join(first: str | Path, others: Sequence[str | Path], output: str | Path, ov
     return config
 
 
-def _of_coarsest(network: ProgressiveCascade) -> dict[str, Tensor]:
+def _of_coarsest(network: nn.Module) -> dict[str, Tensor]:
     """The weights that make a network's first volume, by the names that they have in a network of their own."""
+    assert isinstance(network, ProgressiveCascade)  # a list of modules does not say so
     with torch.device("meta"):
         names = ProgressiveCascade(network.config.coarsest).state_dict().keys()
     return {name: value for name, value in network.state_dict().items() if name in names}

@@ -130,9 +130,13 @@ def test_what_cannot_be_joined(tmp_path: Path) -> None:
     wider = [{**STAGES[0], "channels": 16}, STAGES[1]]
     refused("other layers, or of another geometry", saved(tmp_path / "wide.pt", 1, stages=wider))
     refused("other layers, or of another geometry", saved(tmp_path / "pixels.pt", 1, detector_size=32))
+    content = read_checkpoint(other)
+    resized = {**content, "description": {**content["description"], "mode": "resize"}}
+    refused("different scales", write_checkpoint(tmp_path / "resized.pt", resized))
     refused("drr2ct release", other, to=tmp_path / "joined.safetensors")
     refused("0.pt", other, to=base)
     refused("does not exist", tmp_path / "none.pt")
     join(base, [other], output)
     refused("exists", other)
+    refused("the same first stages", other, first=output, to=tmp_path / "more.pt")
     refused("an ensemble itself", output, first=saved(tmp_path / "2.pt", 2), to=tmp_path / "more.pt")
