@@ -152,8 +152,8 @@ def print_table(output: Path, networks: list[str]) -> None:
     table.add_column("network")
     for column in ("patients", *COLUMNS, "gain, dB", "least gain"):
         table.add_column(column, justify="right")
-    joined = {path.name for network in networks for path in output.glob(f"group-*/{network}-with-*")}
-    for network in [*networks, *sorted(joined)]:
+    ensembles = {path.name for network in networks for path in output.glob(f"group-*/{network}-with-*")}
+    for network in [*networks, *sorted(ensembles)]:
         found: dict[str, dict[str, dict[str, float]]] = {}
         for folder in sorted(output.glob(f"group-*/{network}/evaluation")):
             if not (folder / "baselines.json").exists():  # under way, in another process

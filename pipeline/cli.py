@@ -122,6 +122,7 @@ def train(
 ) -> None:
     """Train a network on a data set: train.yaml, networks/<NETWORK>.yaml and recipes; under torchrun, on all GPUs."""
     from drr2ct.networks import network_config
+    from drr2ct.pipeline.checkpoints.description import members_of
     from drr2ct.pipeline.checkpoints.files import read_checkpoint
     from drr2ct.pipeline.checkpoints.shipped import chosen_weights
     from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
@@ -146,9 +147,7 @@ def train(
             )
         settings["transfer_from"] = weights = chosen_weights(model=model)
         if "interval" not in (recipes or []):  # that recipe takes the checkpoint's own network
-            settings.setdefault(
-                "network_def#members", read_checkpoint(weights)["description"]["config"].get("members", 1)
-            )
+            settings.setdefault("network_def#members", members_of(read_checkpoint(weights)["description"]))
     if grow is None:
         run_bundle(configs, settings)
     else:

@@ -113,6 +113,11 @@ def training_runs(description: Mapping[str, Any]) -> dict[str, float | None]:
     return found
 
 
+def members_of(description: Mapping[str, Any]) -> int:
+    """Of how many networks the first volume is the mean; of 1 where a description is older than ensembles."""
+    return int(description["config"].get("members", 1))
+
+
 def network_sentence(description: Mapping[str, Any]) -> str:
     """Which network it is, and how and how long it was trained, in one line for the terminal."""
     geometry = BiplanarGeometry.from_dict(description["config"]["geometry"])
@@ -121,7 +126,7 @@ def network_sentence(description: Mapping[str, Any]) -> str:
     seconds, vary = training_seconds(description), description.get("training", {}).get("vary", "off")
     how = "" if vary == "off" else f" and what variations {vary.replace('-', ' ')} make of them"
     long = "" if seconds is None else f", for {duration_text(seconds)}"
-    grid, members = geometry.grid, description["config"].get("members", 1)
+    grid, members = geometry.grid, members_of(description)
     joined = "" if members == 1 else f", an ensemble of {members}"
     return (
         f"{description['name']}{shipped}{joined}, epoch {description.get('epoch', '?')}, "

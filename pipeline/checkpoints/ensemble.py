@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from drr2ct.networks import CascadeConfig, ProgressiveCascade
 from drr2ct.networks.interval import interval_heads
 from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import RELEASE_SUFFIX, read_checkpoint, weights_sha256, write_checkpoint
-from drr2ct.pipeline.checkpoints.networks import load_network
+from drr2ct.pipeline.checkpoints.networks import load_weights, network_of
 from drr2ct.transforms.files import refuse_to_replace
 from drr2ct.transforms.validation import InputError
 
@@ -46,13 +47,12 @@ def join(first: str | Path, others: Sequence[str | Path], output: str | Path, ov
     if not others:
         raise InputError("an ensemble is of two networks or more; give a second checkpoint.")
     refuse_to_replace(output, overwrite, paths)
-    network = load_network(paths[0])
-    before = read_checkpoint(paths[0])["description"]
+    network, before = _read(paths[0])
     weights, config = dict(network.state_dict()), network.config
     alike = {weights_sha256(part): paths[0] for part in (_of_coarsest(network), *map(_of_coarsest, network.members))}
     for path in paths[1:]:
-        other = load_network(path)
-        if (mode := read_checkpoint(path)["description"]["mode"]) != before["mode"]:
+        other, about_other = _read(path)
+        if (mode := about_other["mode"]) != before["mode"]:
             raise InputError(
                 f"checkpoint {path} was trained with mode={mode}, {paths[0]} with mode={before['mode']}: their volumes "
                 "are of different scales; join networks of one mode."
@@ -81,6 +81,14 @@ def join(first: str | Path, others: Sequence[str | Path], output: str | Path, ov
     about["joined"] = [str(path.resolve()) for path in paths]
     write_checkpoint(output, {"network": joined.state_dict(), "description": about})
     return config
+
+
+def _read(path: Path) -> tuple[ProgressiveCascade, dict[str, Any]]:
+    """A checkpoint's network with its weights, and what it says of itself."""
+    content = read_checkpoint(path)
+    network = network_of(content, content["description"]["name"])
+    load_weights(network, path, content)
+    return network, content["description"]
 
 
 def _of_coarsest(network: nn.Module) -> dict[str, Tensor]:

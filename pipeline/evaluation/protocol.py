@@ -18,6 +18,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import string_list_all_gather
 
+from drr2ct.pipeline.checkpoints.description import members_of
 from drr2ct.pipeline.checkpoints.files import weights_sha256
 from drr2ct.pipeline.data.identity import trained_on
 from drr2ct.pipeline.evaluation.similarity import WINDOWS
@@ -97,7 +98,7 @@ def model_facts(
         "epoch": description.get("epoch"),
         "mode": description["mode"],
         "geometry": description["config"]["geometry"],
-        "members": description["config"].get("members", 1),
+        "members": members_of(description),
         "trained_on": len(description["patients"].get("training", [])),
         "calibrated_on": len(description["interval"]["patients"]) if "interval" in description else None,
     }

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from drr2ct.pipeline.checkpoints.description import began_with, training_seconds
+from drr2ct.pipeline.checkpoints.description import began_with, members_of, training_seconds
 from drr2ct.pipeline.evaluation.similarity import WINDOWS
 from drr2ct.pipeline.planning.tables import TableText
 from drr2ct.pipeline.reconstruction.record import file_sha256
@@ -150,7 +150,7 @@ class ShippedNetwork:
             shipped = training_seconds(self.description)
             own = "" if shipped is None else f" (the shipped one: {duration_text(shipped)})"
             members = {entry.get("members", 1) for entry in self.measured.left_out.values()}
-            ensemble = self.description["config"].get("members", 1)
+            ensemble = members_of(self.description)
             of = (
                 ""
                 if members == {ensemble}

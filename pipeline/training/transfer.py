@@ -14,6 +14,7 @@ from drr2ct.networks.cascade import ProgressiveCascade
 from drr2ct.networks.config import CascadeConfig
 from drr2ct.networks.interval import interval_heads
 from drr2ct.networks.widening import can_widen, widened
+from drr2ct.pipeline.checkpoints.description import members_of
 from drr2ct.pipeline.checkpoints.files import as_paths, read_checkpoint
 from drr2ct.pipeline.running.distributed import is_main_process
 from drr2ct.transforms.validation import InputError
@@ -134,7 +135,7 @@ def _transfer_from(network: nn.Module, path: Path) -> Transfer:
             logger.warning(
                 "%s is an ensemble, of which this network takes the first member alone; "
                 "network_def#members=%d takes all",
-                *(path, content["description"]["config"]["members"]),
+                *(path, members_of(content["description"])),
             )
     return transfer
 
