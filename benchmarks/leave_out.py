@@ -1,7 +1,7 @@
 """The shipped networks' recipe on patients left out: for each group of patients, networks trained on all the others.
 
 python benchmarks/leave_out.py CTS --output DIR --seconds cascade64=1800 cascade128=400 [--groups 4] [--only 0 1]
-    [--begin CHECKPOINTS] [--members films rendered] [--registration DIR] [--seed 0]
+    [--begin CHECKPOINTS] [--members films rendered=600] [--registration DIR] [--seed 0]
 
 CTS is a folder of patient folders; the sample CT of the package joins them. For each group, networks are trained up the
 cascade by configs/recipes/shipped.yaml, each beginning with the one before, for the given times on one CPU thread, and
@@ -10,9 +10,9 @@ last weights. With --begin, the first of them begins with CHECKPOINTS/<group>.pt
 left out of. --only trains some groups now; a finer network for a few of them is another call, in another
 folder, whose --begin holds the coarser ones.
 
---members films rendered trains the coarsest network of each group twice more, from the next seeds: as the first, and
-without films, on radiographs as they are rendered. They are joined with each network of the group (drr2ct join), whose
-finer stages are not trained again, and what comes of that is judged too.
+--members films rendered=600 trains the coarsest network of each group twice more, from the next seeds: as the first and as
+long, and for 600 seconds without films, on radiographs as they are rendered. They are joined with each network of the group
+(drr2ct join), whose finer stages are not trained again, and what comes of that is judged too.
 
 Writes DIR/group-<number>/<network>/run and …/evaluation (<network>-with-<members> for those that were joined), and
 prints a table of all that is there. What is finished is not made again, and a training goes on where it was stopped.
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,26 +65,67 @@ COLUMNS = {
 """Of the table: figure of the protocol, and how it is printed. Gains are over the mean volume."""
 
 
+@dataclass(frozen=True)
+class Group:
+    """Patients who are left out together, and where that is done."""
+
+    patients: tuple[str, ...]
+    place: Path
+    cts: Mapping[str, Path]
+    """Of all patients."""
+    data: Path
+    """All of them, as a data set."""
+    registration: Path
+
+
+@dataclass(frozen=True)
+class Member:
+    """A further member of an ensemble."""
+
+    kind: str
+    seconds: float | None
+    """None: as long as the first."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.kind if self.seconds is None else f"{self.kind}{self.seconds:g}s"
+
+
+def member(text: str) -> Member:
+    """Of KIND or KIND=SECONDS.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    kind, given, number = text.partition("=")
+    if kind not in MEMBERS or (given and not _is_number(number)):
+        raise argparse.ArgumentTypeError(f"{text}: give {' or '.join(MEMBERS)}, or one of them with =SECONDS")
+    return Member(kind, float(number) if given else None)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
+
+
 def train(
     network: str,
     run: Path,
-    data: Path,
-    group: list[str],
+    group: Group,
     seconds: float,
     before: Path | None,
-    registration: Path,
     seed: int,
     recipes: Sequence[str] = RECIPES,
 ) -> None:
     """A network of everybody but a group."""
     settings: dict[str, Any] = {
-        "dataset_dir": str(data),
+        "dataset_dir": str(group.data),
         "output_dir": str(run),
         "seed": seed,
-        "validation_patients": group,
+        "validation_patients": list(group.patients),
         "val_interval": 1_000_000,  # nothing is chosen
         "vary": "between-patients",
-        "registration_dir": str(registration),
+        "registration_dir": str(group.registration),
         "transfer_from": None if before is None else str(before),
         "train_seconds": seconds,
         "batch_size": 1,
@@ -98,11 +140,11 @@ def train(
     run_bundle([bundle_file(f"configs/{name}.yaml") for name in ("train", *names)], settings)
 
 
-def evaluate(weights: Path, folder: Path, data: Path, cts: Mapping[str, Path], group: list[str]) -> None:
+def evaluate(weights: Path, folder: Path, group: Group) -> None:
     """The protocol of drr2ct evaluate on a group."""
     settings = {
-        "dataset_dir": str(data),
-        "datalist": [{"patient": patient, "label": str(cts[patient].resolve())} for patient in group],
+        "dataset_dir": str(group.data),
+        "datalist": [{"patient": patient, "label": str(group.cts[patient].resolve())} for patient in group.patients],
         "checkpoint": str(weights),
         "output_dir": str(folder),
         "export_grid": "none",
@@ -120,30 +162,27 @@ def joined(cts: Mapping[str, Path], folder: Path) -> Path:
     return folder
 
 
-def judge_joined(
-    arguments: argparse.Namespace,
-    number: int,
-    seconds: Mapping[str, float],
-    data: Path,
-    cts: Mapping[str, Path],
-    group: list[str],
-    registration: Path,
-) -> None:
+def judge_joined(group: Group, members: Sequence[Member], seconds: Mapping[str, float], seed: int) -> None:
     """Train a group's further members, and judge what they make of its networks."""
-    place, coarsest, members = arguments.output / f"group-{number}", next(iter(seconds)), []
-    for member, kind in enumerate(arguments.members, start=1):
-        run = place / "members" / f"{kind}-{member}"
-        members.append(run / "checkpoints" / "last.pt")
+    coarsest, trained = next(iter(seconds)), []
+    for number, member in enumerate(members, start=1):
+        run = group.place / "members" / f"{member.name}-{number}"
+        trained.append(run / "checkpoints" / "last.pt")
         if not (done := run.with_name(f"{run.name}.done")).exists():
-            print(f"group {number}, {coarsest}, member {run.name}", flush=True)
-            seed = arguments.seed + member
-            train(coarsest, run, data, group, seconds[coarsest], None, registration, seed, MEMBERS[kind])
+            print(f"{group.place.name}, {coarsest}, member {run.name}", flush=True)
+            time = seconds[coarsest] if member.seconds is None else member.seconds
+            train(coarsest, run, group, time, None, seed + number, MEMBERS[member.kind])
             done.touch()
     for network in seconds if members else ():
-        folder = place / "-".join([network, "with", *arguments.members])
+        folder = group.place / "-".join([network, "with", *(member.name for member in members)])
         if not (folder / "evaluation" / "baselines.json").exists():
-            join(place / network / "run" / "checkpoints" / "last.pt", members, folder / "network.pt", overwrite=True)
-            evaluate(folder / "network.pt", folder / "evaluation", data, cts, group)
+            join(
+                group.place / network / "run" / "checkpoints" / "last.pt",
+                trained,
+                folder / "network.pt",
+                overwrite=True,
+            )
+            evaluate(folder / "network.pt", folder / "evaluation", group)
 
 
 def print_table(output: Path, networks: list[str]) -> None:
@@ -185,14 +224,16 @@ def main() -> None:
     parser.add_argument(
         "--begin", type=Path, help="folder of checkpoints <group>.pt that the first network begins with"
     )
-    parser.add_argument("--members", nargs="+", choices=MEMBERS, default=[], help="more networks to average with")
+    parser.add_argument(
+        "--members", nargs="+", type=member, default=[], metavar="KIND[=SECONDS]", help="more networks to average with"
+    )
     parser.add_argument("--registration", type=Path, help="where registrations are kept; default: in the output folder")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     seconds: dict[str, float] = {}
     for text in arguments.seconds:
         network, _, number = text.partition("=")
-        if network not in DECAY or not number.replace(".", "", 1).isdigit():
+        if network not in DECAY or not _is_number(number):
             parser.error(f"--seconds {text}: give NETWORK=SECONDS, with one of {', '.join(DECAY)}")
         seconds[network] = float(number)
     if list(seconds) != sorted(seconds, key=list(DECAY).index):
@@ -219,17 +260,19 @@ def main() -> None:
     data = joined(cts, arguments.output / "data")
     registration = arguments.registration or arguments.output / "registration"
     for number in arguments.only or range(arguments.groups):
-        group = patients[number :: arguments.groups]
+        group = Group(
+            tuple(patients[number :: arguments.groups]), arguments.output / f"group-{number}", cts, data, registration
+        )
         before = None if arguments.begin is None else arguments.begin / f"{number}.pt"
         for network in seconds:
-            folder = arguments.output / f"group-{number}" / network
+            folder = group.place / network
             last = folder / "run" / "checkpoints" / "last.pt"
             if not (folder / "evaluation" / "baselines.json").exists():
-                print(f"group {number}, {network}, without {', '.join(group)}", flush=True)
-                train(network, folder / "run", data, group, seconds[network], before, registration, arguments.seed)
-                evaluate(last, folder / "evaluation", data, cts, group)
+                print(f"{group.place.name}, {network}, without {', '.join(group.patients)}", flush=True)
+                train(network, folder / "run", group, seconds[network], before, arguments.seed)
+                evaluate(last, folder / "evaluation", group)
             before = last
-        judge_joined(arguments, number, seconds, data, cts, group, registration)
+        judge_joined(group, arguments.members, seconds, arguments.seed)
     print_table(arguments.output, list(seconds))
 
 
