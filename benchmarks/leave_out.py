@@ -11,8 +11,8 @@ left out of. --only trains some groups now; a finer network for a few of them is
 folder, whose --begin holds the coarser ones.
 
 --members films rendered=600 trains the coarsest network of each group twice more, from the next seeds: as the first
-and as long, and for 600 seconds without films, on radiographs as they are rendered. They are joined with each network of
-the group (drr2ct join), whose finer stages are not trained again, and what comes of that is judged too.
+and as long, and for 600 seconds without films, on radiographs as they are rendered. They are joined with each network
+of the group (drr2ct join), whose finer stages are not trained again, and what comes of that is judged too.
 
 Writes DIR/group-<number>/<network>/run and …/evaluation (<network>-with-<members> for those that were joined), and
 prints a table of all that is there. What is finished is not made again, and a training goes on where it was stopped.

@@ -17,6 +17,7 @@ from drr2ct.networks.blocks import (
 from drr2ct.networks.config import CascadeConfig, SkipConfig, StageConfig
 from drr2ct.networks.convolution import Conv3d
 from drr2ct.networks.encoder import PyramidEncoder, StackedEncoder, pyramid_level
+from drr2ct.networks.ensemble import agreed_and_spread
 from drr2ct.networks.interval import IntervalHead, OnPlanes
 from drr2ct.networks.lifting import BackprojectionLift, BroadcastLift, ConfidenceLift
 from drr2ct.networks.recompute import recomputed, recording
@@ -98,12 +99,6 @@ def _checked(x: Tensor, geometry: BiplanarGeometry) -> Tensor:
             f"{rows}, {columns}), the views {names}: resample them, or create the network for their geometry."
         )
     return x.as_tensor() if isinstance(x, MetaTensor) else x
-
-
-def mean_and_spread(volumes: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Of the members' volumes: their mean, in their type, and their standard deviation, in float32 and detached."""
-    stacked = torch.stack(volumes).float()  # they differ by less than bfloat16 tells apart
-    return stacked.mean(dim=0).to(volumes[0].dtype), stacked.detach().std(dim=0, correction=0)
 
 
 class ProgressiveCascade(nn.Module):
@@ -282,7 +277,7 @@ class ProgressiveCascade(nn.Module):
                 other = member(x)
                 assert isinstance(other, Tensor)  # it has no bounds
                 volumes.append(other)
-            first, spread = mean_and_spread(volumes)
+            first, spread = agreed_and_spread(volumes)
         total = first
         for i, (output, enlarge) in enumerate(zip(self.outputs, self.enlarge)):  # noqa: B905 (TorchScript)
             total = enlarge(first if i == 0 else total + output(given[i]))

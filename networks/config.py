@@ -102,8 +102,8 @@ class CascadeConfig:
         channels_last: lay weights, and with them all activations, out channels last, which a training does where it is
             known to be faster (``network.to(memory_format=…)`` cannot, as it takes one of 2-D and 3-D weights only).
         interval: give a lower and an upper bound beside the estimate (``drr2ct.networks.interval``).
-        members: of how many networks the first volumes are averaged (an ensemble): its own and those of ``members`` - 1
-            more of :attr:`coarsest`, whose errors are partly others. Further stages add to the mean.
+        members: of how many networks the first volumes are joined (``drr2ct.networks.ensemble``): its own and those of
+            ``members`` - 1 more of :attr:`coarsest`. Further stages add to what they agree on.
 
     Raises:
         InputError: if the values do not make a network.

@@ -1,4 +1,4 @@
-"""Several trainings' networks in one, whose first volumes are averaged: where they err differently, errors cancel."""
+"""Several trainings' networks in one, whose first volumes are joined: where they err differently, errors cancel."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def join(first: str | Path, others: Sequence[str | Path], output: str | Path, ov
     """Write a network with others as its members (``CascadeConfig.members``).
 
     Of each of the others, what gives its first volume is taken: of ``cascade128`` or ``cascade256`` the stages of the
-    ``cascade64`` in it. Stages of ``first`` that are finer stay, and add to the mean. Its bounds stay as trained; a
-    calibration was of another estimate and is dropped. The checkpoint holds weights and description, and a training may
-    begin with it (``transfer_from``).
+    ``cascade64`` in it. Stages of ``first`` that are finer stay, and add to what all agree on. Its bounds stay as
+    trained; a calibration was of another estimate and is dropped. The checkpoint holds weights and description, and a
+    training may begin with it (``transfer_from``).
 
     Args:
         first: checkpoint of any network.

@@ -190,7 +190,7 @@ def _parts(network: ProgressiveCascade) -> list[tuple[str, list[nn.Module]]]:
         parts.append(("refinement", list(network.refinement)))
     heads = [f"head of stage {network.first_output + i + 1}" for i in range(len(network.outputs) - 1)] + ["head"]
     parts += [(name, [head]) for name, head in zip(heads, network.outputs, strict=True)]
-    if len(network.members):  # after the head whose volume they are averaged with
+    if len(network.members):  # after the head whose volume theirs are joined with
         parts.insert(len(parts) - len(heads) + 1, ("further members", list(network.members)))
     return parts if network.interval is None else [*parts, ("interval", [network.interval])]
 

@@ -238,7 +238,10 @@ def _training(network: ShippedNetwork) -> Iterator[tuple[str, str]]:
         known = [duration_text(seconds) for other in others if (seconds := training_seconds(other)) is not None]
         long = f", trained for {listed(known, 'and')}" if len(known) == len(others) else ""
         more = "another network" if len(others) == 1 else f"{len(others)} further networks"
-        yield "its first volume", f"the mean of its own and of those of {more} of the same recipe{long}"
+        # True or False where it is on record
+        plain = sum(other["training"].get("films") is False for other in others) if training.get("films") else 0
+        without = f", {plain} of them without films" if plain else ""
+        yield "its first volume", f"what its own and those of {more} of the same recipe agree on{long}{without}"
     if training.get("frozen"):
         yield "kept as they came", ", ".join(f"`{pattern}`" for pattern in training["frozen"])
     if training.get("vary", "off") != "off":

@@ -147,7 +147,9 @@ def test_the_members_of_an_ensemble_are_told_with_their_time(run: Path, bundle: 
     about = read_checkpoint(bundle / "models" / "cascade64.safetensors")["description"]
     assert training_seconds(about) == 90
     card = (bundle / "models" / "README.md").read_text()
-    assert "those of 2 further networks of the same recipe, trained for 30 s and 30 s" in card
+    assert (
+        "what its own and those of 2 further networks of the same recipe agree on, trained for 30 s and 30 s\n" in card
+    )
     assert "patients are varied: between patients" in card, "the first one's recipe"
     assert ", beside 1 process that made samples" in card
     assert "1 network of the recipe of cascade64, of 1 instead of 3 members, each judged" in card
@@ -156,7 +158,12 @@ def test_the_members_of_an_ensemble_are_told_with_their_time(run: Path, bundle: 
     release(finer, "cascade128", bundle)
     assert training_seconds(read_checkpoint(bundle / "models" / "cascade128.safetensors")["description"]) == 120
     card = (bundle / "models" / "README.md").read_text()
-    assert card.count("those of 2 further networks of the same recipe, trained for 30 s and 30 s") == 2
+    assert card.count("those of 2 further networks of the same recipe agree on, trained for 30 s and 30 s\n") == 2
+    # on films, where the further ones saw none
+    release(
+        make_run(tmp_path / "films", "cascade128", transfer_from=str(joined), augmentation={}), "cascade128", bundle
+    )
+    assert "trained for 30 s and 30 s, 2 of them without films\n" in (bundle / "models" / "README.md").read_text()
 
 
 def test_the_finest_network_is_monais(run: Path, bundle: Path, tmp_path: Path) -> None:
