@@ -87,7 +87,7 @@ def row(folder: Path, checkpoint: Path | None, output: Path) -> tuple[list[str],
     rows = next((s for s in sentences if "along rows" in s), "")
     match = re.search(r"differ by ([\d.]+%)(?: once \S+ is ([^.(]+))?", rows)
     agreement = match.groups() if match else ()
-    verdict = next((s for s in sentences if "own radiographs differ" in s), "")
+    verdict = next((s for s in sentences if "own radiographs differ from" in s), "")
     times = re.search(r"([\d.]+) times", verdict)
     return [
         folder.name,
