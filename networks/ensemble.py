@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 AGREED = 1e-3
-"""Mean squared distance, of the HU window's width squared, below which members count alike: 79 HU RMS of 2500. Of good
-DRRs, trainings of one network differ by about that; on films, one that never saw any is several times as far away."""
+"""Mean squared distance, of the HU window's width squared, below which members count alike: 79 HU RMS of 2500. On good
+DRRs the shipped networks' members are 28 to 55 HU apart; of a height that is 30 mm wrong, the one that never saw films
+is 114 to 127 HU away, and counts 0.12."""
 
 
 def agreed_and_spread(volumes: list[Tensor], alike: float = AGREED) -> tuple[Tensor, Tensor]:
