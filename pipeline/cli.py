@@ -215,11 +215,11 @@ def calibrate(
 @app.command()
 def join(
     first: Annotated[Path, typer.Argument(help="Checkpoint of a network, which may have finer stages.")],
-    others: Annotated[list[Path], typer.Argument(help="Of networks trained likewise, from other seeds.")],
+    others: Annotated[list[Path], typer.Argument(help="Of networks with the same first stages, from other seeds or without films.")],
     output: Annotated[Path, typer.Option(help="The checkpoint to write, .pt.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
 ) -> None:
-    """Make an ensemble: one network, whose coarsest volume is the mean of those of several."""
+    """Make an ensemble: one network, whose coarsest volume is what several agree on."""
     from drr2ct.pipeline.checkpoints.ensemble import join as run_join
 
     config = run_join(first, others, output, overwrite)
