@@ -215,7 +215,9 @@ def calibrate(
 @app.command()
 def join(
     first: Annotated[Path, typer.Argument(help="Checkpoint of a network, which may have finer stages.")],
-    others: Annotated[list[Path], typer.Argument(help="Of networks with the same first stages, from other seeds or without films.")],
+    others: Annotated[
+        list[Path], typer.Argument(help="Of networks with the same first stages, of other seeds or without films.")
+    ],
     output: Annotated[Path, typer.Option(help="The checkpoint to write, .pt.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
 ) -> None:
