@@ -80,8 +80,9 @@ def main() -> None:
     judged: list[str] = []
     given = [chosen_weights(path, None) for path in arguments.checkpoint]
     for path in given or [chosen_weights(None, arguments.model)]:
-        description = read_checkpoint(path)["description"]
-        network, parts = load_network(path).eval(), description["patients"]
+        content = read_checkpoint(path)
+        description = content["description"]
+        network, parts = load_network(path, content=content), description["patients"]
         untrained = parts.get("validation") or [name for name in cts if name not in parts["training"]]
         patients = arguments.patients or untrained
         if unknown := set(patients) - cts.keys():

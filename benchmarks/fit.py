@@ -31,8 +31,8 @@ from drr2ct.transforms.preprocessing import files_to_samples
 
 def scores(path: Path, cts: dict[str, Path]) -> dict[str, tuple[str, float]]:
     """Of each patient: the part of the training's data set that it was in, or unseen; PSNR, dB."""
-    parts = read_checkpoint(path)["description"]["patients"]
-    network = load_network(path).eval()
+    content = read_checkpoint(path)
+    parts, network = content["description"]["patients"], load_network(path, content=content)
     read = files_to_samples(network.config.geometry, keep_metadata=False)
     found = {}
     for patient, ct in track(cts.items(), path.name):

@@ -92,7 +92,7 @@ class Member:
         return self.kind if self.seconds is None else f"{self.kind}{self.seconds:g}s"
 
 
-def member(text: str) -> Member:
+def parsed_member(text: str) -> Member:
     """Of KIND or KIND=SECONDS.
 
     Raises:
@@ -225,7 +225,12 @@ def main() -> None:
         "--begin", type=Path, help="folder of checkpoints <group>.pt that the first network begins with"
     )
     parser.add_argument(
-        "--members", nargs="+", type=member, default=[], metavar="KIND[=SECONDS]", help="more networks to average with"
+        "--members",
+        nargs="+",
+        type=parsed_member,
+        default=[],
+        metavar="KIND[=SECONDS]",
+        help="more networks to join",
     )
     parser.add_argument("--registration", type=Path, help="where registrations are kept; default: in the output folder")
     parser.add_argument("--seed", type=int, default=0)

@@ -114,7 +114,7 @@ def training_runs(description: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def members_of(description: Mapping[str, Any]) -> int:
-    """Of how many networks the first volume is the mean; of 1 where a description is older than ensembles."""
+    """Of how many networks the first volumes are joined; of 1 where a description is older than ensembles."""
     return int(description["config"].get("members", 1))
 
 

@@ -14,7 +14,7 @@ from drr2ct.networks import CascadeConfig, ProgressiveCascade
 from drr2ct.networks.interval import interval_heads
 from drr2ct.pipeline.checkpoints.description import describe
 from drr2ct.pipeline.checkpoints.files import RELEASE_SUFFIX, read_checkpoint, weights_sha256, write_checkpoint
-from drr2ct.pipeline.checkpoints.networks import load_weights, network_of
+from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.transforms.files import refuse_to_replace
 from drr2ct.transforms.validation import InputError
 
@@ -86,9 +86,7 @@ def join(first: str | Path, others: Sequence[str | Path], output: str | Path, ov
 def _read(path: Path) -> tuple[ProgressiveCascade, dict[str, Any]]:
     """A checkpoint's network with its weights, and what it says of itself."""
     content = read_checkpoint(path)
-    network = network_of(content, content["description"]["name"])
-    load_weights(network, path, content)
-    return network, content["description"]
+    return load_network(path, content=content), content["description"]
 
 
 def _of_coarsest(network: nn.Module) -> dict[str, Tensor]:

@@ -109,8 +109,8 @@ def export_network(checkpoint: str | Path, output: str | Path, overwrite: bool =
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if output.suffix == ".onnx" and missing:
         raise InputError(f"ONNX export needs {', '.join(missing)}; pip install 'drr2ct[export]'.")
-    network = load_network(checkpoint)
-    description = read_checkpoint(checkpoint)["description"]
+    content = read_checkpoint(checkpoint)
+    network, description = load_network(checkpoint, content=content), content["description"]
     extra = {
         EXTRA_FILE: json.dumps(facts(checkpoint, description, network), ensure_ascii=False),
         **bundle_files(description, network),

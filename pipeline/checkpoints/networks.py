@@ -27,13 +27,20 @@ def network_of(content: Mapping[str, Any] | None, name: str, **overrides: Any) -
     return ProgressiveCascade(CascadeConfig.from_dict(content["description"]["config"]))
 
 
-def load_network(path: str | Path, device: torch.device | str = "cpu") -> ProgressiveCascade:
+def load_network(
+    path: str | Path, device: torch.device | str = "cpu", content: Mapping[str, Any] | None = None
+) -> ProgressiveCascade:
     """The network of a checkpoint with its weights, in evaluation mode.
+
+    Args:
+        path: of the checkpoint.
+        device: where the network is to be.
+        content: of the checkpoint, if it was read already.
 
     Raises:
         InputError: as :func:`read_checkpoint`, or if the weights do not fit the configuration beside them.
     """
-    content = read_checkpoint(path, device)
+    content = read_checkpoint(path, device) if content is None else content
     network = ProgressiveCascade(CascadeConfig.from_dict(content["description"]["config"])).to(device)
     load_weights(network, path, content)
     return network.eval()

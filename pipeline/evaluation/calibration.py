@@ -205,9 +205,9 @@ def run_calibration(
         raise InputError(f"a calibrated checkpoint is a .pt file, not {output}; drr2ct inspect --export makes others.")
     refuse_to_replace(output, overwrite, [checkpoint])
     refuse_missing_device(device)
-    network = load_network(checkpoint, device)
-    head = interval_head(network, checkpoint)
     content = read_checkpoint(checkpoint)
+    network = load_network(checkpoint, device, content)
+    head = interval_head(network, checkpoint)
     description = content["description"]
     views = [view.name for view in network.config.geometry.views]
     items = load_datalist(dataset_dir, part, views, *split)

@@ -59,8 +59,8 @@ def run_robustness(
     """
     refuse_unwritable(Path(output_dir) / name for name in (TABLE, RECORDS, LEFT_OUT))
     refuse_missing_device(device)
-    network = load_network(checkpoint, device)
     content = read_checkpoint(checkpoint)
+    network = load_network(checkpoint, device, content)
     description = content["description"]
     print(network_sentence(description))
     mode = description["mode"]

@@ -79,7 +79,7 @@ def release(
     content = read_checkpoint(checkpoint)
     description = content["description"]
     _check(checkpoint, description, name, read_sources(models))
-    load_network(checkpoint)  # the weights fit what is said of them
+    load_network(checkpoint, content=content)  # the weights fit what is said of them
     digest = weights_sha256(content["network"])
     measured = read_measured(models / f"{name}.json", digest, same_recipe)
     for folder in evaluations:

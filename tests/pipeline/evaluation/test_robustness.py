@@ -47,7 +47,7 @@ def measured(tmp_path, monkeypatch):
         "network": {},
     }
     network = FromTheMean()
-    monkeypatch.setattr(robustness, "load_network", lambda path, device: network)
+    monkeypatch.setattr(robustness, "load_network", lambda *_: network)
     monkeypatch.setattr(robustness, "read_checkpoint", lambda path: content)
 
     def measure():
