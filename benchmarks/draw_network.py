@@ -101,9 +101,14 @@ def draw(name: str, config: CascadeConfig) -> Figure:
         arrow(axes, (x - STEP + before / 2 + 0.3 * before, VOLUMES), (x - half, VOLUMES))
         if stage.scale > 1:
             note(axes, x - STEP / 2 + 0.12, VOLUMES + 0.32, f"×{stage.scale}", 8)
-        order = ("fuse", "RDB") if config.fuse == "before" else ("RDB", "fuse")
-        blocks = f"{stage.blocks} × RDB, {stage.layers} layers of {stage.growth}" if stage.blocks else "no RDB"
-        lines = [f"stage {i + 1}: {size}³ × {stage.channels}", " → ".join(order) if stage.blocks else "fuse", blocks]
+        refining = [*["RDB"][: stage.blocks], *["U-shape"][: stage.halvings]]
+        order = ["fuse", *refining] if config.fuse == "before" else [*refining, "fuse"]
+        lines = [f"stage {i + 1}: {size}³ × {stage.channels}", " → ".join(order)]
+        if stage.blocks or not stage.halvings:
+            rdb = f"{stage.blocks} × RDB, {stage.layers} layers of {stage.growth}"
+            lines.append(rdb if stage.blocks else "no RDB")
+        if stage.halvings:
+            lines += [f"{stage.halvings} halvings", "sees the volume so far, and", "what its radiographs lack"]
         if i == 0 and config.transformer_layers:
             lines.append(f"{config.transformer_layers} transformer layers")
         note(axes, x, NOTES, "\n".join(lines))

@@ -11,11 +11,11 @@ left out of. --only trains some groups now; a finer network for a few of them is
 folder, whose --begin holds the coarser ones.
 
 --members films rendered=600 trains the coarsest network of each group twice more, from the next seeds: as the first
-and as long, and for 600 seconds without films, on radiographs as they are rendered. They are joined with each network
-of the group (drr2ct join), whose finer stages are not trained again, and what comes of that is judged too.
+and as long, and for 600 seconds without films, on radiographs as they are rendered. They are joined (drr2ct join),
+what comes of that is judged beside the first alone, and finer networks correct that.
 
-Writes DIR/group-<number>/<network>/run and …/evaluation (<network>-with-<members> for those that were joined), and
-prints a table of all that is there. What is finished is not made again, and a training goes on where it was stopped.
+Writes DIR/group-<number>/<network>/run and …/evaluation (<network>-with-<members> for those of several), and prints a
+table of all that is there. What is finished is not made again, and a training goes on where it was stopped.
 `drr2ct release NAME --left-out` takes the evaluations into the model card.
 """
 
@@ -33,7 +33,9 @@ import torch
 from rich.table import Table
 
 from drr2ct.networks import network_config
+from drr2ct.pipeline.checkpoints.description import members_of
 from drr2ct.pipeline.checkpoints.ensemble import join
+from drr2ct.pipeline.checkpoints.files import read_checkpoint
 from drr2ct.pipeline.data.sample.cts import real_cts
 from drr2ct.pipeline.evaluation.protocol import read_patients
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
@@ -47,9 +49,11 @@ VARIATIONS = {"cascade64": 10, "cascade128": 4, "cascade256": 2}
 """Of each patient in an epoch."""
 DECAY = {"cascade64": 0.995, "cascade128": 0.98, "cascade256": 0.95}
 """Of the average of the weights, in a step."""
+RATE = {"cascade128": 2.0e-3, "cascade256": 1.0e-3}
+"""Of a finer network."""
 FROZEN = {
-    "cascade128": ["encoder.*", "volume", "stages.[01].*", "outputs.0.*"],
-    "cascade256": ["encoder.*", "volume", "stages.[012].*", "outputs.[01].*", "fine_encoders.0.*"],
+    "cascade128": ["encoder.*", "volume", "members.*", "stages.[01].*", "outputs.0.*"],
+    "cascade256": ["encoder.*", "volume", "members.*", "stages.[012].*", "outputs.[01].*", "fine_encoders.0.*"],
 }
 """Of a finer network: what the coarser one has learned."""
 MEAN = "mean_volume"
@@ -134,9 +138,12 @@ def train(
         "average_decay": DECAY[network],
     }
     names = [f"networks/{network}", "vary", *(f"recipes/{name}" for name in recipes)]
+    if before is not None:
+        settings["network_def#members"] = members_of(read_checkpoint(before)["description"])
     if network in FROZEN:
-        names.append("recipes/freeze")
+        names += ["recipes/freeze", "recipes/correct"]
         settings["freeze"] = FROZEN[network]
+        settings |= {"film_share": 0.25, "film_pose#prob": 0.25, "learning_rate": RATE[network]}
     run_bundle([bundle_file(f"configs/{name}.yaml") for name in ("train", *names)], settings)
 
 
@@ -152,6 +159,11 @@ def evaluate(weights: Path, folder: Path, group: Group) -> None:
     run_bundle([bundle_file("configs/evaluate.yaml")], settings)
 
 
+def is_judged(folder: Path) -> bool:
+    """Whether a network's evaluation is finished."""
+    return (folder / "evaluation" / "baselines.json").exists()
+
+
 def joined(cts: Mapping[str, Path], folder: Path) -> Path:
     """A data set of all CTs, as links."""
     for patient, path in cts.items():
@@ -162,27 +174,25 @@ def joined(cts: Mapping[str, Path], folder: Path) -> Path:
     return folder
 
 
-def judge_joined(group: Group, members: Sequence[Member], seconds: Mapping[str, float], seed: int) -> None:
-    """Train a group's further members, and judge what they make of its networks."""
-    coarsest, trained = next(iter(seconds)), []
+def with_members(group: Group, first: Path, members: Sequence[Member], network: str, seconds: float, seed: int) -> Path:
+    """Train a group's further members, and join them with the first; the checkpoint."""
+    trained = []
     for number, member in enumerate(members, start=1):
         run = group.place / "members" / f"{member.name}-{number}"
         trained.append(run / "checkpoints" / "last.pt")
         if not (done := run.with_name(f"{run.name}.done")).exists():
-            print(f"{group.place.name}, {coarsest}, member {run.name}", flush=True)
-            time = seconds[coarsest] if member.seconds is None else member.seconds
-            train(coarsest, run, group, time, None, seed + number, MEMBERS[member.kind])
+            print(f"{group.place.name}, {network}, member {run.name}", flush=True)
+            time = seconds if member.seconds is None else member.seconds
+            train(network, run, group, time, None, seed + number, MEMBERS[member.kind])
             done.touch()
-    for network in seconds if members else ():
-        folder = group.place / "-".join([network, "with", *(member.name for member in members)])
-        if not (folder / "evaluation" / "baselines.json").exists():
-            join(
-                group.place / network / "run" / "checkpoints" / "last.pt",
-                trained,
-                folder / "network.pt",
-                overwrite=True,
-            )
-            evaluate(folder / "network.pt", folder / "evaluation", group)
+    path = group.place / named(network, members) / "network.pt"
+    join(first, trained, path, overwrite=True)
+    return path
+
+
+def named(network: str, members: Sequence[Member]) -> str:
+    """A network's folder."""
+    return "-".join([network, "with", *(member.name for member in members)]) if members else network
 
 
 def print_table(output: Path, networks: list[str]) -> None:
@@ -195,7 +205,7 @@ def print_table(output: Path, networks: list[str]) -> None:
     for network in [*networks, *sorted(ensembles)]:
         found: dict[str, dict[str, dict[str, float]]] = {}
         for folder in sorted(output.glob(f"group-*/{network}/evaluation")):
-            if not (folder / "baselines.json").exists():  # under way, in another process
+            if not is_judged(folder.parent):  # under way, in another process
                 continue
             found.setdefault(network, {}).update(read_patients(folder))
             for name, records in json.loads((folder / "baselines.json").read_text())["baselines"].items():
@@ -269,15 +279,20 @@ def main() -> None:
             tuple(patients[number :: arguments.groups]), arguments.output / f"group-{number}", cts, data, registration
         )
         before = None if arguments.begin is None else arguments.begin / f"{number}.pt"
+        members: Sequence[Member] = ()
         for network in seconds:
-            folder = group.place / network
+            folder = group.place / named(network, members)
             last = folder / "run" / "checkpoints" / "last.pt"
-            if not (folder / "evaluation" / "baselines.json").exists():
+            if not is_judged(folder):
                 print(f"{group.place.name}, {network}, without {', '.join(group.patients)}", flush=True)
                 train(network, folder / "run", group, seconds[network], before, arguments.seed)
                 evaluate(last, folder / "evaluation", group)
             before = last
-        judge_joined(group, arguments.members, seconds, arguments.seed)
+            if arguments.members and not members:  # of the coarsest
+                members = arguments.members
+                before = with_members(group, last, members, network, seconds[network], arguments.seed)
+                if not is_judged(before.parent):
+                    evaluate(before, before.parent / "evaluation", group)
     print_table(arguments.output, list(seconds))
 
 

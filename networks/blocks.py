@@ -110,6 +110,46 @@ class ResidualDenseBlock(nn.Module):
         return x + self.fuse(features)
 
 
+class UShape(nn.Module):
+    """Convolutions of ever fewer voxels and back (Ronneberger et al., *U-Net*, MICCAI 2015), in 3-D.
+
+    So it sees far at a low cost. At each size a 3³ convolution on the way down and one on the way up. Between sizes
+    features are averaged over 2³ voxels, and interpolated back; what comes back is added.
+
+    Args:
+        channels: of the input and of the output; each halving has as many more.
+        halvings: of the edge.
+        activation: one of :data:`ACTIVATIONS`.
+        norm_groups: most groups of the normalisation after each convolution; 0 for none.
+        wider: channels that each halving adds; as many as there are, if not given.
+    """
+
+    def __init__(
+        self, channels: int, halvings: int, activation: str, norm_groups: int, wider: int | None = None
+    ) -> None:
+        super().__init__()
+        step = wider or channels
+        groups = group_count(channels, norm_groups)
+        self.enter = conv_norm_act(3, channels, channels, 3, groups, activation)
+        if halvings:
+            below = channels + step
+            self.below: nn.Module = nn.Sequential(
+                nn.AvgPool3d(2),
+                Conv3d(channels, below),
+                UShape(below, halvings - 1, activation, norm_groups, step),
+                Conv3d(below, channels),
+                Upsample(2),
+            )
+        else:
+            self.below = conv_norm_act(3, channels, channels, 3, groups, activation)
+        self.leave = conv_norm_act(3, channels, channels, 3, groups, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, x, y, z), edges multiples of 2^halvings → the same."""
+        x = self.enter(x)
+        return self.leave(x + self.below(x))
+
+
 def output_head(channels: int, upscale: int = 1, bias: float = OUTPUT_BIAS) -> nn.Module:
     """Last layer, to one channel; an untrained one gives nearly ``bias`` everywhere.
 

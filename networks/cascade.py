@@ -9,83 +9,22 @@ from torch import Tensor, nn
 from drr2ct.networks.blocks import (
     ResidualDenseBlock,
     Upsample,
-    VolumeTransformer,
     conv_norm_act,
     group_count,
     output_head,
 )
-from drr2ct.networks.config import CascadeConfig, SkipConfig, StageConfig
+from drr2ct.networks.config import CascadeConfig, SkipConfig
 from drr2ct.networks.convolution import Conv3d
 from drr2ct.networks.encoder import PyramidEncoder, StackedEncoder, pyramid_level
 from drr2ct.networks.ensemble import agreed_and_spread
 from drr2ct.networks.interval import IntervalHead, OnPlanes
-from drr2ct.networks.lifting import BackprojectionLift, BroadcastLift, ConfidenceLift
 from drr2ct.networks.recompute import recomputed, recording
+from drr2ct.networks.stage import build_stage, mixed
 from drr2ct.transforms.geometry import BiplanarGeometry
 from drr2ct.transforms.validation import InputError
 
-
-class Fusion(nn.Module):
-    """Lifts a stage's X-ray maps into its volume and joins them with it.
-
-    Args:
-        lift: from maps to a volume.
-        mix: from the concatenation to the stage's width.
-    """
-
-    def __init__(self, lift: nn.Module, mix: nn.Module) -> None:
-        super().__init__()
-        self.lift = lift
-        self.mix = mix
-
-    def forward(self, x: Tensor, maps: Tensor) -> Tensor:
-        """(batch, channels, n, n, n) and (batch, views, features, h, w) → (batch, channels, n, n, n)."""
-        return self.mix(torch.cat([x, self.lift(maps).to(x.dtype)], dim=1))
-
-
-class Stage(nn.Module):
-    """Grow, then fuse and refine, in either order.
-
-    Args:
-        grow: from the stage before to this one's size and width.
-        fusion: takes the X-rays in.
-        blocks: what refines.
-        fuse_before: fuse before refining.
-        checkpointing: keep only the input of each of these parts for the backward pass.
-    """
-
-    def __init__(
-        self, grow: nn.Module, fusion: Fusion, blocks: list[nn.Module], fuse_before: bool, checkpointing: bool
-    ) -> None:
-        super().__init__()
-        self.grow = grow
-        self.fusion = fusion
-        self.blocks = nn.ModuleList(blocks)
-        self.fuse_before = fuse_before
-        self.checkpointing = checkpointing
-
-    def forward(self, x: Tensor, maps: Tensor) -> Tensor:
-        """(batch, channels before, m, m, m) and (batch, views, features, h, w) → (batch, channels, n, n, n)."""
-        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)
-            if self.checkpointing and recording():
-                return self._forward_checkpointed(x, maps)
-        x = self.grow(x)
-        if self.fuse_before:
-            x = self.fusion(x, maps)
-        for block in self.blocks:
-            x = block(x)
-        if not self.fuse_before:
-            x = self.fusion(x, maps)
-        return x
-
-    @torch.jit.unused
-    def _forward_checkpointed(self, x: Tensor, maps: Tensor) -> Tensor:
-        x = recomputed(self.grow, x)
-        if self.fuse_before:
-            x = recomputed(self.fusion, x, maps)
-        for block in self.blocks:
-            x = recomputed(block, x)
-        return x if self.fuse_before else recomputed(self.fusion, x, maps)
+_CORRECTED = 0.1
+"""Part of what a correcting stage's head gives that is added: what it corrects is a tenth of the volume or less."""
 
 
 @torch.jit.unused
@@ -124,7 +63,6 @@ class ProgressiveCascade(nn.Module):
         self.config = config
         self.checkpointing = config.checkpointing
         sizes = config.stage_sizes
-        views = len(config.geometry.views)
         geometric = config.lift == "backprojection"
         levels = tuple(pyramid_level(config.geometry, size) for size in sizes)
         # counted from the first stage that has one: a network grown by further stages finds its heads by their names
@@ -133,7 +71,11 @@ class ProgressiveCascade(nn.Module):
             self.encoder: nn.Module = self._pyramid(range(self.first_output + 1), levels)
         else:
             self.encoder = StackedEncoder(
-                views, config.encoder_channels, config.encoder_norm_groups, config.activation, len(sizes)
+                len(config.geometry.views),
+                config.encoder_channels,
+                config.encoder_norm_groups,
+                config.activation,
+                len(sizes),
             )
         self.fine_encoders = nn.ModuleList(
             self._pyramid([i], levels) for i in range(self.first_output + 1, len(config.stages))
@@ -143,29 +85,8 @@ class ProgressiveCascade(nn.Module):
 
         stages: list[nn.Module] = []
         width = config.volume_channels
-        for stage, size, level in zip(config.stages, sizes, levels, strict=True):
-            if geometric:
-                lift: nn.Module = BackprojectionLift(config.geometry, size, level)
-                if config.confidence:
-                    lift = ConfidenceLift(lift, views)
-                lifted = views * stage.lift_channels
-            else:
-                lift, lifted = BroadcastLift(size, config.depth_weight), config.encoder_channels[-1]
-            grow = self._grow(width, stage)
-            # a stage that does not grow takes the volume as it is, and the fusion sets its width
-            inputs = width if stage.scale == 1 and config.fuse == "before" else stage.channels
-            mix = self._mix(inputs + lifted, stage.channels, config.fuse_norm_groups)
-            blocks: list[nn.Module] = [
-                ResidualDenseBlock(
-                    stage.channels, stage.growth, stage.layers, config.block_activation, bool(stage.norm_groups)
-                )
-                for _ in range(stage.blocks)
-            ]
-            if config.transformer_layers and not stages:
-                blocks.append(
-                    VolumeTransformer(stage.channels, size, config.transformer_layers, config.transformer_heads)
-                )
-            stages.append(Stage(grow, Fusion(lift, mix), blocks, config.fuse == "before", config.checkpointing))
+        for i, stage in enumerate(config.stages):
+            stages.append(build_stage(config, i, width))
             width = stage.channels
         self.stages = nn.ModuleList(stages)
 
@@ -174,7 +95,7 @@ class ProgressiveCascade(nn.Module):
         if config.skips:
             inputs = width + sum(skip.channels for skip in config.skips)
             width = config.skip_fusion_channels
-            self.skip_fusion: nn.Module = self._mix(inputs, width, config.skip_fusion_norm_groups)
+            self.skip_fusion: nn.Module = mixed(inputs, width, config.skip_fusion_norm_groups, config.activation)
         else:
             self.skip_fusion = nn.Identity()
 
@@ -193,7 +114,9 @@ class ProgressiveCascade(nn.Module):
             # adds nothing, to begin with, to what the stages before give
             for parameter in output.parameters():
                 nn.init.zeros_(parameter)
-        scales = [*(stage.scale for stage in config.stages[self.first_output + 1 :]), 1]
+        # a head whose output counts less moves it less with each of Muon's steps, which are all of one size
+        self.shares = [_CORRECTED if stage.halvings else 1.0 for stage in config.stages[self.first_output :]]
+        scales = [1, *(stage.scale for stage in config.stages[self.first_output + 1 :])]
         self.enlarge = nn.ModuleList(Upsample(scale) if scale > 1 else nn.Identity() for scale in scales)
         self.members = nn.ModuleList(ProgressiveCascade(config.coarsest) for _ in range(config.members - 1))
         # last, so that a seed gives all else the weights that it has without
@@ -220,23 +143,6 @@ class ProgressiveCascade(nn.Module):
             first,
         )
 
-    def _grow(self, width: int, stage: StageConfig) -> nn.Module:
-        if stage.scale == 1 and self.config.fuse == "before":
-            return nn.Identity()
-        groups = group_count(stage.channels, stage.norm_groups)
-        layers = conv_norm_act(3, width, stage.channels, stage.grow_kernel, groups, self.config.activation)
-        if stage.scale == 1:
-            return layers
-        if stage.grow_kernel == 1:
-            # a weighted sum of channels and one of neighbours can be exchanged
-            return nn.Sequential(layers[0], Upsample(stage.scale), *list(layers)[1:])
-        return nn.Sequential(Upsample(stage.scale), *layers)
-
-    def _mix(self, inputs: int, width: int, norm_groups: int) -> nn.Module:
-        if not norm_groups:
-            return Conv3d(inputs, width)
-        return conv_norm_act(3, inputs, width, 1, group_count(width, norm_groups), self.config.activation)
-
     def _skip(self, skip: SkipConfig) -> nn.Module:
         sizes = self.config.stage_sizes
         width = self.config.stages[skip.stage].channels
@@ -257,32 +163,45 @@ class ProgressiveCascade(nn.Module):
         volume = self.volume.expand(x.shape[0], -1, -1, -1, -1)
         kept: list[Tensor] = []
         given: list[Tensor] = []
+        first: Tensor | None = None
+        total: Tensor | None = None
+        spread: Tensor | None = None
         for i, stage in enumerate(self.stages):
-            volume = stage(volume, maps[i])
-            if i >= self.first_output:
-                given.append(volume)
+            volume = stage(volume, maps[i], total, x)
             if i in self.skip_stages:
                 kept.append(volume)
-        if len(kept) > 0:
-            parts: list[Tensor] = [volume]
-            for i, skip in enumerate(self.skips):
-                parts.append(skip(kept[i]))
-            volume = self.skip_fusion(torch.cat(parts, dim=1))
-        given[-1] = self._refined(volume)
-        first = self.outputs[0](given[0])
-        spread: Tensor | None = None
-        if len(self.members) > 0:
-            volumes = [first]
-            for member in self.members:
-                other = member(x)
-                assert isinstance(other, Tensor)  # it has no bounds
-                volumes.append(other)
-            first, spread = agreed_and_spread(volumes)
-        total = first
-        for i, (output, enlarge) in enumerate(zip(self.outputs, self.enlarge)):  # noqa: B905 (TorchScript)
-            total = enlarge(first if i == 0 else total + output(given[i]))
+            if i == len(self.stages) - 1:
+                volume = self._refined(self._with_skips(volume, kept))
+            for j, (output, enlarge) in enumerate(zip(self.outputs, self.enlarge)):  # noqa: B905 (TorchScript)
+                if i == self.first_output + j:
+                    given.append(volume)
+                    if total is None:
+                        first, spread = self._agreed(output(volume), x)
+                        total = first
+                    else:
+                        total = enlarge(total) + self.shares[j] * output(volume)
+        assert first is not None and total is not None  # the last stage gives a volume
         interval = self.interval
         return total if interval is None else interval(total, first, given, spread)
+
+    def _agreed(self, first: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the members say of the first volume, and how far they differ; without others, the volume itself."""
+        if len(self.members) == 0:
+            return first, None
+        volumes = [first]
+        for member in self.members:
+            other = member(x)
+            assert isinstance(other, Tensor)  # it has no bounds
+            volumes.append(other)
+        return agreed_and_spread(volumes)
+
+    def _with_skips(self, volume: Tensor, kept: list[Tensor]) -> Tensor:
+        if len(kept) == 0:
+            return volume
+        parts: list[Tensor] = [volume]
+        for i, skip in enumerate(self.skips):
+            parts.append(skip(kept[i]))
+        return self.skip_fusion(torch.cat(parts, dim=1))
 
     def _refined(self, volume: Tensor) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out only a branch of its own)

@@ -27,6 +27,8 @@ class StageConfig:
         growth: channels that each of their layers adds.
         layers: layers in each of them.
         lift_channels: channels that a view gives to this stage (back-projection only).
+        halvings: above 0, the stage corrects the volume that the stages before give: it sees that, and what its own
+            radiographs lack of those given, and after its blocks refines by a U-shape of so many halvings.
     """
 
     channels: int
@@ -37,11 +39,12 @@ class StageConfig:
     growth: int = 16
     layers: int = 3
     lift_channels: int = 16
+    halvings: int = 0
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            least = 0 if f.name in ("blocks", "norm_groups") else 1
+            least = 0 if f.name in ("blocks", "norm_groups", "halvings") else 1
             whole_number(f"a stage's {f.name}", value, least)
         if self.grow_kernel % 2 == 0:
             raise InputError(f"a stage's grow_kernel is {self.grow_kernel}; it must be odd.")
@@ -162,21 +165,13 @@ class CascadeConfig:
                 f"a grid of {size}³ voxels cannot be reached by {len(self.stages)} stages that refine {finer}-fold; "
                 f"use a size that is a multiple of {finer}, or other stages."
             )
-        for skip in self.skips:
-            if not 0 <= skip.stage < len(self.stages) - 1:
-                raise InputError(f"skip from stage {skip.stage} is not from an earlier one of {len(self.stages)}.")
-        if not 1 <= self.output_stages <= len(self.stages):
-            raise InputError(
-                f"output_stages is {self.output_stages}; it must be between 1 and {len(self.stages)} stages."
-            )
+        _check_stages(self)
         whole_number("members", self.members, 1)
         whole_number("halve_radiographs", self.halve_radiographs, 0)
         if self.lift == "broadcast" and self.halve_radiographs:
             raise InputError("halve_radiographs needs lift backprojection, not broadcast.")
         if self.output_stages > 1 and self.lift == "broadcast":
             raise InputError("output_stages above 1 need lift backprojection, not broadcast.")
-        if any(stage.scale not in (1, 2, 4) for stage in self.stages[len(self.stages) - self.output_stages + 1 :]):
-            raise InputError("stages that add to the volume of the stage before refine 1-, 2- or 4-fold.")
         if self.confidence and self.lift != "backprojection":
             raise InputError("confidence weighs lifted views; it needs lift backprojection, not broadcast.")
         if self.transformer_layers and self.stages[0].channels % self.transformer_heads:
@@ -265,6 +260,26 @@ class CascadeConfig:
             InputError: as :meth:`from_dict`.
         """
         return replace(self, **_parsed(overrides))
+
+
+def _check_stages(config: CascadeConfig) -> None:
+    """Whether what stages give and take is there."""
+    for skip in config.skips:
+        if not 0 <= skip.stage < len(config.stages) - 1:
+            raise InputError(f"skip from stage {skip.stage} is not from an earlier one of {len(config.stages)}.")
+    if not 1 <= config.output_stages <= len(config.stages):
+        raise InputError(
+            f"output_stages is {config.output_stages}; it must be between 1 and {len(config.stages)} stages."
+        )
+    if any(stage.scale not in (1, 2, 4) for stage in config.stages[len(config.stages) - config.output_stages + 1 :]):
+        raise InputError("stages that add to the volume of the stage before refine 1-, 2- or 4-fold.")
+    for i, (stage, edge) in enumerate(zip(config.stages, config.stage_sizes, strict=True)):
+        if stage.halvings and i <= len(config.stages) - config.output_stages:
+            raise InputError(f"stage {i + 1} has halvings, but no stage before it gives a volume to correct.")
+        if stage.halvings and config.fuse != "before":
+            raise InputError(f"stage {i + 1} has halvings; then fuse must be before, not {config.fuse}.")
+        if edge % 2**stage.halvings:
+            raise InputError(f"stage {i + 1} has {edge}³ voxels, which cannot be halved {stage.halvings} times.")
 
 
 def _parsed(data: dict[str, Any]) -> dict[str, Any]:

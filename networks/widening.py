@@ -43,7 +43,7 @@ def can_widen(narrow: CascadeConfig, wide: CascadeConfig) -> bool:
         and len(narrow.stages) - narrow.output_stages == len(wide.stages) - wide.output_stages
         and all(getattr(narrow, name) == getattr(wide, name) for name in (*same, "block_activation"))
         and not any(getattr(config, name) for config in (narrow, wide) for name in none)
-        and not any(stage.norm_groups for pair in pairs for stage in pair)
+        and not any(stage.norm_groups or stage.halvings for pair in pairs for stage in pair)
         and all(
             (old.scale, old.layers, old.grow_kernel) == (new.scale, new.layers, new.grow_kernel)
             and all(

@@ -89,7 +89,8 @@ _COARSE = (
     StageConfig(32, scale=1, norm_groups=0, growth=16, layers=3, blocks=2, lift_channels=16),
     StageConfig(16, norm_groups=0, growth=8, layers=2, lift_channels=8),
 )
-_MIDDLE = StageConfig(16, norm_groups=0, grow_kernel=1, growth=16, layers=1, lift_channels=8)
+# Sees what the coarser ones agree on, and corrects it: this is where the volume's own radiographs are looked at.
+_MIDDLE = StageConfig(24, norm_groups=4, grow_kernel=1, blocks=0, lift_channels=8, halvings=2)
 _FINE = StageConfig(8, norm_groups=0, grow_kernel=1, growth=8, layers=1, lift_channels=4)
 
 _NETWORKS: dict[str, Callable[[], CascadeConfig]] = {

@@ -104,24 +104,31 @@ Predictor = Callable[[Tensor], Tensor]
 """Radiographs (views, H, W) as the network is given them → a volume in [0, 1] over the HU window."""
 
 
-def without_finest_stage(network: nn.Module) -> Predictor | None:
-    """What a cascade gives without its finest stage: the coarser volume, upsampled to the same grid.
+def coarser_volumes(network: nn.Module) -> dict[str, Predictor]:
+    """What a cascade gives without its finer stages: coarser volumes, upsampled to the same grid.
 
-    That is the shipped coarser network where its weights were kept while the finest stage was trained; a finer network
-    must beat it, or its voxels hold nothing new.
+    ``coarser_stages`` lacks the finest stage, ``coarsest_stages`` all but the first that gives a volume, where that is
+    less. They are the shipped coarser networks where their weights were kept while the finer stages were trained; a
+    finer network must beat them, or its voxels hold nothing new.
 
     Args:
         network: a cascade, see ``drr2ct.networks``.
 
     Returns:
-        radiographs (views, H, W) → (1, N, N, N) in [0, 1] over the HU window; None if only one stage gives a volume.
+        By name: radiographs (views, H, W) → (1, N, N, N) in [0, 1] over the HU window.
     """
-    if not isinstance(network, ProgressiveCascade) or len(network.outputs) < 2:
-        return None
+    finer = len(network.outputs) - 1 if isinstance(network, ProgressiveCascade) else 0
+    names = {1: "coarser_stages", finer: "coarsest_stages"} if finer > 1 else {1: "coarser_stages"} if finer else {}
+    return {name: _without_finest(network, count) for count, name in names.items()}
+
+
+def _without_finest(network: nn.Module, count: int) -> Predictor:
     coarser = copy.deepcopy(network).eval()
+    assert isinstance(coarser, ProgressiveCascade)  # for the type checker
     coarser.interval = None
-    for parameter in coarser.outputs[-1].parameters():
-        nn.init.zeros_(parameter)
+    for output in coarser.outputs[-count:]:
+        for parameter in output.parameters():
+            nn.init.zeros_(parameter)
     device = next(coarser.parameters()).device
 
     def predict(image: Tensor) -> Tensor:
@@ -149,7 +156,7 @@ def evaluate_baselines(
         load: item → sample, see ``files_to_samples``.
         geometry: of the samples.
         figures: names, see ``ReconstructionMetric``.
-        made_by: further ones, by name; see :func:`without_finest_stage`.
+        made_by: further ones, by name; see :func:`coarser_volumes`.
         with_bounds: judge bounds too, of those that have them.
     """
     metric = ReconstructionMetric(figures)
@@ -214,7 +221,7 @@ def write_baselines(
         test: items to judge on.
         load: item → sample.
         geometry: of the samples.
-        network: that is judged; of a cascade of several outputs, its coarser stages are a baseline too.
+        network: that is judged; of a cascade of several outputs, its coarser volumes are baselines too.
         beside: what else is to stand beside it, by name.
         with_bounds: judge the bounds of those too.
     """
@@ -224,9 +231,7 @@ def write_baselines(
     everyone = load_datalist(dataset_dir, ALL, [view.name for view in geometry.views], on_bad_sample="skip")
     candidates = [item for item in everyone if item["patient"] not in judged]
     training = trained_on(description, candidates)
-    made_by = dict(beside)
-    if network is not None and (coarser := without_finest_stage(network)):
-        made_by["coarser_stages"] = coarser
+    made_by = {**beside, **(coarser_volumes(network) if network is not None else {})}
     found = evaluate_baselines(test, training, load, geometry, made_by=made_by, with_bounds=with_bounds)
     model = read_patients(output_dir)
     columns = (*FIGURES, *(INTERVAL_FIGURES if with_bounds and beside else ()))

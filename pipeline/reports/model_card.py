@@ -26,6 +26,7 @@ from drr2ct.transforms.validation import InputError, existing_file, listed
 BASELINES = {
     "fitted": "fitted to its radiographs, as `drr2ct reconstruct` gives it",
     "coarser_stages": "baseline: its coarser stages alone, upsampled",
+    "coarsest_stages": "baseline: its coarsest volume alone, upsampled",
     "mean_volume": "baseline: mean of the training CTs",
     "nearest_patient": "baseline: nearest training patient",
     "backprojection": "baseline: back-projection",

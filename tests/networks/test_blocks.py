@@ -8,6 +8,7 @@ from drr2ct.networks.blocks import (
     OUTPUT_BIAS,
     GroupNorm,
     ResidualDenseBlock,
+    UShape,
     VolumeTransformer,
     activation_layer,
     group_count,
@@ -34,6 +35,28 @@ def test_residual_dense_block_has_the_layers_of_the_design() -> None:
     assert (block.fuse.in_channels, block.fuse.out_channels, block.fuse.kernel_size) == (22, 10, (1, 1, 1))
     assert ResidualDenseBlock(8, 24, 1).layers[0][1].num_groups == 8
     assert ResidualDenseBlock(8, 12, 1).layers[0][1].num_groups == 6
+
+
+def test_u_shape_has_two_convolutions_of_each_size_and_sees_as_far_as_it_halves() -> None:
+    torch.manual_seed(0)
+    block = UShape(4, 2, "relu", norm_groups=0)
+    widths = [
+        module.weight.shape[:2] for module in block.modules() if getattr(module, "kernel_size", None) == (3, 3, 3)
+    ]
+    assert widths == [(4, 4), (8, 8), (12, 12), (12, 12), (12, 12), (8, 8), (4, 4)]
+    x = torch.rand(2, 4, 32, 32, 32, requires_grad=True)
+    assert block(x).shape == x.shape
+    assert sum(isinstance(module, GroupNorm) for module in UShape(4, 1, "relu", norm_groups=2).modules()) == 5
+    alone = UShape(4, 0, "relu", norm_groups=0)
+    assert not any(isinstance(module, nn.AvgPool3d) for module in alone.modules())
+    for shape, first, last in ((block, 0, 31), (alone, 13, 19)):
+        x.grad = None
+        shape(x)[0, :, 16, 16, 16].sum().backward()
+        reached = x.grad.abs().sum(dim=(0, 1)).nonzero()
+        assert (int(reached.min()), int(reached.max())) == (first, last)
+        assert (x.grad[1] == 0).all()
+    with pytest.raises(RuntimeError, match="size"):
+        block(torch.rand(1, 4, 6, 6, 6))
 
 
 def test_without_normalisation_magnitudes_are_kept() -> None:

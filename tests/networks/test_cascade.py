@@ -103,15 +103,18 @@ def test_cost_of_a_forward_pass(name: str, low: float, high: float) -> None:
     assert low < counter.get_total_flops() / 1e12 < high
 
 
-def test_ours_grow_without_normalisation() -> None:
+def test_ours_grow_without_normalisation_but_where_a_volume_is_corrected() -> None:
     for name in NAMES:
         network, _ = on_meta(name)
-        normalised = any(isinstance(module, torch.nn.GroupNorm) for module in network.stages.modules())
-        assert normalised == name.startswith("direct"), name
+        normalised = [any(isinstance(part, torch.nn.GroupNorm) for part in stage.modules()) for stage in network.stages]
+        if name.startswith("direct"):
+            assert all(normalised), name
+        else:
+            assert normalised == [stage.halvings > 0 for stage in network.config.stages], name
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("cascade64", 327_600), ("cascade128", 354_240), ("cascade256", 372_172)]
+    ("name", "parameters"), [("cascade64", 327_600), ("cascade128", 935_640), ("cascade256", 953_636)]
 )
 def test_parameters_of_ours(name: str, parameters: int) -> None:
     assert sum(p.numel() for p in on_meta(name)[0].parameters()) == parameters
@@ -394,6 +397,13 @@ def test_overrides() -> None:
         ("cascade64", {"transformer_layers": 1, "transformer_heads": 7}, "attention heads"),
         ("direct256", {"skips": [{"stage": 3, "channels": 8}]}, "skip from stage 3"),
         ("direct256", {"encoder_channels": [8, 8]}, "one of each per layer"),
+        ("cascade64", {"stages": [{"channels": 8, "halvings": 1}]}, "stage 1 has halvings, but no stage before it"),
+        ("cascade128", {"fuse": "after"}, "stage 3 has halvings; then fuse must be before, not after"),
+        (
+            "cascade128",
+            {"stages": [{"channels": 8, "scale": 1}, {"channels": 8}, {"channels": 8, "halvings": 7}]},
+            "stage 3 has 64³ voxels, which cannot be halved 7 times",
+        ),
     ],
 )
 def test_refused(name: str, overrides: dict, message: str) -> None:
@@ -470,6 +480,26 @@ def test_an_ensembles_first_volume_is_what_its_members_agree_on(name: str) -> No
     assert torch.allclose(joined(x), alone(x) + change, atol=1e-5)
     joined(x).square().mean().backward()
     assert all(p.grad is not None for p in joined.parameters())
+
+
+def test_a_stage_that_corrects_sees_what_members_agree_on_and_what_its_radiographs_lack() -> None:
+    network = tiny("cascade128", members=2, detector_size=64).eval()
+    with torch.no_grad():
+        for parameter in network.outputs[1].parameters():
+            parameter.normal_(std=0.1)
+    seen: list[torch.Tensor] = []
+    network.stages[2].fusion.register_forward_hook(lambda module, inputs, y: seen.append(inputs[0].detach()))
+    x = radiographs(network)
+    with torch.no_grad():
+        before = network(x)
+        network.members[0].outputs[0].conv_block.bias.add_(0.5)
+        after = network(x)
+    grown = network.config.stages[2].channels
+    (cells, lacking), (other_cells, other_lacking) = [(y[:, grown : grown + 8], y[:, grown + 8 :]) for y in seen]
+    # two count alike: what they agree on is half as much larger, and attenuates more than the radiographs say
+    torch.testing.assert_close(other_cells, cells + 0.25, rtol=1e-4, atol=1e-4)
+    assert (other_lacking - lacking).max() <= 1e-4 and (other_lacking - lacking).min() < -0.1
+    assert not torch.allclose(after, before + 0.25, atol=1e-3)
 
 
 def test_first_stages_are_a_network_of_their_own() -> None:

@@ -9,16 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from drr2ct.networks import create_network
+from drr2ct.networks import create_network, network_config
 from drr2ct.networks.cascade import ProgressiveCascade
+from drr2ct.networks.config import StageConfig
 from drr2ct.networks.widening import can_widen, widened
 
 FURTHER = st.tuples(*[st.integers(0, 5)] * 3, st.integers(0, 2))
 
 
-def small(name: str, **overrides: object) -> ProgressiveCascade:
-    size = {"cascade64": 16, "cascade128": 32}[name]
-    return create_network(name, size=size, detector_size=24, **overrides)
+def small(**overrides: object) -> ProgressiveCascade:
+    return create_network("cascade64", size=16, detector_size=24, **overrides)
+
+
+def of_three_stages() -> ProgressiveCascade:
+    finer = StageConfig(16, norm_groups=0, grow_kernel=1, growth=16, layers=1, lift_channels=8)
+    stages = (*network_config("cascade64").stages, finer)
+    return create_network("cascade64", size=32, detector_size=24, stages=stages, output_stages=2)
 
 
 def larger(narrow: ProgressiveCascade, further: list[tuple[int, ...]]) -> ProgressiveCascade:
@@ -54,7 +60,7 @@ def disturbed(network: ProgressiveCascade) -> ProgressiveCascade:
 @given(further=st.lists(FURTHER, min_size=3, max_size=3), seed=st.integers(0, 99))
 def test_a_wider_network_begins_with_what_the_narrower_gives(further: list[tuple[int, ...]], seed: int) -> None:
     torch.manual_seed(seed)
-    narrow = disturbed(small("cascade128"))
+    narrow = disturbed(of_three_stages())
     wide = larger(narrow, further)
     assert can_widen(narrow.config, wide.config)
     radiographs = torch.rand(1, 2, 24, 24)
@@ -64,7 +70,7 @@ def test_a_wider_network_begins_with_what_the_narrower_gives(further: list[tuple
 
 def test_what_is_new_learns() -> None:
     torch.manual_seed(0)
-    narrow = disturbed(small("cascade64"))
+    narrow = disturbed(small())
     wide = loaded(larger(narrow, [(4, 2, 3, 1), (2, 1, 2, 1)]), narrow)
     optimizer = torch.optim.SGD(wide.parameters(), 1e-2)
     radiographs = torch.rand(2, 2, 24, 24)
@@ -82,7 +88,7 @@ def test_what_is_new_learns() -> None:
 
 def test_grown_and_widened_at_once() -> None:
     torch.manual_seed(0)
-    narrow = disturbed(small("cascade64"))
+    narrow = disturbed(small())
     fine = create_network("cascade128", size=32, detector_size=48).config
     coarse = dataclasses.replace(fine.stages[0], channels=40, blocks=3)
     wide = loaded(ProgressiveCascade(dataclasses.replace(fine, stages=(coarse, *fine.stages[1:]))), narrow)
@@ -104,4 +110,9 @@ def test_grown_and_widened_at_once() -> None:
     ],
 )
 def test_what_cannot_be_widened(narrow: dict[str, object], wide: dict[str, object]) -> None:
-    assert not can_widen(small("cascade64", **narrow).config, small("cascade64", **wide).config)
+    assert not can_widen(small(**narrow).config, small(**wide).config)
+
+
+def test_a_stage_that_corrects_cannot_be_widened() -> None:
+    config = network_config("cascade128", size=32, detector_size=24)
+    assert not can_widen(config, config)

@@ -7,8 +7,8 @@ import torch
 from drr2ct.networks.zoo import create_network
 from drr2ct.pipeline.evaluation.baselines import (
     backproject,
+    coarser_volumes,
     evaluate_baselines,
-    without_finest_stage,
     write_baselines,
 )
 from drr2ct.transforms.attenuation import LINE_INTEGRAL_SCALE
@@ -87,18 +87,31 @@ def test_only_an_empty_training_part_means_that_there_is_none(tmp_path):
         baselines([{"patient": "gone", "label": "gone/gone.nii.gz"}])
 
 
-def test_the_coarser_stages_are_the_network_before_its_finest_stage():
+def test_coarser_volumes_are_those_of_the_network_before_its_finer_stages():
     geometry = BiplanarGeometry.from_angles(VolumeGrid(32), detector_size=64)
     network = create_network("cascade128", geometry=geometry).eval()
     assert len(network.outputs) == 2
     with torch.no_grad():
         network.outputs[-1].conv_block.bias.fill_(0.25)
     image = torch.rand(2, 64, 64)
-    coarser = without_finest_stage(network)
+    volumes = coarser_volumes(network)
+    assert list(volumes) == ["coarser_stages"]
+    coarser, added = volumes["coarser_stages"], 0.25 * network.shares[-1]
     with torch.no_grad():
-        assert torch.allclose(network(image[None])[0], coarser(image) + 0.25, atol=1e-5)  # and the network is as it was
+        # and the network is as it was
+        assert torch.allclose(network(image[None])[0], coarser(image) + added, atol=1e-5)
     one = create_network("cascade64", geometry=BiplanarGeometry.from_angles(VolumeGrid(16), detector_size=32))
-    assert without_finest_stage(one) is None
+    assert coarser_volumes(one) == {}
+    finest = create_network("cascade256", geometry=geometry).eval()
+    finest.load_state_dict(network.state_dict(), strict=False)
+    with torch.no_grad():
+        for output in finest.outputs[1:]:
+            output.conv_block.bias.fill_(0.25)
+        volumes = coarser_volumes(finest)
+        assert list(volumes) == ["coarser_stages", "coarsest_stages"]
+        whole, without_one, first = finest(image[None])[0], *(volume(image) for volume in volumes.values())
+    assert torch.allclose(whole, without_one + 0.25, atol=1e-5)
+    assert torch.allclose(without_one, first + 0.25 * finest.shares[1], atol=1e-5)
 
     item = {"patient": "t", "image": image, "label": coarser(image).clamp(0, 1)}
     got = evaluate_baselines([item], [], lambda item: item, geometry, ["mae_hu"], {"coarser_stages": coarser})

@@ -18,8 +18,8 @@ from drr2ct.transforms.validation import InputError
 @pytest.mark.parametrize(
     ("source", "target", "tensors", "weights"),
     [
-        ("cascade64", "cascade128", (67, 34, 0), (327_600, 354_240)),
-        ("cascade128", "cascade256", (101, 34, 0), (354_240, 372_172)),
+        ("cascade64", "cascade128", (67, 68, 0), (327_600, 935_640)),
+        ("cascade128", "cascade256", (135, 34, 0), (935_640, 953_636)),
         ("direct128", "direct256", (14, 22, 89), (376_321, 2_675_489)),
     ],
 )
@@ -49,7 +49,7 @@ def test_the_summary_names_what_was_not_taken() -> None:
 def test_coarse_stages_fit_into_the_whole() -> None:
     geometry = create_network("cascade256").config.geometry.resized(size=128)
     transfer = transfer_matching(create_network("cascade256"), coarse_network("cascade256", 3, geometry).state_dict())
-    assert len(transfer.taken) == 101, "the first three stages of cascade256 are cascade128"
+    assert len(transfer.taken) == 135, "the first three stages of cascade256 are cascade128"
     assert not transfer.unused and not transfer.reshaped
 
 
