@@ -52,8 +52,8 @@ DECAY = {"cascade64": 0.995, "cascade128": 0.98, "cascade256": 0.95}
 RATE = {"cascade128": 2.0e-3, "cascade256": 1.0e-3}
 """Of a finer network."""
 FROZEN = {
-    "cascade128": ["encoder.*", "volume", "members.*", "stages.[01].*", "outputs.0.*"],
-    "cascade256": ["encoder.*", "volume", "members.*", "stages.[012].*", "outputs.[01].*", "fine_encoders.0.*"],
+    "cascade128": ["encoder.*", "volume", "stages.[01].*", "outputs.0.*"],
+    "cascade256": ["encoder.*", "volume", "stages.[012].*", "outputs.[01].*", "fine_encoders.0.*"],
 }
 """Of a finer network: what the coarser one has learned."""
 MEAN = "mean_volume"
@@ -138,11 +138,12 @@ def train(
         "average_decay": DECAY[network],
     }
     names = [f"networks/{network}", "vary", *(f"recipes/{name}" for name in recipes)]
-    if before is not None:
-        settings["network_def#members"] = members_of(read_checkpoint(before)["description"])
+    members = 1 if before is None else members_of(read_checkpoint(before)["description"])
+    settings["network_def#members"] = members
     if network in FROZEN:
         names += ["recipes/freeze", "recipes/correct"]
-        settings["freeze"] = FROZEN[network]
+        # a pattern that matches nothing would be refused
+        settings["freeze"] = [*FROZEN[network], *(["members.*"] if members > 1 else [])]
         settings |= {"film_share": 0.25, "film_pose#prob": 0.25, "learning_rate": RATE[network]}
     run_bundle([bundle_file(f"configs/{name}.yaml") for name in ("train", *names)], settings)
 
@@ -186,7 +187,8 @@ def with_members(group: Group, first: Path, members: Sequence[Member], network: 
             train(network, run, group, time, None, seed + number, MEMBERS[member.kind])
             done.touch()
     path = group.place / named(network, members) / "network.pt"
-    join(first, trained, path, overwrite=True)
+    if not is_judged(path.parent):
+        join(first, trained, path, overwrite=True)
     return path
 
 

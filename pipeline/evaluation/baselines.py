@@ -118,8 +118,12 @@ def coarser_volumes(network: nn.Module) -> dict[str, Predictor]:
         By name: radiographs (views, H, W) → (1, N, N, N) in [0, 1] over the HU window.
     """
     finer = len(network.outputs) - 1 if isinstance(network, ProgressiveCascade) else 0
-    names = {1: "coarser_stages", finer: "coarsest_stages"} if finer > 1 else {1: "coarser_stages"} if finer else {}
-    return {name: _without_finest(network, count) for count, name in names.items()}
+    found = {}
+    if finer > 0:
+        found["coarser_stages"] = _without_finest(network, 1)
+    if finer > 1:
+        found["coarsest_stages"] = _without_finest(network, finer)
+    return found
 
 
 def _without_finest(network: nn.Module, count: int) -> Predictor:
