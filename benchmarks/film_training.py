@@ -7,8 +7,8 @@ Patients of DIR (and the sample) are left out in groups. For each group, cascade
 all the others, for the same core-seconds: once with the radiographs that the variations were rendered to (plain), once
 with films of them, as the bundle's recipe draws them (films): pose and breathing when a variation is rendered,
 everything else anew in every step, whose time counts. --arms plain films later trains a third, as plain for the first
-half of the time and as films for the second. All are judged on the patients left out, undeformed, under every condition
-of drr2ct robustness.
+half of the time and as films for the second; --arms plain members an ensemble of two on films and one plain, each for a
+third of the time. All are judged on the patients left out, undeformed, under every condition of drr2ct robustness.
 
 Variations (one file for each patient), networks (a checkpoint for each arm and group) and results (one for each arm and
 patient) stay in DIR and are not made again, so the command goes on where it was stopped.
@@ -21,6 +21,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ from drr2ct.transforms.radiographs.intensity import radiograph_statistics
 from drr2ct.transforms.varied.variation import WIDE
 from drr2ct.transforms.volume import LoadCTd
 
-ARMS = ("plain", "films", "later")
-"""Without, with, and with from half the time on."""
+ARMS = ("plain", "films", "later", "members")
+"""Without films, with, with from half the time on, and an ensemble."""
+MEMBERS = ("films", "films", "plain")
+"""Of that."""
 NETWORK = VARIANTS["cascade64"]
 CLEAN = Condition("clean")
 RECIPE = bundle_file("configs/recipes/films.yaml")
@@ -100,6 +103,9 @@ def write_variations(path: Path, ct: Path, count: int, recipe: Recipe, seed: int
 
 def train(arm: str, seen: list[dict[str, Tensor]], recipe: Recipe, budget: Budget, seed: int) -> ProgressiveCascade:
     """A network trained on everybody's variations until the budget is used up."""
+    if arm == "members":
+        part = replace(budget, seconds=budget.seconds / len(MEMBERS), steps=-(-budget.steps // len(MEMBERS)))
+        return together([train(member, seen, recipe, part, seed + i) for i, member in enumerate(MEMBERS)])
     set_determinism(seed, use_deterministic_algorithms=False)
     network = NETWORK.build()
     loss = WeightedLoss(NETWORK.terms())
@@ -124,6 +130,15 @@ def train(arm: str, seen: list[dict[str, Tensor]], recipe: Recipe, budget: Budge
         used += budget.clock() - began
     print(f"{arm}: {steps} steps in {used:.0f} s")
     return network
+
+
+def together(networks: list[ProgressiveCascade]) -> ProgressiveCascade:
+    """Networks that differ in their weights alone, as one of so many members."""
+    ensemble = ProgressiveCascade(replace(networks[0].config, members=len(networks)))
+    first, *others = (network.state_dict() for network in networks)
+    of_others = {f"members.{i}.{name}": value for i, state in enumerate(others) for name, value in state.items()}
+    ensemble.load_state_dict(first | of_others)
+    return ensemble
 
 
 def under_conditions(ct_path: Path, statistics: dict[str, Any]) -> Iterator[tuple[Condition, Tensor, Tensor]]:
