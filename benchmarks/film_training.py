@@ -40,6 +40,7 @@ from torch import Tensor
 from drr2ct.networks import ProgressiveCascade
 from drr2ct.networks.losses import WeightedLoss
 from drr2ct.pipeline.checkpoints.description import describe
+from drr2ct.pipeline.checkpoints.ensemble import with_members
 from drr2ct.pipeline.checkpoints.files import write_checkpoint
 from drr2ct.pipeline.data.loading import derived_seed
 from drr2ct.pipeline.data.sample.cts import real_cts
@@ -105,7 +106,8 @@ def train(arm: str, seen: list[dict[str, Tensor]], recipe: Recipe, budget: Budge
     """A network trained on everybody's variations until the budget is used up."""
     if arm == "members":
         part = replace(budget, seconds=budget.seconds / len(MEMBERS), steps=-(-budget.steps // len(MEMBERS)))
-        return together([train(member, seen, recipe, part, seed + i) for i, member in enumerate(MEMBERS)])
+        first, *others = (train(member, seen, recipe, part, seed + i) for i, member in enumerate(MEMBERS))
+        return with_members(first, others)
     set_determinism(seed, use_deterministic_algorithms=False)
     network = NETWORK.build()
     loss = WeightedLoss(NETWORK.terms())
@@ -130,15 +132,6 @@ def train(arm: str, seen: list[dict[str, Tensor]], recipe: Recipe, budget: Budge
         used += budget.clock() - began
     print(f"{arm}: {steps} steps in {used:.0f} s")
     return network
-
-
-def together(networks: list[ProgressiveCascade]) -> ProgressiveCascade:
-    """Networks that differ in their weights alone, as one of so many members."""
-    ensemble = ProgressiveCascade(replace(networks[0].config, members=len(networks)))
-    first, *others = (network.state_dict() for network in networks)
-    of_others = {f"members.{i}.{name}": value for i, state in enumerate(others) for name, value in state.items()}
-    ensemble.load_state_dict(first | of_others)
-    return ensemble
 
 
 def under_conditions(ct_path: Path, statistics: dict[str, Any]) -> Iterator[tuple[Condition, Tensor, Tensor]]:

@@ -48,8 +48,8 @@ def join(first: str | Path, others: Sequence[str | Path], output: str | Path, ov
         raise InputError("an ensemble is of two networks or more; give a second checkpoint.")
     refuse_to_replace(output, overwrite, paths)
     network, before = _read(paths[0])
-    weights, config = dict(network.state_dict()), network.config
     alike = {weights_sha256(part): paths[0] for part in (_of_coarsest(network), *map(_of_coarsest, network.members))}
+    further = []
     for path in paths[1:]:
         other, about_other = _read(path)
         if (mode := about_other["mode"]) != before["mode"]:
@@ -59,18 +59,15 @@ def join(first: str | Path, others: Sequence[str | Path], output: str | Path, ov
             )
         if other.config.members > 1:
             raise InputError(f"checkpoint {path} is an ensemble itself; give the networks that it was joined of.")
-        if _seen_alike(other.config.coarsest) != _seen_alike(config.coarsest):
+        if _seen_alike(other.config.coarsest) != _seen_alike(network.config.coarsest):
             raise InputError(
                 f"checkpoint {path} makes its first volume by other layers, or of another geometry, than {paths[0]}; "
                 "an ensemble's networks differ in their weights alone, such as by --set seed=1."
             )
-        member = _of_coarsest(other)
-        if (twin := alike.setdefault(weights_sha256(member), path)) != path:
+        if (twin := alike.setdefault(weights_sha256(_of_coarsest(other)), path)) != path:
             raise InputError(f"checkpoints {twin} and {path} hold the same first stages; an ensemble gains nothing so.")
-        weights |= {f"members.{config.members - 1}.{name}": value for name, value in member.items()}
-        config = replace(config, members=config.members + 1)
-    joined = ProgressiveCascade(config)
-    joined.load_state_dict(weights | _bounds_blind_to_spread(joined, weights))
+        further.append(other)
+    joined = with_members(network, further)
     for head in interval_heads(joined):
         head.reset_calibration()
     about = {key: value for key, value in before.items() if key not in ("interval", "training", "released")}
@@ -80,7 +77,22 @@ def join(first: str | Path, others: Sequence[str | Path], output: str | Path, ov
         about["patients"][part] = [patient for patient in before["patients"][part] if patient not in seen]
     about["joined"] = [str(path.resolve()) for path in paths]
     write_checkpoint(output, {"network": joined.state_dict(), "description": about})
-    return config
+    return joined.config
+
+
+def with_members(network: ProgressiveCascade, others: Sequence[ProgressiveCascade]) -> ProgressiveCascade:
+    """A network with what gives others' first volumes as further members; its bounds do not look at these yet.
+
+    Args:
+        network: of any number of members; it stays as it is.
+        others: with its first stages, whatever theirs have learned.
+    """
+    weights, members = dict(network.state_dict()), network.config.members
+    for number, other in enumerate(others, start=members - 1):
+        weights |= {f"members.{number}.{name}": value for name, value in _of_coarsest(other).items()}
+    joined = ProgressiveCascade(replace(network.config, members=members + len(others)))
+    joined.load_state_dict(weights | _bounds_blind_to_spread(joined, weights))
+    return joined
 
 
 def _read(path: Path) -> tuple[ProgressiveCascade, dict[str, Any]]:
