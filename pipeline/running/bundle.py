@@ -26,6 +26,7 @@ from monai.utils import set_determinism
 from drr2ct.pipeline.running.distributed import is_main_process, refuse_lonely_processes
 from drr2ct.pipeline.running.faults import MachineFaultError, causes, explain_fault
 from drr2ct.pipeline.running.plain import paths_as_data, typed_value
+from drr2ct.pipeline.running.workers import keep_sockets_short
 from drr2ct.transforms.files import replacing
 from drr2ct.transforms.validation import InputError
 
@@ -186,6 +187,7 @@ def begin(seed: int, output_dir: str | Path | None) -> None:
     sys.excepthook = _print_input_errors
     logging.captureWarnings(True)
     refuse_lonely_processes()
+    keep_sockets_short()
     if Path(sys.argv[0]).parts[-2:] == ("bundle", "__main__.py"):
         given = command_line(sys.argv[1:])
         if given.config_files:

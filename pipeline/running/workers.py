@@ -1,14 +1,36 @@
-"""Processes of a pool: one thread each, and an end with their parent."""
+"""Processes beside a first one: what they talk over, one thread each in a pool, and an end with their parent."""
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
 
 from drr2ct.pipeline.running.startup import start_lightly
+
+LONGEST_FOR_SOCKETS = 70
+"""Bytes of a folder's path in which sockets can lie: 103 at most (macOS), of which Python's own names need 33."""
+
+
+def keep_sockets_short() -> None:
+    """Let processes talk to each other also where the folder for temporary files has a long path, as clusters' have.
+
+    A socket's address holds some hundred bytes. One that is longer stops a server, and a data loader for good: it
+    waits for what its processes cannot send. Python's sockets then lie in ``/tmp``, all other files where they should;
+    it does the same by itself from 3.14 on. What it remembers here, its child processes inherit.
+    """
+    usual = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOR_SOCKETS and Path("/tmp").is_dir():
+        tempfile.tempdir = "/tmp"
+        try:
+            get_temp_dir()
+        finally:
+            tempfile.tempdir = usual
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:

@@ -14,6 +14,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,13 @@ async def run_task(
     process = _context.Process(target=_work, args=(name, dict(arguments), str(folder), sender), daemon=True)
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-    starting = asyncio.ensure_future(asyncio.to_thread(process.start))
+    starting = asyncio.ensure_future(asyncio.to_thread(_start, process))
     try:
-        try:
-            # the first waits until everything is imported
-            await asyncio.shield(starting)
-        except (OSError, EOFError) as error:
+        failure = await asyncio.shield(starting)  # the first waits until everything is imported
+        if failure is not None:
             raise WorkerDiedError(
-                f"no process can be started ({error}); close other programs and try again."
-            ) from error
+                f"no process can be started ({failure}); close other programs and try again."
+            ) from failure
         sender.close()
         loop.add_reader(receiver.fileno(), _take, receiver, arrived, loop)
         async with asyncio.timeout(seconds):
@@ -92,6 +91,15 @@ async def run_task(
             process.kill()
             await asyncio.shield(asyncio.to_thread(process.join))
         receiver.close()
+
+
+def _start(process: BaseProcess) -> OSError | EOFError | None:
+    """Why it cannot start; returned, since asyncio prints an exception that nobody waits for any longer."""
+    try:
+        process.start()
+    except (OSError, EOFError) as error:
+        return error
+    return None
 
 
 def _take(receiver: Connection, arrived: asyncio.Queue[dict[str, Any] | None], loop: asyncio.AbstractEventLoop) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import uvicorn
 from rich.console import Console
 
+from drr2ct.pipeline.running.workers import keep_sockets_short
 from drr2ct.pipeline.web.app import create_app
 from drr2ct.pipeline.web.desk import Desk, losses
 from drr2ct.pipeline.web.processes import run_task
@@ -63,6 +64,7 @@ def serve(
     paths = [existing_file(path, "checkpoint").resolve() for path in checkpoints]
     for number in (signal.SIGTERM, signal.SIGHUP):  # until the server has its own way to stop
         signal.signal(number, _leave)
+    keep_sockets_short()
     with _listening(host, port) as listener, _session_folder(keep) as folder:
         desk = Desk(folder, [])
         asyncio.run(_run(desk, paths, listener, host, token, keep is not None, console))

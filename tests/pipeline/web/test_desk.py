@@ -1,6 +1,7 @@
 """Nothing is reconstructed of films that were read for another network, whatever comes at the same time."""
 
 import asyncio
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,30 @@ def test_what_is_stopped_while_it_starts_does_not_work_on(monkeypatch: pytest.Mo
     monkeypatch.setattr(processes._context.Process, "start", start_slowly)
     asyncio.run(user())
     assert len(started) == 1 and not started[0].is_alive()
+
+
+def test_what_cannot_start_prints_nothing_if_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shield = asyncio.shield
+
+    def fail(process: Any) -> None:
+        raise OSError("no more processes")
+
+    def stopped(future: Any) -> Any:
+        """A signal ends the server when it was about to wait."""
+        unseen = shield(future)
+        monkeypatch.setattr(asyncio, "shield", shield)
+        raise asyncio.CancelledError(unseen)
+
+    async def user() -> None:
+        with pytest.raises(processes.WorkerDiedError, match="no more processes"):
+            await processes.run_task("networks", {}, tmp_path, 60)
+        monkeypatch.setattr(asyncio, "shield", stopped)
+        with pytest.raises(asyncio.CancelledError):
+            await processes.run_task("networks", {}, tmp_path, 60)
+        gc.collect()
+
+    monkeypatch.setattr(processes._context.Process, "start", fail)
+    asyncio.run(user())
+    assert not caplog.records

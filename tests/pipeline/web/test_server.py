@@ -288,6 +288,15 @@ def test_the_first_interrupt_says_what_would_be_lost(checkpoint: Path, drrs: lis
     assert nib.load(kept).shape == (16, 16, 16)
 
 
+def test_a_temporary_folder_with_a_long_path_serves_as_well(checkpoint: Path, drrs: list[Path], tmp_path: Path):
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    with serving(checkpoint, deep) as own:
+        assert own.send("/api/reconstruct", as_files(*drrs))[0] == 200
+        own.stop(signal.SIGTERM)
+    assert not list(deep.iterdir())
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_server_that_is_stopped_while_it_loads_leaves_no_folder(checkpoint: Path, tmp_path: Path, kept: bool):
     options = ["--keep", str(tmp_path / "kept")] if kept else []
