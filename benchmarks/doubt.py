@@ -43,7 +43,14 @@ from drr2ct.pipeline.checkpoints.networks import load_network
 from drr2ct.pipeline.data.loading import derived_seed
 from drr2ct.pipeline.data.sample.cts import real_cts
 from drr2ct.pipeline.evaluation.calibration import UNCALIBRATED, Calibration, PatientScores, calibrate, patient_scores
-from drr2ct.pipeline.evaluation.intervals import SHARES, plain, rank_correlation, rank_of_regions, sparsification
+from drr2ct.pipeline.evaluation.intervals import (
+    SHARES,
+    plain,
+    rank_correlation,
+    rank_of_regions,
+    rank_of_volume,
+    sparsification,
+)
 from drr2ct.pipeline.evaluation.protocol import refuse_leakage
 from drr2ct.pipeline.evaluation.structures import TISSUES, body_mask
 from drr2ct.pipeline.running.console import wide_console
@@ -60,6 +67,8 @@ RANGE_HU = HU_WINDOW[1] - HU_WINDOW[0]
 VOXELS = 4000
 """Of a patient's body, under each condition."""
 METHODS = ("as trained", "one factor", "by tissue", "by width")
+HEAD_RATE = 1e-2
+"""Learning rate of an interval head, as in the bundle's recipe."""
 _CLASSES_HU = (-500.0, -150.0, 0.0, 150.0)
 """What divides the estimate into lung, what is between, fat, soft tissue and bone."""
 
@@ -70,9 +79,11 @@ class Scores(PatientScores):
 
     Args:
         regions: rank correlation of width, as trained, and error in the means of regions.
+        volume: that over all voxels, the air around the patient included.
     """
 
     regions: float
+    volume: float
 
 
 Conditions = dict[str, Scores]
@@ -83,11 +94,12 @@ def train(
     parameters: Iterable[Tensor],
     batches: Batches,
     budget: Budget,
+    rate: float,
     recipe: Recipe | None = None,
 ) -> None:
     """Train some of a network's parameters until the budget is used up; making samples is not counted."""
     loss = WeightedLoss(NETWORK.terms())
-    optimizer = torch.optim.AdamW(list(parameters), NETWORK.learning_rate, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(list(parameters), rate, weight_decay=1e-4)
     used, steps = 0.0, 0
     network.train()
     while (share := budget.share(used, steps)) < 1:
@@ -96,7 +108,7 @@ def train(
             image = recipe.film(image[0], image[0], derived_seed(0, steps))[None]
         began = budget.clock()
         for group in optimizer.param_groups:
-            group["lr"] = annealed(NETWORK.learning_rate, share)
+            group["lr"] = annealed(rate, share)
         descend(network, optimizer, loss(INFERER(image, network), label), f"step {steps}")
         steps += 1
         used += budget.clock() - began
@@ -116,7 +128,7 @@ def trained_network(
     if not plain.exists():
         network = NETWORK.build()
         batches = varied(items, folder, "within-patients", None, seed)
-        train(network, network.parameters(), batches, budgets[0])
+        train(network, network.parameters(), batches, budgets[0], NETWORK.learning_rate)
         description = describe(network, NETWORK.network, "cube", about)
         write_checkpoint(plain, {"network": network.state_dict(), "description": description})
     network = frozen_with_interval(plain)
@@ -125,7 +137,7 @@ def trained_network(
     transfer_weights(network, plain)
     recipe = Recipe(RECIPE) if films else None
     batches = varied(items, folder, "within-patients", None, seed + 1)
-    train(network, interval_parameters(network), batches, budgets[1], recipe)
+    train(network, interval_parameters(network), batches, budgets[1], HEAD_RATE, recipe)
     description = describe(network, NETWORK.network, "cube", about, plain)
     write_checkpoint(path, {"network": network.state_dict(), "description": description})
     return network.eval()
@@ -140,7 +152,8 @@ def write_scores(path: Path, network: ProgressiveCascade, ct: Path, statistics: 
         scores = patient_scores(output, label, voxels=VOXELS)
         kept = {key: torch.from_numpy(value).float() for key, value in vars(scores).items()}
         made, truth = to_hu(plain(output)).cpu(), to_hu(plain(label)).cpu()
-        found[label_of(condition)] = {**kept, "regions": torch.tensor(rank_of_regions(made, truth, body_mask(truth)))}
+        ranks = {"regions": rank_of_regions(made, truth, body_mask(truth)), "volume": rank_of_volume(made, truth)}
+        found[label_of(condition)] = {**kept, **{key: torch.tensor(value) for key, value in ranks.items()}}
     with replacing(path) as temporary:
         torch.save(found, temporary)
 
@@ -150,8 +163,8 @@ def read_scores(path: Path) -> Conditions:
     content = torch.load(path, weights_only=True)
     found = {}
     for name, entry in content.items():
-        regions = float(entry.pop("regions"))
-        found[name] = Scores(**{key: value.numpy().astype(np.float64) for key, value in entry.items()}, regions=regions)
+        ranks = {key: float(entry.pop(key)) for key in ("regions", "volume")}
+        found[name] = Scores(**{key: value.numpy().astype(np.float64) for key, value in entry.items()}, **ranks)
     return found
 
 
@@ -217,6 +230,7 @@ def figures_of(scores: Scores, calibrated: Calibrated) -> dict[str, float]:
         "width": float(width.mean()),
         "rank": rank_correlation(torch.from_numpy(width), torch.from_numpy(error)),
         "rank regions": scores.regions,
+        "rank volume": scores.volume,
         "rank drawn": rank_correlation(torch.from_numpy(width), torch.from_numpy(drawn)),
         "error": float(error.mean()),
     }
@@ -243,11 +257,11 @@ def mean_of(rows: dict[str, dict[str, float]], key: str) -> float:
 def print_methods(patients: dict[str, Conditions], title: str) -> None:
     """Each way to calibrate: coverage (mean, least, most), width, rank correlation, coverage of each tissue.
 
-    Beside the rank correlation: that of regions' means, by the bounds as trained; and what it would be of errors drawn
-    from normal distributions as wide as the bounds.
+    Beside the rank correlation: those of regions' means and over the whole volume, by the bounds as trained; and what
+    it would be of errors drawn from normal distributions as wide as the bounds.
     """
     table = Table(title=f"{title}; {len(patients)} patients left out, as rendered")
-    ranks = ("rank correlation", "of regions", "of drawn errors")
+    ranks = ("rank correlation", "of regions", "of the volume", "of drawn errors")
     columns = ("covered, mean", "least", "most", "width HU", *ranks, *TISSUES)
     for column in ("bounds", *columns):
         table.add_column(column, justify="left" if column == "bounds" else "right")
@@ -256,7 +270,7 @@ def print_methods(patients: dict[str, Conditions], title: str) -> None:
         covered = [row["coverage"] for row in rows.values()]
         cells = [f"{100 * value:.1f} %" for value in (np.mean(covered), min(covered), max(covered))]
         cells.append(f"{mean_of(rows, 'width'):.0f}")
-        cells += [f"{mean_of(rows, key):.2f}" for key in ("rank", "rank regions", "rank drawn")]
+        cells += [f"{mean_of(rows, key):.2f}" for key in ("rank", "rank regions", "rank volume", "rank drawn")]
         table.add_row(method, *cells, *(f"{100 * mean_of(rows, name):.1f} %" for name in TISSUES))
     wide_console().print(table)
 
@@ -329,6 +343,7 @@ def main() -> None:
     settings = {key: getattr(arguments, key) for key in keys} | {
         "checkpoints": [hashlib.sha256(path.read_bytes()).hexdigest() for path in given or ()],
         "network": NETWORK.digest(),
+        "head_rate": HEAD_RATE,
         "patients": list(cts),
     }
     claim = arguments.output / "settings.json"

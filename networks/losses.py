@@ -149,12 +149,12 @@ _BODY_VALUE = (TISSUE_HU - HU_WINDOW[0]) / (HU_WINDOW[1] - HU_WINDOW[0])
 """On the network's scale, more is tissue."""
 _BODY_GRID = 64
 """Voxels along an edge of the grid on which the body is looked for."""
-_OUTSIDE = 0.1
+_OUTSIDE = 0.3
 """What a voxel outside the body counts, of one within."""
 
 
 def body_weights(truth: Float[Tensor, "batch 1 n n planes"]) -> Float[Tensor, "batch 1 m m planes"]:
-    """How much voxels count in the loss of bounds: 1 in the body, 0.1 elsewhere, on planes of 64² or so.
+    """How much voxels count in the loss of bounds: 1 in the body, 0.3 elsewhere, on planes of 64² or so.
 
     Air around the patient is most of a volume and certain: without this, bounds would learn it first. Where there is no
     tissue at all, everything counts.
@@ -198,8 +198,8 @@ class IntervalLoss(nn.Module):
 
     Their sum is a twentieth of the interval score (Gneiting and Raftery, *Strictly proper scoring rules, prediction,
     and estimation*, JASA 102, 2007, eq. 43): :math:`0.05\,(u - l) + (l - t)_+ + (t - u)_+`. What lies outside the body
-    counts a tenth (:func:`body_weights`), which leaves the best bounds of every voxel what they are. Called with an
-    output that has bounds; the estimate in it is not looked at.
+    counts less (:func:`body_weights`), which leaves the best bounds of every voxel what they are. Called with an output
+    that has bounds; the estimate in it is not looked at.
     """
 
     def forward(self, output: Float[Tensor, ...] | OnPlanes, target: Float[Tensor, ...]) -> Scalar:

@@ -49,6 +49,7 @@ INTERVAL_FIGURES = (
     "interval_width_hu",
     "interval_rank",
     "interval_rank_regions",
+    "interval_rank_volume",
     *(f"interval_coverage_{name}" for name in TISSUES),
 )
 """Of a network with bounds: ``drr2ct.pipeline.evaluation.intervals``."""

@@ -66,6 +66,7 @@ def interval_figures(output: Bounded, truth: Float[Tensor, "1 n m k"], body: Mas
         "interval_width_hu": _mean(high - low),
         "interval_rank": rank_correlation(high - low, (estimate - there).abs()),
         "interval_rank_regions": rank_of_regions(output, truth, body),
+        "interval_rank_volume": rank_of_volume(output, truth),
     }
     for name, (least, most) in TISSUES.items():
         found[f"interval_coverage_{name}"] = _mean(covered[(there >= least) & (there <= most)])
@@ -89,6 +90,11 @@ def rank_of_regions(output: Bounded, truth: Float[Tensor, "1 n m k"], body: Mask
     inside = body.expand_as(truth)
     width, error = output[2:] - output[1:2], (output[:1] - truth).abs()
     return rank_correlation(region_means(width, inside), region_means(error, inside))
+
+
+def rank_of_volume(output: Bounded, truth: Float[Tensor, "1 n m k"]) -> float:
+    """Spearman's correlation of the bounds' distance and the absolute error over all voxels, air around included."""
+    return rank_correlation((output[2] - output[1]).flatten(), (output[0] - truth[0]).abs().flatten())
 
 
 def _mean(values: Tensor) -> float:

@@ -27,6 +27,7 @@ KEPT_FIGURES = (
     "interval_width_hu",
     "interval_rank",
     "interval_rank_regions",
+    "interval_rank_volume",
 )
 """Of all that an evaluation measures, what is kept."""
 GROUPS = ("validation", "unseen")

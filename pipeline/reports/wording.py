@@ -29,6 +29,7 @@ _NAMED = {
     "interval_width_hu": "From lower to upper bound, body (HU)",
     "interval_rank": "Rank correlation of width and error, body",
     "interval_rank_regions": "Rank correlation of width and error, regions of 22 mm",
+    "interval_rank_volume": "Rank correlation of width and error, whole volume",
     **{f"interval_coverage_{name}": f"Within the bounds, {name}" for name in TISSUES},
 }
 

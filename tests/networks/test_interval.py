@@ -154,7 +154,7 @@ def test_the_body_counts_ten_times() -> None:
         quarter //= step
         assert body[2 * quarter, 2 * quarter, 0] and body[quarter, quarter, size // 2 - 1]
         assert not body[quarter - 1].any() and not body[:, quarter - 1].any() and not body[..., size // 2 :].any()
-        assert torch.equal(here[~body], torch.full_like(here[~body], 0.1))
+        assert torch.equal(here[~body], torch.full_like(here[~body], 0.3))
         assert (weights[1] == 1).all(), "of a volume without tissue everything counts"
 
 

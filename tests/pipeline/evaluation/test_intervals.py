@@ -41,6 +41,8 @@ def test_figures_of_a_case_by_hand() -> None:
     assert math.isnan(found["interval_coverage_bone"])
     assert found["interval_width_hu"] == pytest.approx((24 * 150 + 488 * 60) / 512)
     assert found["interval_rank"] == pytest.approx(1.0), "wider where more wrong"
+    everywhere = found["interval_rank_volume"]
+    assert everywhere == pytest.approx(1.0), "air as wide as soft tissue, and as wrong"
     assert found["interval_rank_regions"] == pytest.approx(1.0), "of so small a volume each voxel is a region"
 
 
