@@ -3,7 +3,9 @@ r"""Bounds that cover what they say, on patients that the network has not seen: 
 On calibration patients it is known by how many predicted widths the truth lies below or above the estimate; the factor
 of a bound is the 95 % quantile of that (split conformal prediction with the score of Lei et al., *Distribution-free
 predictive inference for regression*, JASA 113, 2018, for either bound on its own). A factor depends on the predicted
-width: what is narrow is wrong by other factors than what is wide.
+width: what is narrow is wrong by other factors than what is wide. What is promised is of the body's voxels;
+where bounds are narrower than nearly all of the body's, which they are in the air around it, that air has factors of
+its own.
 
 Voxels of one patient are not independent, so patients count alike, whatever their size, and what is promised is a mean
 over patients. There is no correction for their number (Lee, Barber and Willett, *Distribution-free inference with
@@ -43,6 +45,10 @@ VOXELS = 20_000
 """Of a patient's body, so many are drawn."""
 LEAST_FACTOR = 0.05
 """A bound stays on its side of the estimate, even where nearly all truths lie on the other."""
+AIR_KNOTS = 2
+"""Of :data:`~drr2ct.networks.interval.KNOTS`, for what is narrower than the body's bounds; none where little is."""
+_LITTLE = 0.05
+"""Of the voxels around the body."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,9 @@ UNCALIBRATED = Calibration(tuple(map(float, range(-KNOTS, 0))), ((1.0,) * KNOTS,
 
 
 @torch.no_grad()
-def patient_scores(output: torch.Tensor, label: torch.Tensor, seed: int = 0, voxels: int = VOXELS) -> PatientScores:
+def patient_scores(
+    output: torch.Tensor, label: torch.Tensor, seed: int = 0, voxels: int = VOXELS, around: bool = False
+) -> PatientScores:
     """How far off the bounds of one patient are.
 
     Args:
@@ -84,9 +92,10 @@ def patient_scores(output: torch.Tensor, label: torch.Tensor, seed: int = 0, vox
         label: (1, N, N, N) likewise.
         seed: of the voxels that are drawn.
         voxels: how many, at most.
+        around: of what is around the body instead.
     """
     output, label = plain(output).cpu(), plain(label).cpu()
-    places = body_mask(to_hu(label))[0].flatten().nonzero()[:, 0]
+    places = (body_mask(to_hu(label))[0].flatten() != around).nonzero()[:, 0]
     if len(places) > voxels:
         generator = torch.Generator().manual_seed(seed)
         places = places[torch.randperm(len(places), generator=generator)[:voxels]]
@@ -103,34 +112,69 @@ def weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> 
     return float(values[order][min(int(np.searchsorted(sums, share * sums[-1])), len(values) - 1)])
 
 
-def calibrate(patients: Sequence[PatientScores], by_width: bool = True) -> Calibration:
+def calibrate(
+    patients: Sequence[PatientScores], by_width: bool = True, around: Sequence[PatientScores] = ()
+) -> Calibration:
     """The factors by which bounds cover, in the mean of these patients, 95 % on either side.
 
     Args:
         patients: calibration patients; each counts alike.
         by_width: factors that depend on the predicted width, or one for all.
+        around: of the same patients, what is around their bodies; for what is narrower than the body's bounds.
     """
-    logarithm = np.concatenate([scores.logarithm for scores in patients], axis=1)
-    score = np.concatenate([scores.score for scores in patients], axis=1)
-    weights = np.concatenate([np.full(s.score.shape[1], 1 / s.score.shape[1]) for s in patients])
-    knots = np.quantile(logarithm, (np.arange(KNOTS) + 0.5) / KNOTS)
-    knots = np.maximum.accumulate(knots + 1e-6 * np.arange(KNOTS))  # increasing, also where all widths are alike
-    edges = (knots[1:] + knots[:-1]) / 2
-    factors = []
-    for tail in range(2):
-        whole = max(weighted_quantile(score[tail], weights, 1 - TAIL), LEAST_FACTOR)
-        line = np.full(KNOTS, whole)
-        if by_width:
-            place = np.searchsorted(edges, logarithm[tail])
-            for k in range(KNOTS):
-                if (place == k).any():
-                    found = weighted_quantile(score[tail][place == k], weights[place == k], 1 - TAIL)
-                    line[k] = max(found, LEAST_FACTOR)
-            # the line between the knots is not the steps that were fitted
-            left = score[tail] / np.interp(logarithm[tail], knots, line)
-            line *= max(weighted_quantile(left, weights, 1 - TAIL), LEAST_FACTOR)
-        factors.append(tuple(line.tolist()))
-    return Calibration(tuple(knots.tolist()), (factors[0], factors[1]))
+    body = _Voxels.of(patients)
+    air = _Voxels.of(around).below(float(np.quantile(body.logarithm, 0.5 / KNOTS))) if around and by_width else None
+    count = KNOTS if air is None else KNOTS - AIR_KNOTS
+    knots = body.knots(count)
+    lines = [body.line(tail, knots, by_width) for tail in range(2)]
+    if air is not None:
+        lower = air.knots(AIR_KNOTS)
+        lines = [np.concatenate([air.line(tail, lower, True), lines[tail]]) for tail in range(2)]
+        knots = np.concatenate([lower, np.maximum(knots, lower[-1] + 1e-6 * (1 + np.arange(count)))])
+    return Calibration(tuple(knots.tolist()), (tuple(lines[0].tolist()), tuple(lines[1].tolist())))
+
+
+@dataclass(frozen=True)
+class _Voxels:
+    """Of all patients, as in :class:`PatientScores`; weights, (2, voxels), in which patients count alike."""
+
+    logarithm: np.ndarray
+    score: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, patients: Sequence[PatientScores]) -> _Voxels:
+        """Voxels of some patients."""
+        weights = [np.full(s.score.shape, 1 / s.score.shape[1]) for s in patients]
+        parts = ([s.logarithm for s in patients], [s.score for s in patients], weights)
+        return cls(*(np.concatenate(part, axis=1) for part in parts))
+
+    def below(self, logarithm: float) -> _Voxels | None:
+        """Those of which both bounds are narrower; None if they are few."""
+        there = (self.logarithm < logarithm).all(axis=0)
+        if self.weights[0, there].sum() <= _LITTLE * self.weights[0].sum():
+            return None
+        return _Voxels(self.logarithm[:, there], self.score[:, there], self.weights[:, there])
+
+    def knots(self, count: int) -> np.ndarray:
+        """So many logarithms of the width, between which equally many voxels lie; increasing."""
+        knots = np.quantile(self.logarithm, (np.arange(count) + 0.5) / count)
+        return np.maximum.accumulate(knots + 1e-6 * np.arange(count))  # also where all widths are alike
+
+    def line(self, tail: int, knots: np.ndarray, by_width: bool) -> np.ndarray:
+        """A bound's factor at each knot."""
+        logarithm, score, weights = self.logarithm[tail], self.score[tail], self.weights[tail]
+        line = np.full(len(knots), max(weighted_quantile(score, weights, 1 - TAIL), LEAST_FACTOR))
+        if not by_width:
+            return line
+        place = np.searchsorted((knots[1:] + knots[:-1]) / 2, logarithm)
+        for k in range(len(knots)):
+            if (place == k).any():
+                found = weighted_quantile(score[place == k], weights[place == k], 1 - TAIL)
+                line[k] = max(found, LEAST_FACTOR)
+        # the line between the knots is not the steps that were fitted
+        left = score / np.interp(logarithm, knots, line)
+        return line * max(weighted_quantile(left, weights, 1 - TAIL), LEAST_FACTOR)
 
 
 def coverage(patient: PatientScores, calibration: Calibration) -> float:
@@ -139,14 +183,20 @@ def coverage(patient: PatientScores, calibration: Calibration) -> float:
     return float((within[0] & within[1]).mean())
 
 
-def left_out_coverage(patients: Sequence[PatientScores], by_width: bool = True) -> list[float]:
+def left_out_coverage(
+    patients: Sequence[PatientScores], by_width: bool = True, around: Sequence[PatientScores] = ()
+) -> list[float]:
     """Each patient's coverage by a calibration on all the others; empty for a single patient."""
     if len(patients) < 2:
         return []
     return [
-        coverage(patient, calibrate([*patients[:i], *patients[i + 1 :]], by_width))
+        coverage(patient, calibrate(_without(patients, i), by_width, _without(around, i)))
         for i, patient in enumerate(patients)
     ]
+
+
+def _without(patients: Sequence[PatientScores], i: int) -> list[PatientScores]:
+    return [*patients[:i], *patients[i + 1 :]]
 
 
 def apply_calibration(network: nn.Module, calibration: Calibration) -> None:
@@ -214,20 +264,22 @@ def run_calibration(
     refuse_leakage(checkpoint, description, items)
     head.reset_calibration()
     load = files_to_samples(network.config.geometry, description["mode"], **(reading or {}))
-    scores = []
+    scores: list[PatientScores] = []
+    around: list[PatientScores] = []
     for number, item in enumerate(track(items, "calibration: patients")):
         sample: Any = load(item)
         with torch.inference_mode():
             made = network(sample["image"][None].to(device))[0]
-        scores.append(patient_scores(made, sample["label"], number))
-    calibration = calibrate(scores)
+        for kept, air in ((scores, False), (around, True)):
+            kept.append(patient_scores(made, sample["label"], number, around=air))
+    calibration = calibrate(scores, around=around)
     entry = {
         "level": LEVEL,
         "patients": [str(item["patient"]) for item in items],
         "cts": ct_fingerprints(items),
         **asdict(calibration),
         "uncalibrated": _spread([coverage(patient, UNCALIBRATED) for patient in scores]),
-        "left_out": _spread(left_out_coverage(scores)),
+        "left_out": _spread(left_out_coverage(scores, around=around)),
     }
     apply_calibration(network, calibration)
     weights = {name: value.cpu() for name, value in network.state_dict().items()}

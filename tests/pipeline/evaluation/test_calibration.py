@@ -70,6 +70,28 @@ def test_factors_differ_by_width_where_that_is_needed() -> None:
     assert narrow[True] == pytest.approx(0.9, abs=0.02) and narrow[False] < 0.83
 
 
+def test_air_has_factors_of_its_own_and_the_body_keeps_its_coverage() -> None:
+    """Around the body bounds are a hundred times narrower, and wrong by twice as many widths."""
+
+    def patient(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        output, truth = body(seed)
+        estimate, low, high = output
+        outside = truth[0] < 0.1
+        middle = torch.where(outside, truth[0] + (estimate - truth[0]) / 50, estimate)
+        half = [torch.where(outside, width / 100, width) for width in (estimate - low, high - estimate)]
+        return torch.stack([middle, middle - half[0], middle + half[1]]), truth
+
+    bodies, air = ([patient_scores(*patient(seed), around=around) for seed in range(4)] for around in (False, True))
+    plain, own = calibrate(bodies), calibrate(bodies, around=air)
+    for scores, least in ((bodies, 0.88), (air, 0.0)):
+        assert np.mean([coverage(p, plain) for p in scores]) >= least
+        assert np.mean([coverage(p, own) for p in scores]) == pytest.approx(0.9, abs=0.015)
+    assert np.mean([coverage(p, plain) for p in air]) < 0.7 and np.all(np.diff(own.knots) > 0)
+    assert np.mean(left_out_coverage(bodies, around=air)) == pytest.approx(0.9, abs=0.02)
+    alike = [patient_scores(*body(seed), around=True) for seed in range(4)]
+    assert calibrate(bodies, around=alike) == plain, "as wide as the body's: it has none"
+
+
 def test_patients_count_alike_whatever_their_size() -> None:
     assert weighted_quantile(np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0, 8.0]), 0.5) == 2.0
     assert weighted_quantile(np.array([1.0, 2.0]), np.ones(2), 1.0) == 2.0
