@@ -7,8 +7,9 @@ CTS is a folder of patient folders; the sample CT of the package joins them. For
 cascade by configs/recipes/shipped.yaml, each beginning with the one before, for the given times on one CPU thread, and
 judged by drr2ct evaluate on the patients left out, as they are. Nothing is chosen by those: what is judged are the
 last weights. With --begin, the first of them begins with CHECKPOINTS/<group>.pt, a network that the same patients were
-left out of. --only trains some groups now; a finer network for a few of them is another call, in another
-folder, whose --begin holds the coarser ones.
+left out of: a coarser one, or one of the same kind, which is then trained on, with half of its samples as films (with
+--seed 1, so that it sees others than before). --only trains some groups now; a finer network for a few of them is
+another call, in another folder, whose --begin holds the coarser ones.
 
 --members films rendered=600 trains the coarsest network of each group twice more, from the next seeds: as the first
 and as long, and for 600 seconds without films, on radiographs as they are rendered. They are joined (drr2ct join),
@@ -51,6 +52,8 @@ DECAY = {"cascade64": 0.995, "cascade128": 0.98, "cascade256": 0.95}
 """Of the average of the weights, in a step."""
 RATE = {"cascade128": 2.0e-3, "cascade256": 1.0e-3}
 """Of a finer network."""
+FILMS = {"cascade128": 0.25, "cascade256": 0.5}
+"""Share of a finer network's samples that are films, and of those whose pose is varied; of one trained on, a half."""
 FROZEN = {
     "cascade128": ["encoder.*", "volume", "stages.[01].*", "outputs.0.*"],
     "cascade256": ["encoder.*", "volume", "stages.[012].*", "outputs.[01].*", "fine_encoders.0.*"],
@@ -138,13 +141,15 @@ def train(
         "average_decay": DECAY[network],
     }
     names = [f"networks/{network}", "vary", *(f"recipes/{name}" for name in recipes)]
-    members = 1 if before is None else members_of(read_checkpoint(before)["description"])
+    description = {} if before is None else read_checkpoint(before)["description"]
+    members = members_of(description) if description else 1
     settings["network_def#members"] = members
     if network in FROZEN:
         names += ["recipes/freeze", "recipes/correct"]
         # a pattern that matches nothing would be refused
         settings["freeze"] = [*FROZEN[network], *(["members.*"] if members > 1 else [])]
-        settings |= {"film_share": 0.25, "film_pose#prob": 0.25, "learning_rate": RATE[network]}
+        films = 0.5 if description.get("name") == network else FILMS[network]
+        settings |= {"film_share": films, "film_pose#prob": films, "learning_rate": RATE[network]}
     run_bundle([bundle_file(f"configs/{name}.yaml") for name in ("train", *names)], settings)
 
 
