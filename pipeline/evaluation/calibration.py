@@ -112,28 +112,6 @@ def weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> 
     return float(values[order][min(int(np.searchsorted(sums, share * sums[-1])), len(values) - 1)])
 
 
-def calibrate(
-    patients: Sequence[PatientScores], by_width: bool = True, around: Sequence[PatientScores] = ()
-) -> Calibration:
-    """The factors by which bounds cover, in the mean of these patients, 95 % on either side.
-
-    Args:
-        patients: calibration patients; each counts alike.
-        by_width: factors that depend on the predicted width, or one for all.
-        around: of the same patients, what is around their bodies; for what is narrower than the body's bounds.
-    """
-    body = _Voxels.of(patients)
-    air = _Voxels.of(around).below(float(np.quantile(body.logarithm, 0.5 / KNOTS))) if around and by_width else None
-    count = KNOTS if air is None else KNOTS - AIR_KNOTS
-    knots = body.knots(count)
-    lines = [body.line(tail, knots, by_width) for tail in range(2)]
-    if air is not None:
-        lower = air.knots(AIR_KNOTS)
-        lines = [np.concatenate([air.line(tail, lower, True), lines[tail]]) for tail in range(2)]
-        knots = np.concatenate([lower, np.maximum(knots, lower[-1] + 1e-6 * (1 + np.arange(count)))])
-    return Calibration(tuple(knots.tolist()), (tuple(lines[0].tolist()), tuple(lines[1].tolist())))
-
-
 @dataclass(frozen=True)
 class _Voxels:
     """Of all patients, as in :class:`PatientScores`; weights, (2, voxels), in which patients count alike."""
@@ -175,6 +153,28 @@ class _Voxels:
         # the line between the knots is not the steps that were fitted
         left = score / np.interp(logarithm, knots, line)
         return line * max(weighted_quantile(left, weights, 1 - TAIL), LEAST_FACTOR)
+
+
+def calibrate(
+    patients: Sequence[PatientScores], by_width: bool = True, around: Sequence[PatientScores] = ()
+) -> Calibration:
+    """The factors by which bounds cover, in the mean of these patients, 95 % on either side.
+
+    Args:
+        patients: calibration patients; each counts alike.
+        by_width: factors that depend on the predicted width, or one for all.
+        around: of the same patients, what is around their bodies; for what is narrower than the body's bounds.
+    """
+    body = _Voxels.of(patients)
+    air = _Voxels.of(around).below(float(np.quantile(body.logarithm, 0.5 / KNOTS))) if around and by_width else None
+    count = KNOTS if air is None else KNOTS - AIR_KNOTS
+    knots = body.knots(count)
+    lines = [body.line(tail, knots, by_width) for tail in range(2)]
+    if air is not None:
+        lower = air.knots(AIR_KNOTS)
+        lines = [np.concatenate([air.line(tail, lower, True), lines[tail]]) for tail in range(2)]
+        knots = np.concatenate([lower, np.maximum(knots, lower[-1] + 1e-6 * (1 + np.arange(count)))])
+    return Calibration(tuple(knots.tolist()), (tuple(lines[0].tolist()), tuple(lines[1].tolist())))
 
 
 def coverage(patient: PatientScores, calibration: Calibration) -> float:

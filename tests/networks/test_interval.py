@@ -139,7 +139,7 @@ def test_the_losss_gradient_is_that_of_its_formula() -> None:
     assert torch.allclose(value, by_hand) and torch.allclose(output.grad, 3 * expected)
 
 
-def test_the_body_counts_ten_times() -> None:
+def test_the_body_counts_more_than_the_air() -> None:
     """A box of tissue with a lung in it, whatever the grid; a couch beneath is no body."""
     for size in (16, 128):
         truth = torch.zeros(2, 1, size, size, size)
