@@ -227,6 +227,9 @@ def main() -> None:
             if status:
                 sys.exit(status)
             done.touch()
+    if not arguments.list:
+        networks = NETWORKS[: NETWORKS.index(arguments.to) + 1]
+        print(f"finished: {', '.join(str(place.output / f'{network}.pt') for network in networks)}")
 
 
 if __name__ == "__main__":

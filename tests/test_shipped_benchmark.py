@@ -116,6 +116,6 @@ def test_from_cts_to_calibrated_bounds(cts: Path, tmp_path: Path) -> None:
     assert description["config"]["members"] == 3
     assert description["interval"]["patients"] == ["p2", "p3"]
     assert description["patients"] == {"training": ["p0", "p1"], "validation": ["p2", "p3"]}
-    assert run(*arguments).stdout == "", "nothing is left to be done"
+    assert run(*arguments).stdout == f"finished: {output / NETWORKS[0]}.pt\n", "nothing is left to be done"
     other = run(*arguments[:-1], "p1")
     assert other.returncode == 1 and "choose another --output" in other.stderr
