@@ -66,7 +66,7 @@ def row(folder: Path, checkpoint: Path | None, output: Path) -> tuple[list[str],
     """One line of the table, and the volume in RAS+."""
     record, said = reconstructed(folder, checkpoint, output)
     if record is None:
-        return [folder.name, "refused", said, "", "", ""], None
+        return [folder.name, "refused", said, "", "", "", ""], None
     image: Any = nib.as_closest_canonical(nib.load(output / f"{folder.name}.nii.gz"))  # type: ignore[attr-defined]
     volume, spacing = np.asarray(image.dataobj, dtype=float), np.array(image.header.get_zooms()[:3])
     air = lungs(volume)
@@ -94,6 +94,7 @@ def row(folder: Path, checkpoint: Path | None, output: Path) -> tuple[list[str],
         "; ".join(decided),
         " ".join(part for part in agreement if part),
         f"{record['reprojection_relative']:.0%}" + (f" ({times[1]} × usual)" if times else ""),
+        f"{record['consistency']['difference']:.0%}",
         f"{air.sum() * spacing.prod() / 1e6:.1f} l",
         {0: "none", 1: "1 warning"}.get(len(record["warnings"]), f"{len(record['warnings'])} warnings"),
     ], volume
@@ -145,7 +146,7 @@ def main() -> None:
             given = None
         pictures.append((folder.name, None if given is None else given.numpy(), volume))
         print("| " + " | ".join(cells) + " |", flush=True)
-    head = ["patient", "decided", "row sums", "reprojection", "lungs", "warnings"]
+    head = ["patient", "decided", "row sums", "reprojection", "structures", "lungs", "warnings"]
     table = [head, ["---"] * len(head), *lines]
     (output / "films.md").write_text("\n".join("| " + " | ".join(cells) + " |" for cells in table) + "\n")
     sheet(pictures, output / "films.png")
