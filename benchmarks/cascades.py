@@ -96,7 +96,7 @@ class Variant:
         with torch.device("meta"):
             network = self.build()
         recipe = {
-            "configuration": network_config(self.network, geometry=GEOMETRY, **self.overrides).to_dict(),
+            "configuration": _told(network_config(self.network, geometry=GEOMETRY, **self.overrides).to_dict()),
             "weights": {name: list(p.shape) for name, p in network.named_parameters()},
             "loss": WeightedLoss(self.terms()).weights,
             "learning_rate": self.learning_rate,
@@ -104,6 +104,19 @@ class Variant:
         if self.optimizer is not torch.optim.AdamW or self.settings:
             recipe["optimizer"] = [self.optimizer.__name__, self.settings]
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+LATER = {"members": 1, "halvings": 0}
+"""What networks can be told since the first results were kept, at the value at which nothing is different."""
+
+
+def _told(configuration: dict[str, Any]) -> dict[str, Any]:
+    """A network's configuration, as results that were kept before ``LATER`` have it too."""
+
+    def kept(part: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in part.items() if key not in LATER or value != LATER[key]}
+
+    return {**kept(configuration), "stages": [kept(stage) for stage in configuration["stages"]]}
 
 
 def narrowed(config: CascadeConfig, factor: int = 4) -> dict[str, Any]:
@@ -156,6 +169,11 @@ VARIANTS = {
         "ours with the direct lifting: stacked views, features repeated along one axis; and its normalisation",
         overrides={"lift": "broadcast", "fuse": "after", "encoder_norm_groups": (8, 8, 8, 8), "stages": _NORMALISED},
         learning_rate=5e-4,
+    ),
+    "muon-broadcast": Variant(
+        "the same by Muon",
+        overrides={"lift": "broadcast", "fuse": "after", "encoder_norm_groups": (8, 8, 8, 8), "stages": _NORMALISED},
+        optimizer=Muon,
     ),
     "fuse-after": Variant("ours, radiographs taken in after the dense blocks", overrides={"fuse": "after"}),
     "transformer": Variant("ours with two transformer blocks at 16³", overrides={"transformer_layers": 2}),
