@@ -2,7 +2,7 @@
 
 python benchmarks/cascades.py --output DIR [--cts DIR] [--seconds 600] [--threads 2] [--clock wall|cpu]
     [--variants mean broadcast cascade64 …] [--data written endless between grafted] [--folds PATIENT …] [--groups 4]
-    [--seed 0]
+    [--patients PATIENT …] [--seed 0]
 
 Without --cts: a cohort of variations of the sample CT; the curve is measured on validation patients, the final figure
 on test patients. With --cts, a folder of patient folders, which the sample joins: leave one patient out; training on
@@ -508,9 +508,10 @@ def table_rows(results: dict[str, dict[str, dict[str, Any]]]) -> Iterator[tuple[
         psnr = np.array([row["psnr"] for row in rows])
         gains = np.array([row["psnr"] - results[MEAN][fold]["psnr"] for fold, row in folds.items()])
         others = [
-            float(np.mean([row[key] for row in rows]))
-            for key in ("ssim", "mae_hu", "steps", "seconds", "sample_seconds", "parameters")
+            float(np.mean([row[key] for row in rows])) for key in ("ssim", "mae_hu", "steps", "seconds", "parameters")
         ]
+        # the first results do not tell it
+        a_sample = [row["sample_seconds"] for row in rows if "sample_seconds" in row]
         fitted = [row["fitted"]["psnr"] for row in rows if "fitted" in row]
         over_ours = [row["psnr"] - ours[fold]["psnr"] for fold, row in folds.items() if fold in ours]
         yield (
@@ -526,8 +527,8 @@ def table_rows(results: dict[str, dict[str, dict[str, Any]]]) -> Iterator[tuple[
             f"{np.mean(fitted):.2f}" if fitted else "",
             f"{others[2]:.0f}",
             f"{others[3]:.0f}",
-            f"{others[4]:.3f}",
-            f"{others[5] / 1e6:.2f}",
+            f"{np.mean(a_sample):.3f}" if a_sample else "",
+            f"{others[4] / 1e6:.2f}",
         )
 
 
@@ -574,6 +575,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--variants", nargs="+", default=[MEAN, *VARIANTS], choices=[MEAN, *VARIANTS])
     parser.add_argument("--data", nargs="+", default=["written"], choices=DATA, help="what a step learns from")
+    parser.add_argument("--patients", nargs="+", help="with --cts: those to use, beside the sample; all by default")
     parser.add_argument("--folds", nargs="+", help="with --cts: patients to leave out; all by default")
     parser.add_argument("--groups", type=int, default=0, help="with --cts: leave out so many groups; 0: each alone")
     parser.add_argument(
@@ -582,6 +584,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     cts = real_cts(arguments.cts) if arguments.cts else {}
+    if unknown := set(arguments.patients or ()) - cts.keys():
+        parser.error(f"--patients: {', '.join(sorted(unknown))} is not among {', '.join(cts) or 'those of --cts'}")
+    if arguments.patients:
+        used = {*arguments.patients, sample_ct().parent.name}
+        cts = {patient: path for patient, path in cts.items() if patient in used}
     if unknown := set(arguments.folds or ()) - cts.keys():
         parser.error(f"--folds: {', '.join(sorted(unknown))} is not among the patients {', '.join(cts) or 'of --cts'}")
     if arguments.groups and not 2 <= arguments.groups <= len(cts):
@@ -599,7 +606,7 @@ def main() -> None:
     keys = ("seconds", "steps", "threads", "clock", "training", "seed")
     settings: dict[str, Any] = {key: getattr(arguments, key) for key in keys}
     if cts:
-        settings |= {"variation": asdict(WIDE), "groups": arguments.groups}
+        settings |= {"variation": asdict(WIDE), "groups": arguments.groups, "patients": list(cts)}
     claim = arguments.output / "settings.json"
     if claim.exists() and json.loads(claim.read_text()) != settings:
         parser.error(f"{arguments.output} holds results with other settings ({claim}); choose another folder")

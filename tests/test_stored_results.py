@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.cascades import VARIANTS
 from drr2ct.pipeline.running.bundle import bundle_file
+from tests.files import chest, write_nifti
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+PROGRAM = Path(__file__).parents[1] / "benchmarks" / "cascades.py"
+RESULTS = PROGRAM.with_name("results")
 ROWS = sorted(row for row in RESULTS.glob("*/results/*") if row.name.split("+")[0] in VARIANTS)
 FILMS = sorted(path.parent for path in RESULTS.glob("films*/settings.json"))
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.parents[1].name}, {row.name}")
@@ -35,3 +44,30 @@ def test_films_are_of_the_recipe(folder: Path) -> None:
 
 def test_another_network_is_told_from_it() -> None:
     assert len({variant.digest() for variant in VARIANTS.values()}) == len(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("one-patient", ["--seconds", 150, "--training", 384], ["25.89", "+5.63", "0.716"]),
+        ("three-groups", ["--seconds", 120, "--groups", 3], ["23.03", "+5.75", "0.585"]),
+    ],
+)
+def test_the_first_results_print_their_table(
+    name: str, arguments: list[object], says: list[str], tmp_path: Path
+) -> None:
+    """What docs/networks.md says of cascade64, by a command that finds all of it there and trains nothing."""
+    output = Path(shutil.copytree(RESULTS / name, tmp_path / name))
+    settings = json.loads((output / "settings.json").read_text(encoding="utf-8"))
+    words = [PROGRAM, "--output", output, *arguments, "--threads", 1, "--clock", "cpu", "--variants", "cascade64"]
+    if "patients" in settings:
+        for patient in (*settings["patients"][:-1], "somebody else"):  # the last is the sample
+            write_nifti(tmp_path / "cts" / patient / "ct.nii.gz", chest())
+        refused = run(*words, "--cts", tmp_path / "cts")
+        assert refused.returncode == 2 and "choose another folder" in refused.stderr
+        words += ["--cts", tmp_path / "cts", "--patients", *settings["patients"][:-1]]
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("│ cascade64 "))
+    assert all(figure in row for figure in says), row
+    assert json.loads((output / "settings.json").read_text(encoding="utf-8")) == settings
