@@ -171,7 +171,7 @@ VARIANTS = {
         learning_rate=5e-4,
     ),
     "muon-broadcast": Variant(
-        "the same by Muon",
+        "ours with the direct lifting and its normalisation, by Muon",
         overrides={"lift": "broadcast", "fuse": "after", "encoder_norm_groups": (8, 8, 8, 8), "stages": _NORMALISED},
         optimizer=Muon,
     ),
@@ -557,7 +557,7 @@ def plot(results: dict[str, dict[str, dict[str, Any]]], path: Path, unit: str) -
                 gains = [row["psnr"] - results[MEAN][fold]["psnr"] for fold, row in folds.items()]
                 axes.plot(list(folds), gains, "o", label=name)
         axes.axhline(0, color="grey", linewidth=1)
-        axes.tick_params(axis="x", rotation=30)
+        axes.tick_params(axis="x", rotation=90)
         axes.set(ylabel="PSNR above the mean training volume, dB")
     axes.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right upper")
