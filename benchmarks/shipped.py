@@ -11,7 +11,8 @@ its time, to see it work. The patients of the validation, by whom epochs are cho
 recipe's unless others are given.
 
 Writes DIR/<step>, a folder for each training, and DIR/cascade64.pt, cascade128.pt and cascade256.pt: networks with
-calibrated bounds, for drr2ct reconstruct --checkpoint, evaluate, and release.
+calibrated bounds, for drr2ct reconstruct --checkpoint, evaluate, and release. The four hours of the shipped cascade64
+were several runs, each from the weights of the one before (docs/networks.md, The optimiser); here they are one.
 """
 
 from __future__ import annotations
