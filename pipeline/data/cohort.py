@@ -139,8 +139,8 @@ def _write_patient(job: tuple[Path, str, Path, int, BiplanarGeometry, Variation]
     vary = kept_to_samples(geometry, variation)
     vary.set_random_state(seed)
     sample = vary({**_load_source(source, geometry), "patient": name})
-    for path, radiograph in zip(radiographs, sample["image"] * LINE_INTEGRAL_SCALE, strict=True):
-        write_radiograph(path, radiograph)
+    for path, view, radiograph in zip(radiographs, geometry.views, sample["image"] * LINE_INTEGRAL_SCALE, strict=True):
+        write_radiograph(path, radiograph, pitch_mm=view.pixel_pitch_mm)
     # the volume last: its presence says that the patient is complete
     write_volume(volume, MetaTensor(to_hu(sample["label"].as_tensor()), affine=sample["label"].affine))
 

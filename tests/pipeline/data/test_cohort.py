@@ -42,6 +42,8 @@ def test_the_written_cohort_is_a_data_set_whatever_the_workers(tmp_path: Path) -
     rendered = render_drr(LoadCT()(item["label"]), geometry)
     stored = sample["image"] * LINE_INTEGRAL_SCALE
     assert (rendered - stored).abs().mean() / stored.mean() < 0.2  # the CT on 20³ is coarse
+    for path, view in zip(item["image"], geometry.views, strict=True):
+        assert nib.load(path).header.get_zooms()[:2] == pytest.approx([view.pixel_pitch_mm] * 2)
     # a second run keeps what is there
     stamp = Path(item["label"]).stat().st_mtime_ns
     time.sleep(0.01)
