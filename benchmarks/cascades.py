@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from claims import otherwise_claimed
 from matplotlib.figure import Figure
 from monai.metrics import PSNRMetric
 from monai.utils import set_determinism
@@ -145,6 +146,7 @@ _DIRECT = narrowed(network_config("direct256"))
 _DRAFT = narrowed(network_config("direct256_draft"))
 _LIGHT = network_config("cascade64")
 _NORMALISED = tuple(replace(stage, norm_groups=8) for stage in _LIGHT.stages)
+_DIRECT_LIFTING = {"lift": "broadcast", "fuse": "after", "encoder_norm_groups": (8, 8, 8, 8), "stages": _NORMALISED}
 _REPROJECTION = {"reprojection": (0.1, ReprojectionLoss(GEOMETRY))}
 
 
@@ -167,12 +169,12 @@ VARIANTS = {
     "cascade64": Variant("ours, by AdamW"),
     "broadcast": Variant(
         "ours with the direct lifting: stacked views, features repeated along one axis; and its normalisation",
-        overrides={"lift": "broadcast", "fuse": "after", "encoder_norm_groups": (8, 8, 8, 8), "stages": _NORMALISED},
+        overrides=_DIRECT_LIFTING,
         learning_rate=5e-4,
     ),
     "muon-broadcast": Variant(
         "ours with the direct lifting and its normalisation, by Muon",
-        overrides={"lift": "broadcast", "fuse": "after", "encoder_norm_groups": (8, 8, 8, 8), "stages": _NORMALISED},
+        overrides=_DIRECT_LIFTING,
         optimizer=Muon,
     ),
     "fuse-after": Variant("ours, radiographs taken in after the dense blocks", overrides={"fuse": "after"}),
@@ -607,11 +609,8 @@ def main() -> None:
     settings: dict[str, Any] = {key: getattr(arguments, key) for key in keys}
     if cts:
         settings |= {"variation": asdict(WIDE), "groups": arguments.groups, "patients": list(cts)}
-    claim = arguments.output / "settings.json"
-    if claim.exists() and json.loads(claim.read_text()) != settings:
-        parser.error(f"{arguments.output} holds results with other settings ({claim}); choose another folder")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    write_json(claim, settings)
+    if other := otherwise_claimed(arguments.output, settings):
+        parser.error(f"{other}; choose another folder")
 
     kept = arguments.output / "results"
 

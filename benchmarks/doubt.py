@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from cascades import GEOMETRY, INFERER, VARIANTS, Batches, Budget, descend, varied
+from claims import otherwise_claimed
 from film_training import CLEAN, RECIPE, Recipe, label_of, under_conditions
 from matplotlib.figure import Figure
 from monai.utils import set_determinism
@@ -57,7 +57,7 @@ from drr2ct.pipeline.running.console import wide_console
 from drr2ct.pipeline.training.recipes import frozen_with_interval
 from drr2ct.pipeline.training.time_budget import annealed
 from drr2ct.pipeline.training.transfer import transfer_weights
-from drr2ct.transforms.files import replacing, write_json
+from drr2ct.transforms.files import replacing
 from drr2ct.transforms.preprocessing import files_to_samples
 from drr2ct.transforms.radiographs.intensity import radiograph_statistics
 from drr2ct.transforms.volume import HU_WINDOW, to_hu
@@ -346,12 +346,10 @@ def main() -> None:
         "head_rate": HEAD_RATE,
         "patients": list(cts),
     }
-    claim = arguments.output / "settings.json"
-    if claim.exists() and json.loads(claim.read_text()) != settings:
-        parser.error(f"{arguments.output} holds results with other settings ({claim}); choose another folder")
+    if other := otherwise_claimed(arguments.output, settings):
+        parser.error(f"{other}; choose another folder")
     (arguments.output / "networks").mkdir(parents=True, exist_ok=True)
     (arguments.output / "scores").mkdir(exist_ok=True)
-    write_json(claim, settings)
 
     def core_seconds() -> float:
         return time.process_time() / arguments.threads

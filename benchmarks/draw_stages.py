@@ -30,8 +30,6 @@ from drr2ct.pipeline.reconstruction.consistency import fit_to_radiographs
 from drr2ct.transforms import files_to_samples
 from drr2ct.transforms.volume import to_hu
 
-COARSEST = "coarsest_stages"
-"""Of ``coarser_volumes``."""
 FIT_STEPS = 1
 """As ``drr2ct reconstruct`` makes."""
 
@@ -50,8 +48,8 @@ def main() -> None:
     image, label = sample["image"].as_subclass(Tensor), sample["label"]
     with torch.inference_mode():
         own = estimate_of(network(image[None]))[0]
-    coarser = coarser_volumes(network)
-    coarsest = coarser[COARSEST if COARSEST in coarser else "coarser_stages"](image)
+    *_, of_coarsest = coarser_volumes(network).values()
+    coarsest = of_coarsest(image)
     fitted, _ = fit_to_radiographs(own, image, geometry, FIT_STEPS)
     truth = to_hu(label.as_tensor())
     low, high = DEFAULT_WINDOW

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from cascades import GEOMETRY, INFERER, VARIANTS, Budget, descend, predict
+from claims import otherwise_claimed
 from monai.bundle import ConfigParser
 from monai.metrics import PSNRMetric
 from monai.transforms import Compose
@@ -221,13 +222,11 @@ def main() -> None:
         "optimizer": Muon.__name__,
         "patients": list(cts),
     }
-    claim = arguments.output / "settings.json"
-    if claim.exists() and json.loads(claim.read_text()) != settings:
-        parser.error(f"{arguments.output} holds results with other settings ({claim}); choose another folder")
+    if other := otherwise_claimed(arguments.output, settings):
+        parser.error(f"{other}; choose another folder")
     variations, networks, kept = (arguments.output / name for name in ("variations", "networks", "results"))
     for folder in (variations, networks):
         folder.mkdir(parents=True, exist_ok=True)
-    write_json(claim, settings)
     recipe = Recipe(arguments.recipe)
     budget = Budget(arguments.seconds, arguments.steps, lambda: time.process_time() / arguments.threads)
     screen = wide_console()

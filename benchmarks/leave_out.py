@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from claims import otherwise_claimed
 from rich.table import Table
 
 from drr2ct.networks import network_config
@@ -41,7 +42,6 @@ from drr2ct.pipeline.data.sample.cts import real_cts
 from drr2ct.pipeline.evaluation.protocol import read_patients
 from drr2ct.pipeline.running.bundle import bundle_file, run_bundle
 from drr2ct.pipeline.running.console import wide_console
-from drr2ct.transforms.files import write_json
 
 RECIPES = ("films", "time_budget", "shipped", "weight_average")
 MEMBERS = {"films": RECIPES, "rendered": tuple(name for name in RECIPES if name != "films")}
@@ -274,10 +274,8 @@ def main() -> None:
         "networks": {network: network_config(network).to_dict() for network in seconds},
         "begin": None if arguments.begin is None else str(arguments.begin),
     }
-    claim = arguments.output / "settings.json"
-    if claim.exists() and json.loads(claim.read_text()) != json.loads(json.dumps(settings)):
-        parser.error(f"{arguments.output} holds results with other settings ({claim}); choose another folder")
-    write_json(claim, settings)
+    if other := otherwise_claimed(arguments.output, settings):
+        parser.error(f"{other}; choose another folder")
     torch.set_num_threads(1)
     data = joined(cts, arguments.output / "data")
     registration = arguments.registration or arguments.output / "registration"

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from cascades import COLUMNS, DATA, MEAN, VARIANTS, plot, print_table, table_rows
+from claims import otherwise_claimed
 from peer_checkouts import PEERS, digest, licence
 from peer_training import MARK
 
@@ -121,11 +122,8 @@ def parse() -> argparse.Namespace:
         parser.error("--data between needs several patients: give --cts")
     keys = ("seconds", "steps", "data", "training", "seed", "groups")
     settings: dict[str, Any] = {key: getattr(arguments, key) for key in keys} | {"patients": list(arguments.found)}
-    claim = arguments.output / "settings.json"
-    if claim.exists() and json.loads(claim.read_text()) != settings:
-        parser.error(f"{arguments.output} holds results with other settings ({claim}); choose another folder")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    write_json(claim, settings)
+    if other := otherwise_claimed(arguments.output, settings):
+        parser.error(f"{other}; choose another folder")
     return arguments
 
 

@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from claims import otherwise_claimed
 from leave_out import DECAY, FILMS, FROZEN, MEMBERS, RATE, VARIATIONS, joined
 
 from drr2ct.pipeline.data.patients import find_patients
 from drr2ct.pipeline.running.bundle import bundle_file
-from drr2ct.transforms.files import write_json
 from drr2ct.transforms.validation import InputError
 
 NETWORKS = ("cascade64", "cascade128", "cascade256")
@@ -184,20 +184,6 @@ def validation_cts(place: Place) -> dict[str, Path]:
     return {patient: found[patient] for patient in place.validation}
 
 
-def claim(place: Place) -> None:
-    """Note what a folder is for.
-
-    Raises:
-        SystemExit: it is for something else.
-    """
-    settings = {"cts": str(place.cts.resolve()), "validation": list(place.validation), "share": place.share}
-    path = place.output / "settings.json"
-    if path.exists() and (there := json.loads(path.read_text(encoding="utf-8"))) != settings:
-        differing = ", ".join(f"{key} {there.get(key)}" for key in settings if there.get(key) != settings[key])
-        sys.exit(f"{place.output} was begun with {differing} ({path}); choose another --output, or the same settings.")
-    write_json(path, settings)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cts", type=Path)
@@ -214,7 +200,9 @@ def main() -> None:
     place = Place(arguments.cts, arguments.output, validation, arguments.share)
     if not arguments.list:
         cts = validation_cts(place)
-        claim(place)
+        settings = {"cts": str(place.cts.resolve()), "validation": validation, "share": place.share}
+        if other := otherwise_claimed(place.output, settings):
+            sys.exit(f"{other}; choose another --output, or the same settings.")
         joined(cts, place.output / "validation")
     program = str(Path(sys.executable).with_name("drr2ct"))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
